@@ -1,0 +1,1 @@
+"""How stages compose: one file a deployable flow, and the command line."""

@@ -1,0 +1,1 @@
+"""What each stage does: plain functions, each wrapped by a thin Prefect task."""

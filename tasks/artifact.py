@@ -1,0 +1,234 @@
+"""The reference that goes between stages, and the only way to write and read what it refers to.
+
+An artifact is a Parquet file, a folder of Parquet part files, or a folder of files (an index, an adapter). Its schema is
+declared in tasks/schemas.py and checked on write and on read; its provenance lies in the Parquet metadata, or in
+`provenance.json` inside a folder.
+"""
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks import storage
+from tasks.errors import ArtifactError
+from tasks.schemas import FOLDERS, TABLES
+
+PACKAGES = (
+    "drag",
+    "pyarrow",
+    "pymupdf",
+    "tantivy",
+    "whoosh-reloaded",
+    "openai",
+    "transformers",
+    "torch",
+    "trl",
+    "peft",
+)
+_PROVENANCE = b"drag.provenance"
+_SCHEMA = b"drag.schema"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A reference to stored data: where it lies, the hash of its bytes, its number of rows, and its declared schema."""
+
+    uri: str
+    sha256: str
+    rows: int
+    schema: str
+
+
+def provenance(inputs: Mapping[str, Artifact] | None = None, **facts: Any) -> dict[str, Any]:
+    """What an artifact was made from: its inputs' hashes, configuration and other JSON-able facts, package versions.
+
+    Holds no time and no host name, so that the same work gives the same bytes.
+    """
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None  # the training packages are an extra
+    return {"inputs": {k: v.sha256 for k, v in (inputs or {}).items()}, "packages": versions, **facts}
+
+
+def _checked(table: pa.Table, schema: str) -> pa.Table:
+    declared = TABLES.get(schema)
+    if declared is None:
+        raise ArtifactError(f"no table schema {schema!r} is declared in tasks/schemas.py")
+    missing = set(declared.names) - set(table.column_names)
+    extra = set(table.column_names) - set(declared.names)
+    if missing or extra:
+        raise ArtifactError(
+            f"table is not {schema}: missing columns {sorted(missing)}, unknown columns {sorted(extra)}"
+        )
+    try:
+        return table.select(declared.names).cast(declared)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ArtifactError(f"table is not {schema}: {error}") from error
+
+
+def table_of(rows: Iterable[Mapping[str, Any]], schema: str) -> pa.Table:
+    """Rows as an Arrow table of a declared schema.
+
+    Raises:
+        ArtifactError: a row has a value of another type.
+    """
+    try:
+        return pa.Table.from_pylist(list(rows), schema=TABLES[schema])
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ArtifactError(f"rows are not {schema}: {error}") from error
+
+
+def _parquet(table: pa.Table, schema: str, facts: Mapping[str, Any]) -> bytes:
+    metadata = {_SCHEMA: schema.encode(), _PROVENANCE: json.dumps(facts, sort_keys=True, default=str).encode()}
+    buffer = io.BytesIO()
+    pq.write_table(_checked(table, schema).replace_schema_metadata(metadata), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def write_table(table: pa.Table, uri: str, schema: str, facts: Mapping[str, Any]) -> Artifact:
+    """Write one Parquet file at `uri` (ends in .parquet), checked against its declared schema.
+
+    Raises:
+        ArtifactError: the table is not of that schema.
+    """
+    data = _parquet(table, schema, facts)
+    storage.write_bytes(uri, data)
+    return Artifact(uri, hashlib.sha256(data).hexdigest(), table.num_rows, schema)
+
+
+def _read_file(uri: str, schema: str, columns: Sequence[str] | None) -> pa.Table:
+    file = pq.ParquetFile(io.BytesIO(storage.read_bytes(uri)))
+    found = (file.schema_arrow.metadata or {}).get(_SCHEMA, b"").decode()
+    if found != schema:
+        raise ArtifactError(
+            f"{uri} holds {found or 'a table that DRAG did not write'!r}, this version reads {schema!r}: make it again"
+        )
+    return file.read(columns=list(columns) if columns is not None else None).replace_schema_metadata(None)
+
+
+def read_parts(uri: str, schema: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """All Parquet files at or below `uri`, in name order, as one table; empty when there is none."""
+    parts = [_read_file(f, schema, columns) for f in storage.iter_files(uri) if f.endswith(".parquet")]
+    declared = TABLES[schema]
+    if columns is not None:
+        declared = pa.schema([declared.field(name) for name in columns])
+    return pa.concat_tables(parts) if parts else declared.empty_table()
+
+
+def read_table(artifact: Artifact, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a table artifact, or some of its columns.
+
+    Raises:
+        ArtifactError: it is missing, or has another schema than this version of the code reads.
+    """
+    if artifact.schema not in TABLES:
+        raise ArtifactError(
+            f"{artifact.uri} is {artifact.schema!r}; this version reads {sorted(TABLES)}: make it again"
+        )
+    if not storage.exists(artifact.uri):
+        raise ArtifactError(f"{artifact.uri} does not exist; run the stage that makes it again")
+    return read_parts(artifact.uri, artifact.schema, columns)
+
+
+def read_rows(artifact: Artifact, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """A table artifact as a list of dictionaries."""
+    return read_table(artifact, columns).to_pylist()
+
+
+def read_provenance(artifact: Artifact) -> dict[str, Any]:
+    """The provenance that an artifact was written with."""
+    if artifact.schema in FOLDERS:
+        return json.loads(storage.read_bytes(storage.join(artifact.uri, "provenance.json")))
+    first = next(f for f in storage.iter_files(artifact.uri) if f.endswith(".parquet"))
+    metadata = pq.read_schema(io.BytesIO(storage.read_bytes(first))).metadata
+    return json.loads(metadata[_PROVENANCE])
+
+
+def _folder_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def write_folder(folder: Path, uri: str, schema: str, rows: int, facts: Mapping[str, Any]) -> Artifact:
+    """Store a local folder of files as an artifact; its reference is written last, so a cut-off upload is never read.
+
+    Raises:
+        ArtifactError: `schema` is not a declared folder schema.
+    """
+    if schema not in FOLDERS:
+        raise ArtifactError(f"no folder schema {schema!r} is declared in tasks/schemas.py")
+    (folder / "provenance.json").write_text(json.dumps(facts, sort_keys=True, indent=1, default=str))
+    artifact = Artifact(uri, _folder_hash(folder), rows, schema)
+    storage.upload_folder(folder, uri)
+    storage.write_bytes(uri.rstrip("/") + ".artifact.json", json.dumps(asdict(artifact), indent=1).encode())
+    return artifact
+
+
+def fetch_folder(artifact: Artifact) -> Path:
+    """A local path that holds a folder artifact's files: its own when storage is local, else a copy downloaded once.
+
+    Raises:
+        ArtifactError: it is missing, or does not hash to what the reference says.
+    """
+    if artifact.schema not in FOLDERS:
+        raise ArtifactError(f"{artifact.uri} is {artifact.schema!r}, not one of {sorted(FOLDERS)}: make it again")
+    if not storage.is_s3(artifact.uri):
+        if not Path(artifact.uri).is_dir():
+            raise ArtifactError(f"{artifact.uri} does not exist; run the stage that makes it again")
+        return Path(artifact.uri)
+    cache = Path(os.environ.get("DRAG_CACHE", Path.home() / ".cache" / "drag")) / "folders"
+    target = cache / artifact.sha256
+    if target.is_dir():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=cache))
+    storage.download_folder(artifact.uri, part)
+    if (found := _folder_hash(part)) != artifact.sha256:
+        shutil.rmtree(part)
+        raise ArtifactError(
+            f"{artifact.uri} hashes to {found[:12]}, its reference says {artifact.sha256[:12]}: make it again"
+        )
+    try:
+        part.rename(target)
+    except OSError:  # another process fetched it meanwhile
+        shutil.rmtree(part)
+    return target
+
+
+def exists(artifact: Artifact) -> bool:
+    """Whether what a (perhaps cached) reference points to is still there."""
+    return storage.exists(artifact.uri)
+
+
+def save_ref(root: str, name: str, artifact: Artifact) -> None:
+    """Point `refs/<name>` of a storage root to an artifact: what later commands take when they are told nothing else."""
+    storage.write_bytes(storage.join(root, "refs", f"{name}.json"), json.dumps(asdict(artifact), indent=1).encode())
+
+
+def load_ref(root: str, name: str) -> Artifact:
+    """The artifact that `refs/<name>` points to.
+
+    Raises:
+        ArtifactError: there is none yet.
+    """
+    uri = storage.join(root, "refs", f"{name}.json")
+    if not storage.exists(uri):
+        raise ArtifactError(f"{root} holds no {name} yet; run the stage that makes it first")
+    return Artifact(**json.loads(storage.read_bytes(uri)))

@@ -1,0 +1,77 @@
+"""The one place for reward: pure functions over (results, answer locations).
+
+Filtering, sample weights, preference pairs and evaluation all call these. A page is (file, page number from 1); every
+answer location counts, so the rank of a search is that of its best-ranked answer location.
+"""
+
+from collections.abc import Iterable, Sequence
+
+Page = tuple[str, int]
+
+
+def gt_rank(results: Sequence[Page], answer_locations: Iterable[Page]) -> int | None:
+    """Rank, from 1, of the first result that is an answer location; None when there is none.
+
+    >>> gt_rank([("a.pdf", 3), ("b.pdf", 1)], [("b.pdf", 1), ("c.pdf", 9)])
+    2
+    """
+    wanted = set(answer_locations)
+    return next((rank for rank, page in enumerate(results, start=1) if page in wanted), None)
+
+
+def rank_score(rank: int | None, k: int) -> float:
+    """(k − rank + 1) / k, and 0 when the page is not among the first k (reference pipeline, "Normalized Rank Score").
+
+    >>> [round(rank_score(r, 3), 2) for r in (1, 2, 3, 4, None)]
+    [1.0, 0.67, 0.33, 0.0, 0.0]
+    """
+    return 0.0 if rank is None or rank > k else (k - rank + 1) / k
+
+
+def first_success(ranks: Sequence[int | None]) -> int | None:
+    """Number, from 1, of the first search that found an answer location; None when none did."""
+    return next((step for step, rank in enumerate(ranks, start=1) if rank is not None), None)
+
+
+def best_search(ranks: Sequence[int | None]) -> int | None:
+    """Index, from 0, of the search with the best rank, the earliest of equals; None when none found it."""
+    found = [(rank, index) for index, rank in enumerate(ranks) if rank is not None]
+    return min(found)[1] if found else None
+
+
+def effort_score(ranks: Sequence[int | None], k: int) -> float:
+    """How little had to be looked at before the page was found: 1 − (positions seen − 1) / (searches × k), else 0.
+
+    Positions seen are the k of each search before the first hit, and those of that search up to and with the hit. Found at
+    once at rank 1 gives 1; never found gives 0.
+
+    >>> effort_score([None, 2], k=3)
+    0.33333333333333337
+    """
+    step = first_success(ranks)
+    if step is None:
+        return 0.0
+    rank = ranks[step - 1]
+    assert rank is not None
+    seen = (step - 1) * k + rank
+    return 1 - (seen - 1) / (len(ranks) * k)
+
+
+def reciprocal_rank(rank: int | None) -> float:
+    """1 / rank, a miss counting 0 (Voorhees, TREC-8 QA track, 1999)."""
+    return 0.0 if rank is None else 1 / rank
+
+
+def hit_at(rank: int | None, k: int) -> float:
+    """1 when the page was among the first k, else 0."""
+    return float(rank is not None and rank <= k)
+
+
+def set_f1(predicted: Iterable[object], wanted: Iterable[object]) -> tuple[float, float, float]:
+    """Precision, recall and F1 of a set of citations; nothing predicted gives 0 precision, recall and F1."""
+    got, true = set(predicted), set(wanted)
+    right = len(got & true)
+    if not right:
+        return 0.0, 0.0, 0.0
+    precision, recall = right / len(got), right / len(true)
+    return precision, recall, 2 * precision * recall / (precision + recall)

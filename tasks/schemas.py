@@ -1,0 +1,205 @@
+"""Every artifact's Arrow schema, with a version, in one place.
+
+A schema's name is "<what>/<version>". Change a schema, raise its version: artifacts of the old one are then refused with a
+clear error instead of being misread. `FOLDERS` names the artifacts that are folders of files rather than tables.
+"""
+
+import pyarrow as pa
+
+_text, _int, _float, _bool = pa.string(), pa.int32(), pa.float64(), pa.bool_()
+
+
+def _struct(**fields: pa.DataType) -> pa.StructType:
+    return pa.struct([pa.field(name, kind) for name, kind in fields.items()])
+
+
+def _schema(**fields: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(name, kind) for name, kind in fields.items()])
+
+
+LOCATION = _struct(document=_text, page=_int)
+CITATION = _struct(file=_text, page=_int)
+HIT = _struct(rank=_int, file=_text, page_number=_int, score=_float)
+MESSAGE = _struct(role=_text, content=_text)
+SEARCH = _struct(
+    query=_text,  # what the model asked for
+    searched=_text,  # what the engine was given (differs when the question's words were added)
+    read_as=_text,  # "query", or "words" when it could not be parsed and was searched as plain words
+    results=pa.list_(HIT),
+    gt_rank=_int,  # rank of the best-ranked answer location, from 1; null when not in the top k
+    rank_score=_float,  # (k - rank + 1) / k, else 0
+)
+TURN = _struct(
+    turn=_int,  # from 1
+    raw_text=_text,  # exactly what the model generated, before any parser
+    reasoning=_text,
+    action=_text,  # "search" | "answer" | "none"
+    searches=pa.list_(SEARCH),
+    failure=_text,  # null, or why the turn brought no valid action (tasks/agent/trajectory.py: TurnFailure)
+    failure_detail=_text,
+    finish_reason=_text,
+    prompt_tokens=_int,
+    completion_tokens=_int,
+    latency_s=_float,
+)
+
+_QUESTION = {
+    "question_id": _text,
+    "question": _text,
+    "answers": pa.list_(pa.list_(_text)),
+    "answer_locations": pa.list_(LOCATION),
+    "category": _text,
+    "split": _text,
+}
+
+TABLES: dict[str, pa.Schema] = {
+    "pages/1": _schema(
+        file=_text,
+        page_number=_int,
+        total_pages=_int,
+        title=_text,
+        text=_text,
+        text_source=_text,  # "pdf" | "ocr_jsonl"
+        source_uri=_text,  # where the page can be rendered from; null for OCR JSONL
+        source_sha256=_text,
+    ),
+    "set_aside/1": _schema(source=_text, row=_int, reason=_text, detail=_text),
+    # `group` is the connected group of documents that decides the split
+    "questions/1": _schema(**_QUESTION, group=_text),
+    # one row an attempt at a rollout; the folded artifact holds the latest finished attempt, else the latest failed one
+    "trajectories/1": _schema(
+        rollout_id=_text,
+        attempt=_int,
+        status=_text,  # "finished" | "failed"
+        outcome=_text,  # finished: "answered" | "out_of_turns"; failed: a Failure (tasks/agent/trajectory.py)
+        failure_detail=_text,
+        **_QUESTION,
+        model=_text,
+        protocol=_text,
+        observation=_text,
+        sampling=_text,  # name of the sampling configuration
+        sample=_int,
+        seed=_int,
+        top_k=_int,
+        turns=pa.list_(TURN),
+        answer=pa.list_(_text),
+        citations=pa.list_(CITATION),
+        messages=pa.list_(MESSAGE),  # the whole conversation, as it was sent and answered
+        tools=_text,  # JSON of the tool definitions that the chat template was given; null without tools
+        prompt_tokens=_int,
+        completion_tokens=_int,
+        elapsed_s=_float,
+        model_fingerprint=_text,
+        sampling_fingerprint=_text,
+        prompt_fingerprint=_text,
+        index_fingerprint=_text,
+        code_fingerprint=_text,
+    ),
+    # one row a rollout, scored
+    "processed/1": _schema(
+        rollout_id=_text,
+        **_QUESTION,
+        model=_text,
+        protocol=_text,
+        sampling=_text,
+        sample=_int,
+        outcome=_text,
+        top_k=_int,
+        searches=pa.list_(SEARCH),  # of all turns, in order
+        best_search=_int,  # index into searches, from 0; null when none found it
+        best_query=_text,
+        best_rank=_int,
+        rank_score=_float,  # of the best search
+        first_success=_int,  # number of the first search that found it, from 1
+        effort=_float,
+        messages=pa.list_(MESSAGE),
+        tools=_text,
+        reasoning=_text,  # of the turn that holds the best search
+        prompt_fingerprint=_text,
+    ),
+    "pairs/1": _schema(
+        question_id=_text,
+        question=_text,
+        source=_text,  # "within" one rollout | "across" rollouts of the question
+        chosen=_text,
+        rejected=_text,
+        chosen_score=_float,
+        rejected_score=_float,
+        split=_text,
+        prompt_fingerprint=_text,
+    ),
+    # TRL's conversational prompt-completion shape
+    "sft/1": _schema(
+        question_id=_text,
+        split=_text,  # "train" | "val"
+        format=_text,
+        prompt=pa.list_(MESSAGE),
+        completion=pa.list_(MESSAGE),
+        tools=_text,
+        rank_score=_float,
+        effort=_float,
+        gt_rank=_int,
+        prompt_fingerprint=_text,
+    ),
+    # TRL's conversational preference shape
+    "dpo/1": _schema(
+        question_id=_text,
+        split=_text,
+        prompt=pa.list_(MESSAGE),
+        chosen=pa.list_(MESSAGE),
+        rejected=pa.list_(MESSAGE),
+        tools=_text,
+        chosen_score=_float,
+        rejected_score=_float,
+        prompt_fingerprint=_text,
+    ),
+    "reward/1": _schema(
+        question_id=_text,
+        split=_text,
+        question=_text,
+        query=_text,
+        score=_float,
+        prompt_fingerprint=_text,
+    ),
+    # one row a question and a run; null where a run has no such thing (the raw question gives no answer)
+    "results/1": _schema(
+        run=_text,
+        rollout_id=_text,
+        **_QUESTION,
+        first_query=_text,
+        first_rank=_int,
+        best_rank=_int,
+        best_known=_bool,  # false where only the first search was scored, so that best_rank says nothing
+        searches=_int,
+        searches_to_success=_int,
+        zero_results=_int,  # searches that matched no page
+        outcome=_text,
+        anls=_float,
+        page_precision=_float,
+        page_recall=_float,
+        page_f1=_float,
+        document_precision=_float,
+        document_recall=_float,
+        document_f1=_float,
+        prompt_tokens=_int,
+        completion_tokens=_int,
+        elapsed_s=_float,
+    ),
+    "comparison/1": _schema(
+        metric=_text,
+        run=_text,
+        baseline=_text,
+        n=_int,
+        run_mean=_float,
+        baseline_mean=_float,
+        difference=_float,
+        low=_float,  # 95 % paired bootstrap interval of the difference
+        high=_float,
+        p_value=_float,
+        smallest_visible=_float,  # the smallest difference that n questions could have shown
+        verdict=_text,  # "improved" | "worse" | "cannot tell"
+    ),
+    "loss_curve/1": _schema(step=_int, epoch=_float, loss=_float, eval_loss=_float, tokens=pa.int64(), seconds=_float),
+}
+
+FOLDERS: frozenset[str] = frozenset({"index/1", "adapter/1", "model/1", "report/1", "jsonl/1"})
