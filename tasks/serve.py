@@ -1,0 +1,205 @@
+"""Start vLLM with a base model and LoRA adapters, wait until it truly answers, load adapters while it runs, stop it.
+
+vLLM lives in an environment of its own (its fastapi is older than Prefect's): `make setup` puts it in .venv-serve;
+DRAG_VLLM_PYTHON names another interpreter. The server binds to loopback and dies with whoever started it.
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks import config, watchdog
+from tasks.artifact import Artifact, fetch_folder
+from tasks.errors import ServerError
+from tasks.model import fetch_model
+
+BASE_NAME = "base"
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server: its OpenAI-compatible address, its process, and where its log is written."""
+
+    base_url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+def adapter_name(adapter: Artifact) -> str:
+    """The name an adapter is served under: unique to its content, as vLLM may answer a reused name from a stale cache."""
+    return f"adapter-{adapter.sha256[:12]}"
+
+
+def vllm_python() -> str:
+    """The interpreter that has vLLM.
+
+    Raises:
+        ServerError: there is none where it should be.
+    """
+    python = os.environ.get("DRAG_VLLM_PYTHON") or str(Path(sys.prefix).parent / ".venv-serve" / "bin" / "python")
+    if not Path(python).exists():
+        raise ServerError(f"no vLLM environment at {python}: run `make setup`, or set DRAG_VLLM_PYTHON, or give --base-url")
+    return python
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA GPU is visible, which decides how vLLM is started."""
+    return Path("/dev/nvidiactl").exists()
+
+
+def command(model: Path, port: int, settings: config.Serve, adapters: Mapping[str, Path]) -> list[str]:
+    """The command line that serves `model` as "base", and each adapter under its name."""
+    args = [vllm_python(), "-m", "vllm.entrypoints.openai.api_server"]
+    args += ["--model", str(model), "--served-model-name", BASE_NAME, "--host", "127.0.0.1", "--port", str(port)]
+    args += ["--enable-lora", "--max-lora-rank", str(settings.max_lora_rank), "--dtype", "bfloat16"]
+    args += ["--max-num-seqs", str(settings.max_num_seqs), "--tensor-parallel-size", str(settings.tensor_parallel_size)]
+    if settings.max_model_len:
+        args += ["--max-model-len", str(settings.max_model_len)]
+    if settings.tool_call_parser:
+        args += ["--enable-auto-tool-choice", "--tool-call-parser", settings.tool_call_parser]
+    if settings.reasoning_parser:
+        args += ["--reasoning-parser", settings.reasoning_parser]
+    if has_gpu():
+        args += ["--gpu-memory-utilization", str(settings.gpu_memory_utilization)]
+    else:
+        args += ["--enforce-eager"]  # starts in a third of the time, and compiling gains little on a CPU
+    if adapters:
+        args += ["--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
+    return args
+
+
+def environment() -> dict[str, str]:
+    """The server's environment: adapters may be loaded while it runs, nothing is reported home, every core is used."""
+    env = dict(os.environ)
+    env |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    env.setdefault("VLLM_LOGGING_LEVEL", "INFO")
+    if key := os.environ.get("OPENAI_API_KEY"):
+        env["VLLM_API_KEY"] = key
+    if not has_gpu():
+        env.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        env.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))  # by default it leaves a core idle
+    return env
+
+
+@contextlib.contextmanager
+def serving(
+    model: str,
+    settings: config.Serve,
+    work_dir: Path,
+    adapters: Mapping[str, Path] | None = None,
+    on_wait: Callable[[float], None] | None = None,
+) -> Iterator[Served]:
+    """A vLLM server for as long as the block runs; it is stopped however the block ends.
+
+    Args:
+        model: local folder or model hub name.
+        adapters: name → folder in PEFT's layout, served from the start.
+        on_wait: told the seconds waited so far, about once a second, until the server answers.
+
+    Raises:
+        ServerError: it ended or did not answer in time; the message holds the end of its log.
+    """
+    port = free_port()
+    work_dir.mkdir(parents=True, exist_ok=True)
+    log = work_dir / f"vllm-{port}.log"
+    args = command(fetch_model(model), port, settings, adapters or {})
+    with log.open("wb") as output:
+        process = watchdog.start(args, env=environment(), output=output)
+    served = Served(f"http://127.0.0.1:{port}/v1", process, log)
+    try:
+        _wait_until_it_answers(served, settings.start_timeout, on_wait)
+        yield served
+    finally:
+        watchdog.stop(process)
+
+
+def load_adapter(served: Served, adapter: Artifact) -> str:
+    """Load an adapter into the running server; returns the name to ask for. Loading it twice is no error.
+
+    Raises:
+        ServerError: the server refused it (a rank above max_lora_rank, say).
+    """
+    name = adapter_name(adapter)
+    if name in served_models(served.base_url):
+        return name
+    body = {"lora_name": name, "lora_path": str(fetch_folder(adapter))}
+    try:
+        _post(f"{served.base_url}/load_lora_adapter", body, timeout=120)
+    except urllib.error.HTTPError as error:
+        raise ServerError(f"vLLM refused adapter {adapter.uri}: {error.read().decode(errors='replace')[:500]}") from error
+    return name
+
+
+def served_models(base_url: str) -> list[str]:
+    """Names of the models and adapters that a server answers for.
+
+    Raises:
+        ServerError: nothing answers at `base_url`.
+    """
+    try:
+        with urllib.request.urlopen(_request(f"{base_url}/models"), timeout=30) as reply:
+            return [entry["id"] for entry in json.load(reply)["data"]]
+    except (urllib.error.URLError, OSError) as error:
+        raise ServerError(f"no model server answers at {base_url}: {error}") from error
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _request(url: str, body: Any = None) -> urllib.request.Request:
+    headers = {"Content-Type": "application/json"}
+    headers["Authorization"] = f"Bearer {os.environ.get('OPENAI_API_KEY') or 'EMPTY'}"
+    return urllib.request.Request(url, data=None if body is None else json.dumps(body).encode(), headers=headers)
+
+
+def _post(url: str, body: Any, timeout: float) -> bytes:
+    with urllib.request.urlopen(_request(url, body), timeout=timeout) as reply:
+        return reply.read()
+
+
+def _wait_until_it_answers(served: Served, timeout_s: float, on_wait: Callable[[float], None] | None) -> None:
+    """Return once a completion came back: a healthy port alone may hide an engine that is still loading."""
+    started = time.monotonic()
+    probe = {"model": BASE_NAME, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+    told = 0.0
+    while True:
+        waited = time.monotonic() - started
+        if served.process.poll() is not None:
+            raise ServerError(f"vLLM ended with code {served.process.returncode} while starting:\n{log_tail(served.log)}")
+        if waited > timeout_s:
+            raise ServerError(f"vLLM did not answer within {timeout_s:.0f} s:\n{log_tail(served.log)}")
+        try:
+            _post(f"{served.base_url}/chat/completions", probe, timeout=60)
+            return
+        except urllib.error.HTTPError as error:
+            if error.code < 500:  # it is up, and says what is wrong
+                raise ServerError(f"vLLM answers with {error.code}: {error.read().decode(errors='replace')[:500]}") from error
+        except (urllib.error.URLError, OSError):
+            pass  # not listening yet: that is what we wait for
+        if on_wait and waited - told >= 1:
+            on_wait(told := waited)
+        time.sleep(_POLL_S)
+
+
+def log_tail(log: Path, lines: int = 25) -> str:
+    """The end of a server's log, errors first, without terminal colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace")).splitlines()
+    errors = [line for line in text if "Error" in line][-5:]
+    return "\n".join([*errors, "…", *text[-lines:]])

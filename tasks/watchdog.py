@@ -1,0 +1,67 @@
+"""Run a program that must not outlive whoever started it: python -m tasks.watchdog PROGRAM [ARG ...]
+
+The starter holds the write end of this process's standard input. When it dies, however it dies (kill -9 included), that pipe
+closes; the watchdog then ends the program and all it started. Without this, a killed flow would leave a vLLM engine
+holding the GPU, or a trainer writing to the checkpoints that the next run reads.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from typing import IO
+
+GRACE_S = 15.0
+
+
+def start(
+    command: Sequence[str], *, env: Mapping[str, str] | None = None, output: IO[bytes] | int
+) -> subprocess.Popen[bytes]:
+    """Start `command` under a watchdog; its output and errors go to `output`.
+
+    Returns the watchdog's process: its exit code is the command's. End it with `stop`.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "tasks.watchdog", *command],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=dict(env) if env is not None else None,
+        start_new_session=True,  # Ctrl-C reaches the starter alone, which ends us in its own order
+    )
+
+
+def stop(process: subprocess.Popen[bytes]) -> int:
+    """End the command and all it started, politely first; returns its exit code. Stopping twice is no error."""
+    if process.stdin and not process.stdin.closed:
+        process.stdin.close()
+    return process.wait()
+
+
+def main(command: list[str]) -> int:
+    """Run the command in a process group of its own until it ends or standard input closes; returns its exit code."""
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+
+    def end_when_asked() -> None:
+        while os.read(0, 1024):
+            pass
+        child.terminate()
+        try:
+            child.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+
+    threading.Thread(target=end_when_asked, daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    code = child.wait()
+    # A program that crashed or was killed leaves its workers behind, in the group that it led.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,81 @@
+"""The watchdog: nothing that was started outlives its starter."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks import watchdog
+
+# a program that starts a worker of its own, writes both process ids, and waits
+PROGRAM = """
+import os, subprocess, sys, time
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open(sys.argv[1], "w").write(f"{os.getpid()} {worker.pid}\\n")
+time.sleep(600)
+"""
+
+
+def _pids(path: Path) -> list[int]:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if path.exists() and path.read_text().endswith("\n"):
+            return [int(word) for word in path.read_text().split()]
+        time.sleep(0.05)
+    raise AssertionError("the program did not start")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def _all_end(pids: list[int]) -> bool:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if not any(_alive(pid) for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_stop_ends_the_program_and_its_workers(tmp_path: Path) -> None:
+    process = watchdog.start([sys.executable, "-c", PROGRAM, str(tmp_path / "pids")], output=subprocess.DEVNULL)
+    pids = _pids(tmp_path / "pids")
+    assert watchdog.stop(process) == 128 + signal.SIGTERM
+    assert _all_end(pids)
+    assert watchdog.stop(process) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("victim", ["starter", "program"])
+def test_kill_9_leaves_nothing_behind(tmp_path: Path, victim: str) -> None:
+    starter = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, subprocess, time; from tasks import watchdog;"
+            "watchdog.start([sys.executable, '-c', sys.argv[1], sys.argv[2]], output=subprocess.DEVNULL); time.sleep(600)",
+            PROGRAM,
+            str(tmp_path / "pids"),
+        ]
+    )
+    try:
+        pids = _pids(tmp_path / "pids")
+        assert all(_alive(pid) for pid in pids)
+        os.kill(starter.pid if victim == "starter" else pids[0], signal.SIGKILL)
+        assert _all_end(pids)
+    finally:
+        starter.kill()
+        starter.wait()
+
+
+def test_the_exit_code_is_the_commands() -> None:
+    process = watchdog.start([sys.executable, "-c", "raise SystemExit(7)"], output=subprocess.DEVNULL)
+    assert process.wait() == 7
