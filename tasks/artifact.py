@@ -65,9 +65,7 @@ def provenance(inputs: Mapping[str, Artifact] | None = None, **facts: Any) -> di
 
 
 def _checked(table: pa.Table, schema: str) -> pa.Table:
-    declared = TABLES.get(schema)
-    if declared is None:
-        raise ArtifactError(f"no table schema {schema!r} is declared in tasks/schemas.py")
+    declared = TABLES[schema]
     missing = set(declared.names) - set(table.column_names)
     extra = set(table.column_names) - set(declared.names)
     if missing or extra:
@@ -92,22 +90,33 @@ def table_of(rows: Iterable[Mapping[str, Any]], schema: str) -> pa.Table:
         raise ArtifactError(f"rows are not {schema}: {error}") from error
 
 
-def _parquet(table: pa.Table, schema: str, facts: Mapping[str, Any]) -> bytes:
-    metadata = {_SCHEMA: schema.encode(), _PROVENANCE: json.dumps(facts, sort_keys=True, default=str).encode()}
-    buffer = io.BytesIO()
-    pq.write_table(_checked(table, schema).replace_schema_metadata(metadata), buffer, compression="zstd")
-    return buffer.getvalue()
-
-
 def write_table(table: pa.Table, uri: str, schema: str, facts: Mapping[str, Any]) -> Artifact:
     """Write one Parquet file at `uri` (ends in .parquet), checked against its declared schema.
 
     Raises:
         ArtifactError: the table is not of that schema.
     """
-    data = _parquet(table, schema, facts)
+    return write_tables([table], uri, schema, facts)
+
+
+def write_tables(tables: Iterable[pa.Table], uri: str, schema: str, facts: Mapping[str, Any]) -> Artifact:
+    """Write one Parquet file from tables that come one after the other, so that only one of them need be in memory.
+
+    Raises:
+        ArtifactError: a table is not of that schema.
+    """
+    if schema not in TABLES:
+        raise ArtifactError(f"no table schema {schema!r} is declared in tasks/schemas.py")
+    metadata = {_SCHEMA: schema.encode(), _PROVENANCE: json.dumps(facts, sort_keys=True, default=str).encode()}
+    declared = TABLES[schema].with_metadata(metadata)
+    buffer, rows = io.BytesIO(), 0
+    with pq.ParquetWriter(buffer, declared, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(_checked(table, schema).replace_schema_metadata(declared.metadata))
+            rows += table.num_rows
+    data = buffer.getvalue()
     storage.write_bytes(uri, data)
-    return Artifact(uri, hashlib.sha256(data).hexdigest(), table.num_rows, schema)
+    return Artifact(uri, hashlib.sha256(data).hexdigest(), rows, schema)
 
 
 def _read_file(uri: str, schema: str, columns: Sequence[str] | None) -> pa.Table:
