@@ -227,44 +227,109 @@ class Evaluate(Settings):
         default=[],
         description="Further search settings under which each run's first query is ranked again, at no model cost.",
     )
-    depth: int = Field(default=10, ge=1, description="Depth to which first searches are ranked, for Hit@k and MRR.")
+    depth: int = Field(default=10, ge=10, description="Depth to which first searches are ranked, for Hit@k and MRR.")
     resamples: int = Field(default=10_000, ge=100, description="Bootstrap resamples behind an interval.")
 
 
 class Variant(Settings):
     """One run of the comparison."""
 
-    name: str = Field(description="Its name in tables.")
-    model: Literal["question", "base", "adapter"] = Field(
-        description="'question' searches the raw question, without a model."
-    )
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9 -]*$", description="Its name in tables.")
+    model: Literal["question", "base", "adapter"] = Field(description="'question' searches the raw question, without a model.")
     examples: bool = Field(default=False, description="Worked examples in the prompt.")
 
 
-class Improve(Settings):
-    """The whole loop, once round."""
+VARIANTS = (
+    Variant(name="question", model="question"),
+    Variant(name="base", model="base", examples=True),
+    Variant(name="adapter", model="adapter"),
+)
+
+
+class Run(Settings):
+    """Base of what the flows take."""
 
     storage: str = Field(default="drag-data", description="Where artifacts lie: a local folder, or s3://bucket/prefix.")
+
+
+class IngestRun(Run):
+    """Parameters of the flow `ingest`."""
+
     ingest: Ingest = Field(description="Input.")
     index: Index = Field(default=Index(), description="Index.")
-    search: Search = Field(default=Search(), description="Search, in collection and evaluation.")
-    agent: Agent = Field(default=Agent(), description="The agent, as it is trained and evaluated.")
-    collect_examples: bool = Field(
-        default=True, description="Collect with worked examples in the prompt, although training prompts have none."
-    )
+
+
+class ModelRun(Run):
+    """What every flow that asks a model takes."""
+
+    search: Search = Field(default=Search(), description="Search.")
+    agent: Agent = Field(default=Agent(), description="Agent.")
     sampling: Sampling = Field(default=Sampling(), description="Overrides of the named sampling configurations.")
     server: Server = Field(default=Server(), description="Model and server.")
     serve: Serve = Field(default=Serve(), description="vLLM.")
+
+
+class CollectRun(ModelRun):
+    """Parameters of the flow `collect`."""
+
     collect: Collect = Field(default=Collect(), description="Collection.")
+    adapter: bool = Field(default=False, description="Collect with the newest adapter instead of the base model.")
+
+
+class ProcessRun(Run):
+    """Parameters of the flow `process`."""
+
     process: Process = Field(default=Process(), description="Scoring and pairs.")
+
+
+class FormatRun(Run):
+    """Parameters of the flow `format`."""
+
+    agent: Agent = Field(default=Agent(), description="The agent as it will be served; its prompt goes into the training sets.")
     format: Format = Field(default=Format(), description="Training sets.")
+
+
+class PrepareRun(ProcessRun, FormatRun):
+    """Parameters of the flow `prepare`: process, then format."""
+
+
+class FinetuneRun(Run):
+    """Parameters of the flow `finetune`."""
+
+    model: str = Field(default=Server().model, description="Base model: a model hub name or a local folder.")
+    training_set: Literal["sft_best", "sft_trajectory", "sft_context"] = Field(default="sft_best", description="Training set to learn from.")
+    finetune: Finetune = Field(default=Finetune(), description="Training.")
+
+
+class MergeRun(Run):
+    """Parameters of the flow `merge`."""
+
+    model: str = Field(default=Server().model, description="Base model: a model hub name or a local folder.")
+
+
+class EvaluateRun(ModelRun):
+    """Parameters of the flow `evaluate`."""
+
+    evaluate: Evaluate = Field(default=Evaluate(), description="Measurement.")
+    variants: list[Variant] = Field(default=list(VARIANTS), description="Runs to measure.")
+
+
+class CompareRun(Run):
+    """Parameters of the flow `compare`."""
+
+    compare: list[str] = Field(default=[v.name for v in VARIANTS], min_length=2, description="Names of runs that were evaluated; each is compared with those before it.")
+    resamples: int = Field(default=10_000, ge=100, description="Bootstrap resamples behind an interval.")
+
+
+class Improve(ModelRun):
+    """Parameters of the flow `improve`: the whole loop, once round."""
+
+    ingest: Ingest = Field(description="Input.")
+    index: Index = Field(default=Index(), description="Index.")
+    collect: Collect = Field(default=Collect(), description="Collection.")
+    collect_examples: bool = Field(default=True, description="Collect with worked examples in the prompt, which the training prompt then leaves out.")
+    process: Process = Field(default=Process(), description="Scoring and pairs.")
+    format: Format = Field(default=Format(), description="Training sets; the first named one is learned from.")
     finetune: Finetune = Field(default=Finetune(), description="Training.")
     evaluate: Evaluate = Field(default=Evaluate(), description="Measurement.")
-    variants: list[Variant] = Field(
-        default=[
-            Variant(name="question", model="question"),
-            Variant(name="base", model="base", examples=True),
-            Variant(name="adapter", model="adapter"),
-        ],
-        description="Runs to compare; each later run is compared with each earlier one.",
-    )
+    variants: list[Variant] = Field(default=list(VARIANTS), description="Runs to compare; each is compared with those before it.")
