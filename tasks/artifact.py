@@ -1,7 +1,7 @@
 """The reference that goes between stages, and the only way to write and read what it refers to.
 
-An artifact is a Parquet file, a folder of Parquet part files, or a folder of files (an index, an adapter). Its schema is
-declared in tasks/schemas.py and checked on write and on read; its provenance lies in the Parquet metadata, or in
+An artifact is a Parquet file, a folder of Parquet part files, or a folder of files (an index, an adapter). Its schema
+is declared in tasks/schemas.py and checked on write and on read; its provenance lies in the Parquet metadata, or in
 `provenance.json` inside a folder.
 """
 
@@ -227,7 +227,7 @@ def exists(artifact: Artifact) -> bool:
 
 
 def save_ref(root: str, name: str, artifact: Artifact) -> None:
-    """Point `refs/<name>` of a storage root to an artifact: what later commands take when they are told nothing else."""
+    """Point `refs/<name>` of a storage root to an artifact: what later commands take unless told otherwise."""
     storage.write_bytes(storage.join(root, "refs", f"{name}.json"), json.dumps(asdict(artifact), indent=1).encode())
 
 

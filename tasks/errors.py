@@ -8,7 +8,7 @@ class DragError(Exception):
 
 
 class InputError(DragError):
-    """A document, question or setting file cannot be used; the message names the file and, where there is one, the row."""
+    """A document, question or setting file cannot be used; the message names the file and, where known, the row."""
 
     exit_code = 2
 
@@ -34,6 +34,12 @@ class ServerError(DragError):
     """A model server could not be started, died, or does not answer."""
 
     exit_code = 4
+
+
+class CollectError(DragError):
+    """More rollouts failed than allowed; those that finished are kept, and the same command redoes only the others."""
+
+    exit_code = 7
 
 
 class SelfTestError(DragError):

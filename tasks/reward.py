@@ -42,8 +42,8 @@ def best_search(ranks: Sequence[int | None]) -> int | None:
 def effort_score(ranks: Sequence[int | None], k: int) -> float:
     """How little had to be looked at before the page was found: 1 − (positions seen − 1) / (searches × k), else 0.
 
-    Positions seen are the k of each search before the first hit, and those of that search up to and with the hit. Found at
-    once at rank 1 gives 1; never found gives 0.
+    Positions seen are the k of each search before the first hit, and those of that search up to and with the hit.
+    Found at once at rank 1 gives 1; never found gives 0.
 
     >>> effort_score([None, 2], k=3)
     0.33333333333333337

@@ -1,7 +1,7 @@
 """Every artifact's Arrow schema, with a version, in one place.
 
-A schema's name is "<what>/<version>". Change a schema, raise its version: artifacts of the old one are then refused with a
-clear error instead of being misread. `FOLDERS` names the artifacts that are folders of files rather than tables.
+A schema's name is "<what>/<version>". Change a schema, raise its version: artifacts of the old one are then refused
+with a clear error instead of being misread. `FOLDERS` names the artifacts that are folders of files, not tables.
 """
 
 import pyarrow as pa

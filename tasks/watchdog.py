@@ -1,7 +1,7 @@
 """Run a program that must not outlive whoever started it: python -m tasks.watchdog PROGRAM [ARG ...]
 
-The starter holds the write end of this process's standard input. When it dies, however it dies (kill -9 included), that pipe
-closes; the watchdog then ends the program and all it started. Without this, a killed flow would leave a vLLM engine
+The starter holds the write end of this process's standard input. When it dies, however it dies (kill -9 included), that
+pipe closes; the watchdog then ends the program and all it started. Without this, a killed flow would leave a vLLM engine
 holding the GPU, or a trainer writing to the checkpoints that the next run reads.
 """
 
