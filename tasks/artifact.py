@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,13 +119,18 @@ def write_tables(tables: Iterable[pa.Table], uri: str, schema: str, facts: Mappi
     return Artifact(uri, hashlib.sha256(data).hexdigest(), rows, schema)
 
 
-def _read_file(uri: str, schema: str, columns: Sequence[str] | None) -> pa.Table:
+def _open_file(uri: str, schema: str) -> pq.ParquetFile:
     file = pq.ParquetFile(io.BytesIO(storage.read_bytes(uri)))
     found = (file.schema_arrow.metadata or {}).get(_SCHEMA, b"").decode()
     if found != schema:
         raise ArtifactError(
             f"{uri} holds {found or 'a table that DRAG did not write'!r}, this version reads {schema!r}: make it again"
         )
+    return file
+
+
+def _read_file(uri: str, schema: str, columns: Sequence[str] | None) -> pa.Table:
+    file = _open_file(uri, schema)
     return file.read(columns=list(columns) if columns is not None else None).replace_schema_metadata(None)
 
 
@@ -144,13 +149,31 @@ def read_table(artifact: Artifact, columns: Sequence[str] | None = None) -> pa.T
     Raises:
         ArtifactError: it is missing, or has another schema than this version of the code reads.
     """
+    _refuse_unreadable(artifact)
+    return read_parts(artifact.uri, artifact.schema, columns)
+
+
+def read_batches(artifact: Artifact, columns: Sequence[str] | None = None, rows: int = 1024) -> Iterator[pa.Table]:
+    """A table artifact, or some of its columns, in tables of at most `rows` rows, so that only one need be in memory.
+
+    Raises:
+        ArtifactError: as `read_table`.
+    """
+    _refuse_unreadable(artifact)
+    for uri in storage.iter_files(artifact.uri):
+        if uri.endswith(".parquet"):
+            file = _open_file(uri, artifact.schema)
+            for batch in file.iter_batches(rows, columns=list(columns) if columns is not None else None):
+                yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
+
+
+def _refuse_unreadable(artifact: Artifact) -> None:
     if artifact.schema not in TABLES:
         raise ArtifactError(
             f"{artifact.uri} is {artifact.schema!r}; this version reads {sorted(TABLES)}: make it again"
         )
     if not storage.exists(artifact.uri):
         raise ArtifactError(f"{artifact.uri} does not exist; run the stage that makes it again")
-    return read_parts(artifact.uri, artifact.schema, columns)
 
 
 def read_rows(artifact: Artifact, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -52,3 +52,9 @@ class TrainingError(DragError):
     """Training could not start or ended early."""
 
     exit_code = 6
+
+
+class EmptyError(DragError):
+    """A stage has nothing to hand on: no rollout, pair or example is left. The message says what to change."""
+
+    exit_code = 8
