@@ -1,0 +1,223 @@
+"""Collection: questions × sampling configurations × samples → trajectories. No rollout is lost, none is done twice.
+
+`plan` lists the rollouts and groups them in shards. `run_shard` runs what a shard has not finished yet and stores every
+attempt in Parquet parts as rollouts finish. `fold` makes one trajectories artifact of the parts. All shards of a process
+share what `open_attempts` opens: one connection pool, one index, one gate.
+
+    <uri>/shard-00003/part-001-0002-9f3c1a7e.parquet    the shard's first run, its third part, a random name
+"""
+
+import asyncio
+import hashlib
+import itertools
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from tasks import artifact, config, storage
+from tasks.artifact import Artifact
+from tasks.errors import ArtifactError
+
+SCHEMA = "trajectories/1"
+
+
+@dataclass(frozen=True)
+class RolloutSpec:
+    """One planned run of the agent. The id says which; whoever plans the same again gets the same id and seed."""
+
+    rollout_id: str
+    question_id: str
+    sampling: str
+    sample: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rollouts that are run and stored together: one task run. JSON-able; holds names, no data."""
+
+    number: int
+    rollouts: tuple[RolloutSpec, ...]
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What a shard holds after `run_shard`, and what that took. `planned` = `finished` + the sum of `failed`."""
+
+    number: int
+    planned: int
+    finished: int
+    failed: dict[str, int]  # rollouts without a finished attempt, by reason
+    found_finished: int  # finished by an earlier run of the shard, not run again
+    tried_again: int  # failed in an earlier run, and run again
+
+
+Attempt = Callable[[RolloutSpec, int], Awaitable[dict[str, Any]]]
+"""Runs a rollout, given the attempt's number from 1; returns a trajectories row, its status "finished" or "failed"."""
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
+
+
+def select(questions: Artifact, split: config.Split, limit: int | None) -> list[str]:
+    """Ids of a split's questions in an order fixed by hash, cut to `limit`: the same on every machine, and a smaller
+    limit's questions are the first of a larger one's."""
+    table = artifact.read_table(questions, ["question_id", "split"])
+    rows = zip(table["question_id"].to_pylist(), table["split"].to_pylist(), strict=True)
+    return sorted((id_ for id_, found in rows if split in ("all", found)), key=lambda id_: _digest("order", id_))[
+        :limit
+    ]
+
+
+def plan(questions: Artifact, settings: config.Collect, run_key: str) -> list[Shard]:
+    """The rollouts of a run, in shards.
+
+    Args:
+        run_key: names the run: a hash of everything that a rollout depends on. It goes into the rollout ids, so another
+            model or prompt never passes for this one. A larger `limit` under the same key only adds rollouts at the end.
+    """
+    rollouts = []
+    for question_id in select(questions, settings.split, settings.limit):
+        for sampling in dict.fromkeys(settings.sampling_config):
+            for sample in range(settings.samples):
+                rollout_id = _digest(run_key, question_id, sampling, sample)[:24]
+                seed = int(_digest(settings.seed, rollout_id)[:8], 16) & 0x7FFFFFFF
+                rollouts.append(RolloutSpec(rollout_id, question_id, sampling, sample, seed))
+    size = settings.shard_size
+    return [Shard(n, tuple(rollouts[at : at + size])) for n, at in enumerate(range(0, len(rollouts), size))]
+
+
+def _folder(uri: str, shard: Shard) -> str:
+    return storage.join(uri, f"shard-{shard.number:05d}")
+
+
+def _best_attempts(table: pa.Table) -> dict[str, int]:
+    """Row of each rollout's attempt that counts: the earliest finished, else the latest failed."""
+    best: dict[str, tuple[tuple[int, int], int]] = {}
+    columns = (table[name].to_pylist() for name in ("rollout_id", "status", "attempt"))
+    for row, (rollout_id, status, attempt) in enumerate(zip(*columns, strict=True)):
+        # Two processes that ran the shard at once have left equal attempt numbers; then the first part name decides.
+        merit = (1, -attempt) if status == "finished" else (0, attempt)
+        if rollout_id not in best or merit > best[rollout_id][0]:
+            best[rollout_id] = merit, row
+    return {rollout_id: row for rollout_id, (_, row) in best.items()}
+
+
+def _earlier(folder: str) -> tuple[dict[str, dict[str, Any]], int]:
+    """What a shard's stored parts say of each rollout, and the number of runs that wrote them."""
+    table = artifact.read_parts(folder, SCHEMA, ["rollout_id", "attempt", "status", "outcome"])
+    best = _best_attempts(table)
+    rows = table.take(list(best.values())).to_pylist() if best else []
+    runs = {name.rpartition("/")[2].split("-")[1] for name in storage.iter_files(folder)}
+    return {row["rollout_id"]: row for row in rows}, len(runs)
+
+
+async def run_shard(
+    shard: Shard,
+    *,
+    uri: str,
+    flush_every: int,
+    attempt: Attempt,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ShardReport:
+    """Run the rollouts of a shard that have no finished attempt yet; store every attempt in parts as rollouts finish.
+
+    A part is written after every `flush_every` rollouts, at the end, and when the run is cancelled or fails, so that only
+    a killed process loses anything, and then less than `flush_every` rollouts of a shard. A failed rollout is a row with
+    its reason, and the shard goes on; the caller decides what share of failures it bears. Two processes may run the same
+    shard at once: both are right, the work is done twice.
+
+    Args:
+        uri: folder of the run, which all its shards share.
+        attempt: runs one rollout, see `open_attempts`; its gate decides how many run at once.
+        on_progress: told (rollouts done, rollouts of this shard) at the start and after each rollout.
+
+    Raises:
+        ArtifactError: parts of an earlier run have another schema; `forget` them to start again.
+    """
+    folder = _folder(uri, shard)
+    known, runs = await asyncio.to_thread(_earlier, folder)
+    todo = [s for s in shard.rollouts if known.get(s.rollout_id, {}).get("status") != "finished"]
+    report = ShardReport(
+        number=shard.number,
+        planned=len(shard.rollouts),
+        finished=len(shard.rollouts) - len(todo),
+        failed={},
+        found_finished=len(shard.rollouts) - len(todo),
+        tried_again=sum(s.rollout_id in known for s in todo),
+    )
+    # Rows wait here until a part that holds them is known to be written.
+    waiting: list[dict[str, Any]] = []
+    outcomes: Counter[tuple[str, str]] = Counter()
+    flushing, token, parts = asyncio.Lock(), uuid.uuid4().hex[:8], itertools.count()
+
+    def write(rows: Sequence[Mapping[str, Any]]) -> None:
+        name = f"part-{runs + 1:03d}-{next(parts):04d}-{token}.parquet"
+        artifact.write_table(artifact.table_of(rows, SCHEMA), storage.join(folder, name), SCHEMA, {})
+
+    async def flush(at_least: int) -> None:
+        async with flushing:
+            if len(waiting) >= at_least:
+                rows = waiting.copy()
+                await asyncio.to_thread(write, rows)
+                del waiting[: len(rows)]
+
+    async def run(spec: RolloutSpec) -> None:
+        row = await attempt(spec, known.get(spec.rollout_id, {}).get("attempt", 0) + 1)
+        waiting.append(row)
+        outcomes[row["status"], row["outcome"]] += 1
+        on_progress(report.found_finished + outcomes.total(), report.planned)
+        await flush(flush_every)
+
+    on_progress(report.found_finished, report.planned)
+    tasks = [asyncio.create_task(run(spec)) for spec in todo]
+    try:
+        await asyncio.gather(*tasks)
+        await flush(1)
+    finally:
+        for task in tasks:
+            task.cancel()
+        if waiting:
+            write(waiting)  # here, not in a thread: whoever was cancelled may not be allowed to wait any more
+    return replace(
+        report,
+        finished=report.finished + sum(n for (status, _), n in outcomes.items() if status == "finished"),
+        failed={reason: n for (status, reason), n in sorted(outcomes.items()) if status != "finished"},
+    )
+
+
+def fold(shards: Sequence[Shard], uri: str, out_uri: str, facts: Mapping[str, Any]) -> Artifact:
+    """Make the trajectories artifact at `out_uri` (ends in .parquet) of a run's parts: one row a planned rollout.
+
+    That row is the earliest finished attempt, else the latest failed one. Rows are in the order of the plan, so the same
+    parts give the same bytes. One shard at a time is in memory, and the compressed file.
+
+    Args:
+        facts: provenance, with the fingerprints of model, prompt, index and code.
+
+    Raises:
+        ArtifactError: a planned rollout has no attempt at all: a shard has not run to its end.
+    """
+
+    def tables() -> Iterator[pa.Table]:
+        for shard in shards:
+            table = artifact.read_parts(_folder(uri, shard), SCHEMA)
+            best = _best_attempts(table)
+            if lost := sum(s.rollout_id not in best for s in shard.rollouts):
+                raise ArtifactError(
+                    f"shard {shard.number} under {uri} lacks {lost} of {len(shard.rollouts)} rollouts: collect again, "
+                    "which does only what is missing"
+                )
+            yield table.take([best[s.rollout_id] for s in shard.rollouts])
+
+    return artifact.write_tables(tables(), out_uri, SCHEMA, facts)
+
+
+def forget(uri: str) -> None:
+    """Delete everything that a run has stored below `uri`, so that the next one collects all of it again."""
+    storage.delete(uri)
