@@ -6,14 +6,19 @@ appear in no form, log or artifact. A write is all or nothing on both: a local f
 appears when its upload ends.
 """
 
+import contextlib
 import functools
+import hashlib
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tasks.errors import ArtifactError, ConfigError
+
+_CHECK = "check the bucket's name and AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION"
 
 
 def join(root: str, *parts: str) -> str:
@@ -35,30 +40,49 @@ def _client() -> Any:
     import boto3
     from botocore.config import Config
 
-    return boto3.client("s3", config=Config(retries={"max_attempts": 6, "mode": "adaptive"}))
+    # A session of its own, because boto3's default one may not be made by two threads at once.
+    return boto3.session.Session().client("s3", config=Config(retries={"max_attempts": 6, "mode": "adaptive"}))
 
 
-def _split(uri: str) -> tuple[str, str]:
+@contextlib.contextmanager
+def _s3(uri: str) -> Iterator[tuple[Any, str, str]]:
+    """(client, bucket, key) of an s3:// URI; what the server or the client complains of becomes a typed error."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not bucket:
         raise ConfigError(f"{uri!r} names no bucket; write s3://bucket/prefix")
-    return bucket, key
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield _client(), bucket, key
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404"):
+            raise ArtifactError(f"{uri} does not exist; run the stage that makes it again") from error
+        raise ConfigError(f"{uri}: {error}; {_CHECK}") from error
+    except (BotoCoreError, ValueError) as error:  # an endpoint that is no address is a ValueError
+        raise ConfigError(f"{uri}: {error}; {_CHECK}") from error
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write one file whole: readers see the old content or the new, never a part."""
+    """Write one file whole: readers see the old content or the new, never a part.
+
+    Raises:
+        ConfigError: the storage does not take it; the message says what to check.
+    """
     if is_s3(uri):
-        bucket, key = _split(uri)
-        _client().put_object(Bucket=bucket, Key=key, Body=data)
+        with _s3(uri) as (client, bucket, key):
+            client.put_object(Bucket=bucket, Key=key, Body=data)
         return
     path = Path(uri)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{uri} cannot be written: {error.strerror}; check the storage setting") from error
 
 
 def read_bytes(uri: str) -> bytes:
@@ -66,18 +90,15 @@ def read_bytes(uri: str) -> bytes:
 
     Raises:
         ArtifactError: nothing lies at `uri`.
+        ConfigError: the storage does not answer.
     """
     if not is_s3(uri):
         try:
             return Path(uri).read_bytes()
-        except (FileNotFoundError, IsADirectoryError) as error:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise ArtifactError(f"{uri} does not exist; run the stage that makes it again") from error
-    bucket, key = _split(uri)
-    client = _client()
-    try:
+    with _s3(uri) as (client, bucket, key):
         return client.get_object(Bucket=bucket, Key=key)["Body"].read()
-    except client.exceptions.NoSuchKey as error:
-        raise ArtifactError(f"{uri} does not exist; run the stage that makes it again") from error
 
 
 def exists(uri: str) -> bool:
@@ -85,30 +106,53 @@ def exists(uri: str) -> bool:
     return next(iter_files(uri), None) is not None
 
 
+def is_file(uri: str) -> bool:
+    """Whether one file lies at `uri` itself."""
+    return next(iter_files(uri), None) == uri if is_s3(uri) else Path(uri).is_file()
+
+
 def iter_files(uri: str) -> Iterator[str]:
-    """URIs of all files at or below `uri`, sorted. Files still being written (dot-files) are left out."""
+    """URIs of all files at or below `uri`, sorted. Local files still being written are left out."""
     if not is_s3(uri):
         root = Path(uri)
         paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
-        yield from (str(p) for p in paths if p == root or not p.name.startswith("."))
+        yield from (str(p) for p in paths if not (p.name.startswith(".") and p.name.endswith(".tmp")))
         return
-    bucket, key = _split(uri)
-    pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
-    for page in pages:
-        for entry in page.get("Contents", []):
-            name = entry["Key"]
-            if not key or name == key or name.startswith(key.rstrip("/") + "/"):
-                yield f"s3://{bucket}/{name}"
+    with _s3(uri) as (client, bucket, key):
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key):
+            for entry in page.get("Contents", []):
+                name = entry["Key"]
+                if not key or name == key or name.startswith(key.rstrip("/") + "/"):
+                    yield f"s3://{bucket}/{name}"
+
+
+def relative(uri: str, root: str) -> str:
+    """The path of a file below a folder, with forward slashes; the file's own name when the root is that file."""
+    if is_s3(uri):
+        return uri.rsplit("/", 1)[-1] if uri == root else uri.removeprefix(root.rstrip("/") + "/")
+    path = Path(uri)
+    return path.name if path == Path(root) else path.relative_to(root).as_posix()
+
+
+def fingerprint(uri: str) -> str:
+    """SHA-256 of the names and contents of all files at or below `uri`: the same wherever they lie."""
+    files = {relative(file, uri): file for file in iter_files(uri)}
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(os.fsencode(name) + b"\0" + hashlib.sha256(read_bytes(files[name])).digest())
+    return digest.hexdigest()
 
 
 def delete(uri: str) -> None:
-    """Remove the file, or every file below the folder, at `uri`; nothing there is no error."""
-    for file in list(iter_files(uri)):
-        if is_s3(file):
-            bucket, key = _split(file)
-            _client().delete_object(Bucket=bucket, Key=key)
-        else:
-            Path(file).unlink(missing_ok=True)
+    """Remove the file, or the folder with every file below it, at `uri`; nothing there is no error."""
+    if is_s3(uri):
+        for file in list(iter_files(uri)):
+            with _s3(file) as (client, bucket, key):
+                client.delete_object(Bucket=bucket, Key=key)
+    elif Path(uri).is_dir():
+        shutil.rmtree(uri)
+    else:
+        Path(uri).unlink(missing_ok=True)
 
 
 def upload_folder(folder: Path, uri: str) -> None:
@@ -119,8 +163,7 @@ def upload_folder(folder: Path, uri: str) -> None:
 
 def download_folder(uri: str, folder: Path) -> None:
     """Copy every file below `uri` into a local folder, keeping relative paths."""
-    base = uri.rstrip("/") + "/"
     for file in iter_files(uri):
-        target = folder / file.removeprefix(base)
+        target = folder / relative(file, uri)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(read_bytes(file))

@@ -1,0 +1,172 @@
+"""Storage: the same behaviour on a local folder and on a real S3 server."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tasks import storage
+from tasks.errors import ArtifactError, ConfigError, DragError
+
+
+def test_what_is_written_is_read(storage_root: str) -> None:
+    uri = storage.join(storage_root, "a", "b.bin")
+    storage.write_bytes(uri, b"\x00one")
+    assert storage.read_bytes(uri) == b"\x00one"
+    storage.write_bytes(uri, b"")
+    assert storage.read_bytes(uri) == b""
+
+
+_NAME = st.text(alphabet="aé .-_%+&?#中", min_size=1, max_size=12).filter(lambda n: n.strip(" .") == n)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.sets(_NAME, min_size=1, max_size=4), data=st.binary(max_size=64))
+def test_any_name_comes_back_from_the_listing(storage_root: str, names: set[str], data: bytes) -> None:
+    folder = storage.join(storage_root, "names")
+    storage.delete(folder)
+    for name in names:
+        storage.write_bytes(storage.join(folder, name), data)
+    assert sorted(storage.iter_files(folder)) == sorted(storage.join(folder, name) for name in names)
+    assert all(storage.read_bytes(file) == data for file in storage.iter_files(folder))
+
+
+def test_listing_is_of_the_file_or_of_the_folder_and_of_no_neighbour(storage_root: str) -> None:
+    for name in ("run/b", "run/a/c", "run-2/a", "run.json", "ru"):
+        storage.write_bytes(storage.join(storage_root, name), b"x")
+    run = storage.join(storage_root, "run")
+    below = [storage.join(run, "a/c"), storage.join(run, "b")]
+    assert list(storage.iter_files(run)) == below
+    assert list(storage.iter_files(run + "/")) == below
+    assert list(storage.iter_files(storage.join(run, "b"))) == [storage.join(run, "b")]
+    assert list(storage.iter_files(storage.join(storage_root, "nothing"))) == []
+
+
+def test_exists_and_is_file(storage_root: str) -> None:
+    storage.write_bytes(storage.join(storage_root, "folder/file"), b"x")
+    folder, file, neighbour = (storage.join(storage_root, n) for n in ("folder", "folder/file", "fold"))
+    assert [storage.exists(u) for u in (folder, file, neighbour)] == [True, True, False]
+    assert [storage.is_file(u) for u in (folder, file, neighbour)] == [False, True, False]
+
+
+def test_delete_leaves_nothing_and_takes_no_neighbour(storage_root: str) -> None:
+    for name in ("run/a", "run/.hidden", "run/deep/b", "run-2/a"):
+        storage.write_bytes(storage.join(storage_root, name), b"x")
+    storage.delete(storage.join(storage_root, "run"))
+    storage.delete(storage.join(storage_root, "run"))
+    assert not storage.exists(storage.join(storage_root, "run"))
+    assert storage.exists(storage.join(storage_root, "run-2"))
+    if not storage.is_s3(storage_root):
+        assert not (Path(storage_root) / "run").exists()
+
+
+def test_a_folder_comes_back_whole_with_its_dot_files(storage_root: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for name, data in {".managed.json": b"{}", "deep/er/x": b"1", "empty": b""}.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(data)
+    uri = storage.join(storage_root, "folder")
+    storage.upload_folder(source, uri)
+    storage.download_folder(uri, target)
+    found = {p.relative_to(target).as_posix(): p.read_bytes() for p in target.rglob("*") if p.is_file()}
+    assert found == {".managed.json": b"{}", "deep/er/x": b"1", "empty": b""}
+
+
+def test_what_is_not_there_is_named(storage_root: str) -> None:
+    uri = storage.join(storage_root, "gone")
+    with pytest.raises(ArtifactError, match="gone does not exist"):
+        storage.read_bytes(uri)
+    storage.write_bytes(uri, b"a file now")
+    with pytest.raises(ArtifactError, match="below does not exist"):
+        storage.read_bytes(storage.join(uri, "below"))
+
+
+def test_readers_never_see_half_a_write(storage_root: str) -> None:
+    uri, versions = storage.join(storage_root, "busy"), [bytes([n]) * 200_000 for n in range(8)]
+    storage.write_bytes(uri, versions[0])
+    writers = [threading.Thread(target=storage.write_bytes, args=(uri, data)) for data in versions]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert storage.read_bytes(uri) in versions
+        assert list(storage.iter_files(storage_root)) == [uri]
+    for writer in writers:
+        writer.join()
+
+
+def test_a_fingerprint_is_of_names_and_contents(storage_root: str) -> None:
+    folder = storage.join(storage_root, "in")
+    storage.write_bytes(storage.join(folder, "a"), b"1")
+    storage.write_bytes(storage.join(folder, "b"), b"2")
+    before = storage.fingerprint(folder)
+    storage.write_bytes(storage.join(folder, "b"), b"2")
+    assert storage.fingerprint(folder) == before
+    storage.write_bytes(storage.join(folder, "b"), b"3")
+    assert storage.fingerprint(folder) != before
+    storage.delete(storage.join(folder, "b"))
+    storage.write_bytes(storage.join(folder, "c"), b"2")
+    assert storage.fingerprint(folder) != before
+
+
+def test_a_fingerprint_is_the_same_wherever_the_folder_lies(tmp_path: Path, s3_server: str) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "é.pdf").write_bytes(b"1")
+    storage._client().create_bucket(Bucket="drag-fingerprint")
+    storage.upload_folder(tmp_path / "x", "s3://drag-fingerprint/elsewhere")
+    assert storage.fingerprint("s3://drag-fingerprint/elsewhere") == storage.fingerprint(str(tmp_path / "x"))
+
+
+def test_relative_names_do_not_depend_on_how_the_root_is_written(
+    storage_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    storage.write_bytes(storage.join(storage_root, "in/deep/a"), b"1")
+    folder = storage.join(storage_root, "in")
+    roots = [folder, folder + "/"]
+    if not storage.is_s3(storage_root):
+        roots += ["storage/in", "./storage//in/"]
+    for root in roots:
+        assert [storage.relative(file, root) for file in storage.iter_files(root)] == ["deep/a"]
+        assert storage.fingerprint(root) == storage.fingerprint(folder)
+    file = storage.join(folder, "deep/a")
+    assert storage.relative(file, file) == "a"
+
+
+@pytest.mark.parametrize("endpoint", ["not an address", "http://127.0.0.1:9"])
+def test_an_endpoint_that_is_not_there(endpoint: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)  # half a minute of backing off
+    storage._client.cache_clear()
+    with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL"):
+        storage.exists("s3://bucket/x")
+    storage._client.cache_clear()
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///key"])
+def test_no_bucket(uri: str, s3_server: str) -> None:
+    with pytest.raises(ConfigError, match="names no bucket"):
+        storage.exists(uri)
+
+
+def test_an_s3_that_refuses_says_what_to_check(s3_server: str) -> None:
+    for action in (storage.exists, storage.read_bytes, storage.delete):
+        with pytest.raises(ConfigError, match=r"no-such-bucket.*AWS_ENDPOINT_URL"):
+            action("s3://no-such-bucket/x")
+    with pytest.raises(ConfigError, match="no-such-bucket"):
+        storage.write_bytes("s3://no-such-bucket/x", b"")
+
+
+def test_a_local_write_that_cannot_be_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DragError, match="cannot be written"):
+        storage.write_bytes(str(tmp_path / "file" / "below"), b"x")
+
+
+def test_join_and_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert storage.join("s3://b/", "/x/", "y.parquet") == "s3://b/x/y.parquet"
+    assert storage.join("/", "x") == "/x"
+    monkeypatch.chdir(tmp_path)
+    assert storage.resolve("data") == str(tmp_path / "data")
+    assert storage.resolve("s3://b/prefix/") == "s3://b/prefix"
