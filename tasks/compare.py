@@ -1,0 +1,143 @@
+"""Runs on the same questions → how far each differs from those before it, how sure that is, and a verdict in words.
+
+"improved" or "worse" is said only where the 95 % interval excludes 0 and the randomisation test has p < 0.05; each is over
+groups of questions that share documents (tasks/bootstrap.py). Anything else is "cannot tell", with the smallest difference
+that so many questions would have shown. Intervals are not widened for the number of metrics: Hit@1 of the first search is
+the headline, fixed before any run.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tasks import bootstrap
+from tasks.artifact import Artifact, provenance, table_of, write_table
+from tasks.metrics import BY_NAME, HEADLINE, METRICS, Runs, read_runs, show, show_interval
+
+SCHEMA = "comparison/1"
+SIGNIFICANT = 0.05
+Row = Mapping[str, Any]
+
+
+def compare(results: Sequence[Artifact], resamples: int, uri: str) -> Artifact:
+    """Compare each run with each one before it, on every metric that counts all questions.
+
+    Args:
+        results: results of two or more runs, in the order of the tables: a baseline first.
+        resamples: bootstrap resamples, and random swaps of the test.
+
+    Raises:
+        InputError: the runs are on different questions, have the same name, or hold none.
+    """
+    runs = read_runs(results)
+    totals = bootstrap.resampled_totals(runs.sums(), resamples)
+    rows = [
+        row
+        for later in range(len(runs.names))
+        for earlier in range(later)
+        for row in _pair(runs, later, earlier, totals, resamples)
+    ]
+    inputs = dict(zip(runs.names, results, strict=True))
+    return write_table(table_of(rows, SCHEMA), uri, SCHEMA, provenance(inputs, resamples=resamples))
+
+
+def _pair(runs: Runs, run: int, baseline: int, totals: bootstrap.Floats, resamples: int) -> list[dict[str, Any]]:
+    chosen = [
+        m for m, metric in enumerate(METRICS) if metric.compared and runs.counted[run][m] and runs.counted[baseline][m]
+    ]
+    sides = [(runs.numerators[r][:, chosen], runs.denominators[r][:, chosen]) for r in (run, baseline)]
+    p_values = bootstrap.swap_p_values(sides[0], sides[1], resamples)
+    rows = []
+    for place, m in enumerate(chosen):
+        means = [float(top[:, place].sum() / bottom[:, place].sum()) for top, bottom in sides]
+        estimates = [_estimates(totals, r, m) for r in (run, baseline)]
+        differences = estimates[0] - estimates[1]
+        low, high = bootstrap.interval(differences, runs.groups) or (None, None)
+        rows.append(
+            {
+                "metric": METRICS[m].name,
+                "run": runs.names[run],
+                "baseline": runs.names[baseline],
+                "n": runs.counted[run][m],
+                "groups": runs.groups,
+                "run_mean": means[0],
+                "baseline_mean": means[1],
+                "difference": means[0] - means[1],
+                "low": low,
+                "high": high,
+                "p_value": float(p_values[place]),
+                "smallest_visible": bootstrap.smallest_visible(differences, runs.groups),
+                "verdict": _verdict(low, high, float(p_values[place])),
+            }
+        )
+    return rows
+
+
+def _estimates(totals: bootstrap.Floats, run: int, metric: int) -> bootstrap.Floats:
+    column = 2 * run * len(METRICS) + metric
+    return bootstrap.ratio(totals[:, column], totals[:, column + len(METRICS)])
+
+
+def _verdict(low: float | None, high: float | None, p_value: float) -> str:
+    if low is None or high is None or np.isnan(p_value) or p_value >= SIGNIFICANT or low <= 0 <= high:
+        return "cannot tell"
+    return "improved" if low > 0 else "worse"
+
+
+def sentence(row: Row) -> str:
+    """A comparison row as a verdict in words.
+
+    For example: "adapter against base, Hit@1: 54.4 % against 36.1 %, +18.3 points [+10.0, +26.1], p = 0.0004, n = 180:
+    improved", or "…: cannot tell, n = 180 too small to see less than 11.2 points".
+    """
+    metric = BY_NAME[row["metric"]]
+    return (
+        f"{row['run']} against {row['baseline']}, {metric.label}: {show(metric.name, row['run_mean'])} against "
+        f"{show(metric.name, row['baseline_mean'])}, {points(row['difference'])} points "
+        f"{show_interval(metric.name, row['low'], row['high'], signed=True)}, {p_text(row['p_value'])}, "
+        f"n = {row['n']}: {verdict_text(row)}"
+    )
+
+
+def verdict_text(row: Row) -> str:
+    """ "improved", "worse", or what the questions were too few to show."""
+    if row["verdict"] != "cannot tell":
+        return str(row["verdict"])
+    if row["smallest_visible"] is None:
+        return f"cannot tell, n = {row['n']} from one group of documents shows no difference of any size"
+    return f"cannot tell, n = {row['n']} too small to see less than {100 * row['smallest_visible']:.1f} points"
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def p_text(p_value: float) -> str:
+    return f"p = {p_value:.4f}" if p_value >= 0.0001 else "p < 0.0001"
+
+
+def headline(rows: Sequence[Row]) -> Row | None:
+    """The comparison that a report opens with: Hit@1 of the last run against the one before it."""
+    chosen = [row for row in rows if row["metric"] == HEADLINE]
+    if not chosen:
+        return None
+    last = [row for row in chosen if row["run"] == chosen[-1]["run"]]
+    return last[-1]
+
+
+def comparison_markdown(rows: Sequence[Row]) -> str:
+    """The comparison as a Markdown table, and the headline sentence above it."""
+    lines = [
+        "| | metric | difference, points | 95 % interval | p | verdict |",
+        "|---|---|---:|---|---:|---|",
+    ]
+    for row in rows:
+        low_high = show_interval(row["metric"], row["low"], row["high"], signed=True)
+        lines.append(
+            f"| {row['run']} − {row['baseline']} | {BY_NAME[row['metric']].label} | {points(row['difference'])} | {low_high} | "
+            f"{p_text(row['p_value']).removeprefix('p = ').removeprefix('p ')} | {verdict_text(row)} |"
+        )
+    first = headline(rows)
+    return "\n".join([*([f"**{sentence(first)}**", ""] if first else []), *lines])

@@ -1,0 +1,226 @@
+"""Metrics, intervals, the paired test and verdicts, on results whose truth is known."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from tasks import bootstrap
+from tasks.artifact import Artifact, read_rows, table_of, write_table
+from tasks.compare import compare, comparison_markdown, headline, sentence
+from tasks.errors import InputError
+from tasks.metrics import Cell, metric_cells, metrics_markdown, read_runs, show_interval
+from tasks.schemas import TABLES
+
+RESAMPLES = 1000
+ranks = st.one_of(st.none(), st.integers(1, 10))
+
+
+def result(run: str, number: int, rank: int | None, **others: Any) -> dict[str, Any]:
+    """A results row of question `number`, two questions a document."""
+    return {
+        **dict.fromkeys(TABLES["results/1"].names),
+        "run": run,
+        "question_id": f"q{number:04d}",
+        "question": f"Question {number}?",
+        "answer_locations": [{"document": f"d{number // 2}.pdf", "page": 1}],
+        "first_rank": rank,
+        "best_rank": rank,
+        "best_known": True,
+        "searches": 1,
+        "searches_to_success": 1 if rank and rank <= 3 else None,
+        "zero_results": 0,
+        **others,
+    }
+
+
+def stored(folder: Path, run: str, found: Sequence[int | None], **others: Any) -> Artifact:
+    rows = [result(run, number, rank, **others) for number, rank in enumerate(found)]
+    return write_table(table_of(rows, "results/1"), str(folder / f"{run}.parquet"), "results/1", {})
+
+
+def cells_of(*results: Artifact) -> dict[tuple[str, str], Cell]:
+    return {(c.metric, c.run): c for c in metric_cells(read_runs(results), RESAMPLES)}
+
+
+def compared(folder: Path, *results: Artifact) -> list[dict[str, Any]]:
+    return read_rows(compare(results, RESAMPLES, str(folder / "comparison.parquet")))
+
+
+def hit_at_1(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return next(row for row in rows if row["metric"] == "hit_at_1")
+
+
+def test_a_miss_counts_zero_and_only_the_reference_metric_leaves_it_out(tmp_path: Path) -> None:
+    cells = cells_of(stored(tmp_path, "base", [1, 2, None, None]))
+    assert cells["hit_at_1", "base"].mean == 0.25
+    assert cells["hit_at_3", "base"].mean == 0.5
+    assert cells["mrr_first", "base"].mean == 1.5 / 4
+    assert cells["mrr_survivors", "base"].mean == 1.5 / 2
+    assert cells["mrr_survivors", "base"].n == 2
+    assert cells["success", "base"].mean == 0.5
+    assert ("anls", "base") not in cells
+
+
+def test_rates_are_of_searches_and_turns_not_of_questions(tmp_path: Path) -> None:
+    rows = [
+        result("base", 0, 1, searches=4, zero_results=1, turns=5, valid_turns=5),
+        result("base", 1, None, searches=0, zero_results=0, turns=5, valid_turns=0),
+    ]
+    stored_rows = write_table(table_of(rows, "results/1"), str(tmp_path / "r.parquet"), "results/1", {})
+    cells = cells_of(stored_rows)
+    assert cells["zero_results", "base"].mean == 0.25
+    assert cells["valid_turns", "base"].mean == 0.5
+
+
+@given(st.lists(st.tuples(ranks, ranks), min_size=4, max_size=40))
+@settings(max_examples=30, deadline=None)
+def test_comparing_either_way_round_says_the_same(tmp_path_factory: pytest.TempPathFactory, pairs: list[Any]) -> None:
+    folder = tmp_path_factory.mktemp("symmetry")
+    one, other = (stored(folder, name, found) for name, found in zip("ab", zip(*pairs, strict=True), strict=True))
+    forward, backward = compared(folder, one, other), compared(folder, other, one)
+    opposite = {"improved": "worse", "worse": "improved", "cannot tell": "cannot tell"}
+    for ours, theirs in zip(forward, backward, strict=True):
+        assert ours["difference"] == pytest.approx(-theirs["difference"])
+        assert ours["p_value"] == theirs["p_value"]
+        assert (ours["low"], ours["high"]) == pytest.approx((-theirs["high"], -theirs["low"]))
+        assert ours["verdict"] == opposite[theirs["verdict"]]
+        assert ours["low"] <= ours["difference"] + 1e-9
+        assert ours["difference"] <= ours["high"] + 1e-9
+
+
+@given(st.lists(ranks, min_size=4, max_size=40))
+@settings(max_examples=20, deadline=None)
+def test_a_run_never_differs_from_itself(tmp_path_factory: pytest.TempPathFactory, found: list[int | None]) -> None:
+    folder = tmp_path_factory.mktemp("self")
+    for row in compared(folder, stored(folder, "a", found), stored(folder, "b", found)):
+        assert (row["difference"], row["p_value"], row["verdict"]) == (0, 1, "cannot tell")
+        assert row["smallest_visible"] > 0
+
+
+def test_a_clear_gain_a_clear_loss_and_too_few_questions(tmp_path: Path) -> None:
+    bad: list[int | None] = [None, None, None, 1] * 30
+    good: list[int | None] = [1, 1, None, 1] * 30
+    base, adapter = stored(tmp_path, "base", bad), stored(tmp_path, "adapter", good)
+    gain = hit_at_1(compared(tmp_path, base, adapter))
+    assert (gain["verdict"], gain["n"], gain["groups"], gain["difference"]) == ("improved", 120, 60, 0.5)
+    assert sentence(gain).endswith("n = 120: improved")
+    assert hit_at_1(compared(tmp_path, adapter, base))["verdict"] == "worse"
+    few = hit_at_1(compared(tmp_path, stored(tmp_path, "base", bad[:8]), stored(tmp_path, "adapter", good[:8])))
+    assert few["verdict"] == "cannot tell"
+    assert "cannot tell, n = 8 too small to see less than" in sentence(few)
+
+
+def test_one_document_has_no_interval_and_no_verdict(tmp_path: Path) -> None:
+    row = hit_at_1(compared(tmp_path, stored(tmp_path, "a", [None, None]), stored(tmp_path, "b", [1, 1])))
+    assert (row["groups"], row["low"], row["high"], row["verdict"]) == (1, None, None, "cannot tell")
+    assert "one group of documents" in sentence(row)
+
+
+def test_a_run_that_is_always_right_still_has_an_interval(tmp_path: Path) -> None:
+    cell = cells_of(stored(tmp_path, "base", [1] * 60))["hit_at_1", "base"]
+    assert cell.mean == 1
+    assert (cell.low, cell.high) == (pytest.approx(1 - bootstrap.never_seen(30)), 1)
+
+
+def test_other_questions_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"only in 'a': 1 \(q0002\)"):
+        compared(tmp_path, stored(tmp_path, "a", [1, 2, 3]), stored(tmp_path, "b", [1, 2]))
+
+
+def test_runs_of_the_same_name_no_runs_and_repeated_questions_are_refused(tmp_path: Path) -> None:
+    run = stored(tmp_path, "a", [1, 2])
+    with pytest.raises(InputError, match="same name"):
+        compared(tmp_path, run, run)
+    with pytest.raises(InputError, match="no results"):
+        compared(tmp_path)
+    twice = table_of([result("b", 0, 1), result("b", 0, 2)], "results/1")
+    with pytest.raises(InputError, match="more than once"):
+        compared(tmp_path, write_table(twice, str(tmp_path / "b.parquet"), "results/1", {}))
+
+
+def test_every_later_run_is_compared_with_every_earlier_and_the_headline_is_the_last_pair(tmp_path: Path) -> None:
+    results = [stored(tmp_path, name, [rank] * 8) for name, rank in (("question", 2), ("base", None), ("adapter", 1))]
+    rows = compared(tmp_path, *results)
+    pairs = list(dict.fromkeys((row["run"], row["baseline"]) for row in rows))
+    assert pairs == [("base", "question"), ("adapter", "question"), ("adapter", "base")]
+    first = headline(rows)
+    assert first is not None
+    assert (first["run"], first["baseline"], first["metric"]) == ("adapter", "base", "hit_at_1")
+    table = comparison_markdown(rows)
+    assert table.startswith("**adapter against base, Hit@1: 100.0 % against 0.0 %, +100.0 points")
+    assert "mrr_survivors" not in table
+    assert "| Hit@1 |" in metrics_markdown(metric_cells(read_runs(results), RESAMPLES))
+
+
+def test_comparing_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    results = [stored(tmp_path, name, [1, None, 3, 2] * 5) for name in "ab"]
+    hashes = {compare(results, RESAMPLES, str(tmp_path / f"{n}.parquet")).sha256 for n in range(2)}
+    assert len(hashes) == 1
+
+
+def test_intervals_read_well() -> None:
+    assert show_interval("hit_at_1", -0.1, 0.261, signed=True) == "[−10.0, +26.1]"
+    assert show_interval("hit_at_1", None, None) == "–"
+
+
+def test_groups_join_over_shared_documents() -> None:
+    places = [["a"], ["b"], ["a", "c"], ["d"], ["c", "e"], [], []]
+    questions = [{"answer_locations": [{"document": d, "page": 1} for d in documents]} for documents in places]
+    groups = bootstrap.document_groups(questions)
+    assert groups[0] == groups[2] == groups[4]
+    assert len(set(groups.tolist())) == 5
+
+
+def _simulated(rng: np.random.Generator, groups: int) -> tuple[bootstrap.Floats, float]:
+    """Sums a group of two runs whose true difference is known; questions of a document are alike, documents uneven."""
+    group = np.repeat(np.arange(groups), 1 + rng.geometric(0.2, groups))
+    shared, gain = rng.normal(size=groups)[group], 0.5 * rng.normal(size=groups)[group]
+    noise = rng.normal(size=(2, len(group)))
+    base = 0.6 * shared + 0.8 * noise[0] < -0.3
+    run = 0.6 * shared + 0.8 * noise[1] + gain < 0
+    ones = np.ones(len(group))
+    sums = bootstrap.group_sums(np.stack([run, ones, base, ones], axis=1).astype(float), group)
+    return sums, 0.5 - float(stats.norm.cdf(-0.3))
+
+
+@pytest.mark.parametrize("groups", [12, 40])
+def test_intervals_cover_the_truth_about_95_times_in_100(groups: int) -> None:
+    rng, covered, rounds = np.random.default_rng(7), 0, 400
+    for _ in range(rounds):
+        sums, truth = _simulated(rng, groups)
+        totals = bootstrap.resampled_totals(sums, 500)
+        found = bootstrap.interval(totals[:, 0] / totals[:, 1] - totals[:, 2] / totals[:, 3], groups)
+        assert found is not None
+        covered += found[0] <= truth <= found[1]
+    assert 0.91 <= covered / rounds <= 0.985
+
+
+@pytest.mark.parametrize("groups", [8, 30])  # all swaps, and a random part of them
+def test_the_test_errs_no_more_than_5_times_in_100(groups: int) -> None:
+    rng, wrong, rounds = np.random.default_rng(11), 0, 400
+    for _ in range(rounds):
+        sums, _ = _simulated(rng, groups)
+        swap = rng.integers(2, size=(groups, 1)).astype(bool)  # which makes the two runs alike
+        run, base = np.where(swap, sums[:, :2], sums[:, 2:]), np.where(swap, sums[:, 2:], sums[:, :2])
+        wrong += bootstrap.swap_p_values((run[:, :1], run[:, 1:]), (base[:, :1], base[:, 1:]), 500)[0] < 0.05
+    assert wrong / rounds <= 0.08
+
+
+def test_the_smallest_visible_difference_is_seen_four_times_in_five() -> None:
+    rng, groups, rounds = np.random.default_rng(3), 40, 200
+    effect = 0.14
+    seen, promised = 0, []
+    for _ in range(rounds):
+        difference = effect + 0.3 * rng.normal(size=(groups, 1))
+        ones, zeros = np.ones((groups, 1)), np.zeros((groups, 1))
+        totals = bootstrap.resampled_totals(np.hstack([difference, ones]), 500)
+        promised.append(bootstrap.smallest_visible(totals[:, 0] / totals[:, 1], groups))
+        seen += bootstrap.swap_p_values((difference, ones), (zeros, ones), 500)[0] < 0.05
+    assert np.mean(promised) == pytest.approx(effect, rel=0.1)
+    assert 0.72 <= seen / rounds <= 0.9
