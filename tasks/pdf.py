@@ -1,0 +1,92 @@
+"""Read one PDF, in a process of its own: whatever the file does to the reader stays there.
+
+Imports little, because every reading process imports it.
+"""
+
+import hashlib
+import signal
+from typing import Any, NamedTuple
+
+from tasks import storage
+from tasks.set_aside import Refused, printable
+
+TIME_LIMIT_S = 300
+"""A PDF that takes longer ends its process, and is set aside as crashed."""
+
+
+class Pdf(NamedTuple):
+    """What was read of one PDF: its text page by page, or why it is refused. Holds no object of the PDF library."""
+
+    sha256: str
+    title: str
+    texts: list[str]
+    bad_pages: list[tuple[int, str]]  # page number from 1, why it could not be read
+    refused: tuple[str, str] | None  # reason (tasks/set_aside.py), detail
+
+
+def read_pdf(uri: str) -> Pdf:
+    """Text and title of the PDF at `uri`. Nothing that the file holds makes this raise.
+
+    Raises:
+        ArtifactError, ConfigError: the storage does not answer, or the file has gone.
+    """
+    try:
+        data = storage.read_bytes(uri)
+    except PermissionError as error:
+        return Pdf("", "", [], [], ("unreadable", str(error.strerror)))
+    digest = hashlib.sha256(data).hexdigest()
+    # With the default action a hang inside the C library ends too, where a Python handler would never get its turn.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(TIME_LIMIT_S)
+    try:
+        title, texts, bad_pages = _read(data)
+    except Refused as refused:
+        return Pdf(digest, "", [], [], (refused.reason, refused.detail))
+    except Exception as error:  # noqa: BLE001 - the library has no common base, and the fault lies in the file
+        return Pdf(digest, "", [], [], ("damaged", _said(error)))
+    finally:
+        signal.alarm(0)
+    return Pdf(digest, title, texts, bad_pages, None)
+
+
+def _read(data: bytes) -> tuple[str, list[str], list[tuple[int, str]]]:
+    import pymupdf
+
+    pymupdf.TOOLS.mupdf_display_errors(False)
+    pymupdf.TOOLS.mupdf_display_warnings(False)
+    if not data:
+        raise Refused("empty_file", "0 bytes")
+    if b"%PDF" not in data[:1024]:
+        raise Refused("not_pdf", "no %PDF in its first 1,024 bytes")
+    complete = b"%%EOF" in data[-2048:]
+    try:
+        document = pymupdf.open(stream=data, filetype="pdf")
+    except pymupdf.FileDataError as error:
+        raise Refused("damaged" if complete else "truncated", _said(error)) from error
+    with document:
+        if document.needs_pass:
+            raise Refused("encrypted", "needs a password")
+        # The library mends a file that was cut off by leaving out, or emptying, the pages that are lost.
+        if document.is_repaired and not complete:
+            raise Refused("truncated", f"{len(data):,} bytes without an end marker")
+        if document.page_count == 0:
+            raise Refused("no_pages", "0 pages")
+        title = " ".join(_clean((document.metadata or {}).get("title") or "").split())
+        texts, bad_pages = [], []
+        # Ligatures are taken apart, so that a search for "finance" finds "ﬁnance".
+        flags = pymupdf.TEXTFLAGS_TEXT & ~pymupdf.TEXT_PRESERVE_LIGATURES
+        for number in range(1, document.page_count + 1):
+            try:
+                texts.append(_clean(document[number - 1].get_text("text", flags=flags)))
+            except Exception as error:  # noqa: BLE001 - one bad page must not cost the others
+                texts.append("")
+                bad_pages.append((number, _said(error)))
+    return title, texts, bad_pages
+
+
+def _clean(text: Any) -> str:
+    return str(text).encode("utf-8", "replace").decode("utf-8").replace("\x00", "")
+
+
+def _said(error: Exception) -> str:
+    return printable(f"{type(error).__name__}: {error}")

@@ -1,0 +1,161 @@
+"""Rows of files that others wrote, read one at a time and trusted in nothing.
+
+A reader yields (row number from 1, the row as a dictionary, or the Refused that says why it is none).
+"""
+
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks import storage
+from tasks.errors import ConfigError, InputError
+from tasks.set_aside import Refused, SetAside, printable
+
+Record = tuple[int, dict[str, Any] | Refused]
+T = TypeVar("T")
+
+
+def _lines(uri: str) -> Iterator[bytes]:
+    if storage.is_s3(uri):
+        yield from io.BytesIO(storage.read_bytes(uri))
+        return
+    with Path(uri).open("rb") as file:
+        yield from file
+
+
+def _json_object(line: bytes) -> dict[str, Any] | Refused:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Refused("broken_utf8", f"byte {error.start} of the row")
+    except (ValueError, RecursionError) as error:
+        return Refused("bad_json", printable(str(error)))
+    return value if isinstance(value, dict) else Refused("bad_json", f"a {type(value).__name__}, not an object")
+
+
+def read_jsonl(uri: str) -> Iterator[Record]:
+    """Rows of a JSONL file; the row number is the line's. Blank lines and a byte order mark are passed over.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if not storage.is_file(uri):
+        raise InputError("there is no such file; check the path", file=uri)
+    for row, line in enumerate(_lines(uri), start=1):
+        content = line.removeprefix(b"\xef\xbb\xbf") if row == 1 else line
+        if content.strip():
+            yield row, _json_object(content)
+
+
+def read_parquet(uri: str) -> Iterator[Record]:
+    """Rows of a Parquet file.
+
+    Raises:
+        InputError: there is no such file, or it is not Parquet.
+    """
+    if not storage.is_file(uri):
+        raise InputError("there is no such file; check the path", file=uri)
+    try:
+        yield from _rows(pq.ParquetFile(io.BytesIO(storage.read_bytes(uri))).iter_batches(batch_size=1024))
+    except (pa.ArrowInvalid, OSError) as error:  # pyarrow raises OSError for damaged pages
+        raise InputError(f"not a Parquet file, or a damaged one ({printable(str(error))})", file=uri) from error
+
+
+def read_dataset(name: str) -> Iterator[tuple[str, Iterator[Record]]]:
+    """(split's name for messages, its rows) of a Hugging Face data set NAME:SPLIT, or of all splits of NAME.
+
+    Raises:
+        InputError: it cannot be loaded.
+        ConfigError: the package that loads it is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError("Hugging Face data sets need the training packages: pip install 'drag[train]'") from error
+    path, _, split = name.partition(":")
+    try:
+        loaded = datasets.load_dataset(path, split=split or None)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(
+            f"the data set cannot be loaded ({printable(str(error))}); check its name, the network and HF_TOKEN, or save "
+            "it as .parquet where the hub answers and give that file",
+            file=f"hf:{name}",
+        ) from error
+    splits = {split: loaded} if split else dict(loaded)
+    for split_name, rows in sorted(splits.items()):
+        # Arrow's own rows: as Python objects, a list of structures may come back as a structure of lists.
+        tables = rows.with_format("arrow").iter(batch_size=1024)
+        yield f"hf:{path}:{split_name}", _rows(batch for table in tables for batch in table.to_batches())
+
+
+def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Record]:
+    row = 0
+    for batch in batches:
+        for index in range(batch.num_rows):
+            row += 1
+            yield row, _row_of(batch, index)
+
+
+def _row_of(batch: pa.RecordBatch, index: int) -> dict[str, Any] | Refused:
+    try:
+        return batch.slice(index, 1).to_pylist()[0]
+    except UnicodeDecodeError:  # Parquet does not check that its texts are UTF-8
+        return Refused("broken_utf8", "a text of the row")
+
+
+def parse(
+    records: Iterable[Record], read: Callable[[dict[str, Any]], T], source: str, set_aside: list[SetAside]
+) -> Iterator[tuple[int, T]]:
+    """What `read` makes of each row; rows that it, or the file reader, refuses are appended to `set_aside`."""
+    for row, record in records:
+        try:
+            if isinstance(record, Refused):
+                raise record
+            value = read(record)
+        except Refused as refused:
+            set_aside.append(SetAside(source, row, refused.reason, refused.detail))
+        else:
+            yield row, value
+
+
+def field(record: dict[str, Any], *names: str) -> Any:
+    """The value under the first of `names` that is there and not null.
+
+    Raises:
+        Refused: there is none.
+    """
+    value = next((record[name] for name in names if record.get(name) is not None), None)
+    if value is None:
+        raise Refused("missing_field", f"no {' or '.join(names)}")
+    return value
+
+
+def text(value: Any, name: str) -> str:
+    """`value` as text without NUL characters, which neither prompts nor terminals take.
+
+    Raises:
+        Refused: it is no text, or one that UTF-8 cannot hold (JSON can spell half a surrogate pair).
+    """
+    if not isinstance(value, str):
+        raise Refused("wrong_type", f"{name} is a {type(value).__name__}, not a text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Refused("broken_utf8", f"{name} holds half a surrogate pair") from None
+    return value.replace("\x00", "")
+
+
+def whole(value: Any, name: str) -> int:
+    """`value` as a whole number.
+
+    Raises:
+        Refused: it is none (true and false are none either).
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise Refused("wrong_type", f"{name} is a {type(value).__name__}, not a whole number")
+    return value
