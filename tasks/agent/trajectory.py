@@ -1,0 +1,179 @@
+"""The record of one run of the agent, and its row in a trajectories artifact."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+from tasks.reward import Page
+
+Action = Literal["search", "answer", "none"]
+
+Outcome = Literal["answered", "out_of_turns", "out_of_context"]
+"""How a finished rollout ended. Running it again would end the same way, so it is kept as it is."""
+
+Failure = Literal["connection", "deadline", "http_status", "server_error"]
+"""Why a rollout failed, through no fault of the model; it may be run again.
+
+connection: no connection, or it broke. deadline: the request's or the rollout's time was up. http_status: the server
+refused the request (4xx), which the same request will not mend. server_error: it answered 5xx or 429 to the last try, or
+with what is no completion.
+"""
+
+TurnFailure = Literal["unparsable_call", "unknown_tool", "bad_arguments", "empty_query", "no_action", "not_an_answer"]
+"""Why a turn brought no valid action; the model is told, and the turn is spent.
+
+unparsable_call: a call that is no JSON, or a tag without content that can be read. unknown_tool: a call to a tool that
+does not exist. bad_arguments: JSON of another shape than the tool takes. empty_query: a search for nothing. no_action:
+neither search nor answer. not_an_answer: a search in the last turn, which must answer.
+"""
+
+
+class Message(TypedDict):
+    """A chat message in the form that is stored and trained on."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question with what is known about its answer."""
+
+    question_id: str
+    question: str
+    answers: Sequence[Sequence[str]] = ()
+    answer_locations: Sequence[Page] = ()  # (file, page number from 1)
+    category: str | None = None
+    split: str | None = None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Question":
+        """A row of questions/1 as a question."""
+        return cls(
+            question_id=row["question_id"],
+            question=row["question"],
+            answers=row["answers"] or (),
+            answer_locations=[(place["document"], place["page"]) for place in row["answer_locations"] or ()],
+            category=row["category"],
+            split=row["split"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRecord:
+    """One search: what was asked, what was found, and where the answer stood in it."""
+
+    query: str  # what the model asked for
+    searched: str  # what the engine was given
+    read_as: str  # "query" | "words"
+    results: Sequence[tuple[int, str, int, float]]  # (rank from 1, file, page number from 1, score)
+    gt_rank: int | None
+    rank_score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One model call and what it led to."""
+
+    turn: int  # from 1
+    raw_text: str
+    reasoning: str | None
+    action: Action
+    searches: Sequence[SearchRecord]
+    failure: TurnFailure | None
+    failure_detail: str | None
+    finish_reason: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    latency_s: float
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """The record of one run of the agent. It knows nothing of plans and attempts: `to_row` is told those."""
+
+    question: Question
+    protocol: str
+    observation: str
+    top_k: int
+    sampling: str
+    seed: int
+    sampling_fingerprint: str
+    prompt_fingerprint: str
+    tools: str | None  # JSON
+    status: Literal["finished", "failed"] = "failed"
+    outcome: Outcome | Failure = "deadline"
+    failure_detail: str | None = None
+    turns: list[Turn] = field(default_factory=list)
+    answer: Sequence[str] = ()
+    citations: Sequence[Page] = ()
+    messages: list[Message] = field(default_factory=list)
+    elapsed_s: float = 0.0
+
+    @property
+    def searches(self) -> list[SearchRecord]:
+        """All searches of all turns, in order."""
+        return [search for turn in self.turns for search in turn.searches]
+
+
+def to_row(
+    trajectory: Trajectory,
+    *,
+    rollout_id: str,
+    attempt: int,
+    sample: int,
+    model: str,
+    model_fingerprint: str,
+    index_fingerprint: str,
+    code_fingerprint: str,
+) -> dict[str, Any]:
+    """A trajectory as a row of trajectories/1."""
+    t, q = trajectory, trajectory.question
+    return {
+        "rollout_id": rollout_id,
+        "attempt": attempt,
+        "status": t.status,
+        "outcome": t.outcome,
+        "failure_detail": t.failure_detail,
+        "question_id": q.question_id,
+        "question": q.question,
+        "answers": [list(answer) for answer in q.answers],
+        "answer_locations": [{"document": document, "page": page} for document, page in q.answer_locations],
+        "category": q.category,
+        "split": q.split,
+        "model": model,
+        "protocol": t.protocol,
+        "observation": t.observation,
+        "sampling": t.sampling,
+        "sample": sample,
+        "seed": t.seed,
+        "top_k": t.top_k,
+        "turns": [_turn_row(turn) for turn in t.turns],
+        "answer": list(t.answer),
+        "citations": [{"file": file, "page": page} for file, page in t.citations],
+        "messages": t.messages,
+        "tools": t.tools,
+        "prompt_tokens": sum(turn.prompt_tokens or 0 for turn in t.turns),
+        "completion_tokens": sum(turn.completion_tokens or 0 for turn in t.turns),
+        "elapsed_s": t.elapsed_s,
+        "model_fingerprint": model_fingerprint,
+        "sampling_fingerprint": t.sampling_fingerprint,
+        "prompt_fingerprint": t.prompt_fingerprint,
+        "index_fingerprint": index_fingerprint,
+        "code_fingerprint": code_fingerprint,
+    }
+
+
+def _turn_row(turn: Turn) -> dict[str, Any]:
+    names = Turn.__slots__
+    row = {name: getattr(turn, name) for name in names}
+    row["searches"] = [_search_row(search) for search in turn.searches]
+    return row
+
+
+def _search_row(search: SearchRecord) -> dict[str, Any]:
+    row = {name: getattr(search, name) for name in ("query", "searched", "read_as", "gt_rank", "rank_score")}
+    row["results"] = [
+        {"rank": rank, "file": file, "page_number": page, "score": score} for rank, file, page, score in search.results
+    ]
+    return row
