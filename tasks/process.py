@@ -1,0 +1,205 @@
+"""Trajectories → scored rollouts, preference pairs and statistics.
+
+Ranks are taken from the stored results and the answer locations, so a change of the reward needs no new collection.
+
+    <uri>/processed.parquet   <uri>/pairs.parquet   <uri>/statistics.json
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from tasks import artifact, pairs, reward, storage
+from tasks.artifact import Artifact
+from tasks.config import Process
+from tasks.errors import EmptyError
+from tasks.schemas import TABLES
+from tasks.statistics import Rollout, summarize
+
+Row = dict[str, Any]
+
+_IN, _OUT, _PAIRS = "trajectories/1", "processed/1", "pairs/1"
+# Conversations go from table to table as Arrow columns; only what is scored becomes Python objects.
+_UNREAD = ("messages", "tools")
+_COPIED = [name for name in TABLES[_OUT].names if name in TABLES[_IN].names]
+_MADE = [name for name in TABLES[_OUT].names if name not in _COPIED]
+
+
+def process(trajectories: Artifact, settings: Process, uri: str) -> tuple[Artifact, Artifact, dict[str, Any]]:
+    """Score every finished rollout, filter, and pair the queries of each question.
+
+    The filters decide which rollouts become training examples; pairs are made of all finished rollouts, because a query
+    that failed is what a better one is preferred to. Processed rows keep the order of the trajectories; pairs and
+    statistics do not depend on it. Conversations pass through in batches, never all in memory.
+
+    Args:
+        uri: folder for what is written.
+
+    Returns:
+        The processed rollouts, the pairs, and the statistics (tasks/statistics.py).
+
+    Raises:
+        EmptyError: no rollout is left.
+    """
+    rollouts: list[Rollout] = []
+    questions: dict[str, Row] = {}
+    candidates: dict[str, dict[str, pairs.Candidate]] = {}
+
+    def kept_tables() -> Iterator[pa.Table]:
+        columns = list(dict.fromkeys([*_COPIED, "status", "turns"]))
+        for table in artifact.read_batches(trajectories, columns):
+            rows = table.drop_columns(list(_UNREAD)).to_pylist()
+            roles = _roles(table["messages"])
+            made, mask = [], []
+            for row, row_roles in zip(rows, roles, strict=True):
+                finished = row["status"] == "finished"
+                scored = _score(row, row_roles) if finished else None
+                keep = scored is not None and _keep(scored, settings)
+                rollouts.append(_measure(row, scored, keep))
+                mask.append(keep)
+                if scored is None:
+                    continue
+                if keep:
+                    made.append({name: scored[name] for name in _MADE})
+                questions.setdefault(row["question_id"], {name: row[name] for name in ("question", "split")})
+                pairs.add(candidates.setdefault(row["question_id"], {}), _candidates(row, scored))
+            if made:
+                kept = table.select(_COPIED).filter(pa.array(mask))
+                new = pa.Table.from_pylist(made, schema=pa.schema([TABLES[_OUT].field(name) for name in _MADE]))
+                for name in _MADE:
+                    kept = kept.append_column(TABLES[_OUT].field(name), new[name])
+                yield kept
+        if not any(r.kept for r in rollouts):
+            raise EmptyError(_nothing_left(rollouts, settings))
+
+    facts = artifact.provenance({"trajectories": trajectories}, settings=settings.model_dump(mode="json"))
+    processed = artifact.write_tables(kept_tables(), storage.join(uri, "processed.parquet"), _OUT, facts)
+    pair_rows = [
+        _pair_row(question_id, questions[question_id], pair)
+        for question_id in sorted(candidates)
+        for pair in pairs.make(candidates[question_id], settings.max_pairs)
+    ]
+    paired = artifact.write_table(
+        artifact.table_of(pair_rows, _PAIRS), storage.join(uri, "pairs.parquet"), _PAIRS, facts
+    )
+    statistics = summarize(rollouts, [row["source"] for row in pair_rows])
+    storage.write_bytes(storage.join(uri, "statistics.json"), json.dumps(statistics, indent=1).encode())
+    return processed, paired, statistics
+
+
+def _roles(messages: pa.ChunkedArray) -> list[list[str]]:
+    """Who wrote each message of each conversation, without making Python strings of what they wrote."""
+    roles: list[list[str]] = []
+    for chunk in messages.chunks:
+        flat = chunk.flatten().field("role").to_pylist()
+        at = 0
+        for length in chunk.value_lengths().to_pylist():
+            roles.append(flat[at : at + (length or 0)])
+            at += length or 0
+    return roles
+
+
+def _score(row: Row, roles: list[str]) -> Row:
+    """What processed/1 has beyond the trajectory."""
+    wanted = [(place["document"], place["page"]) for place in row["answer_locations"]]
+    spoken = [index for index, role in enumerate(roles) if role == "assistant"]
+    # Each turn adds one assistant message; those before them are worked examples of the prompt.
+    spoken = spoken[max(0, len(spoken) - len(row["turns"])) :]
+    searches, reasonings, places = [], [], []
+    for turn, place in zip(row["turns"], spoken, strict=True):
+        for search in turn["searches"]:
+            rank = reward.gt_rank([(hit["file"], hit["page_number"]) for hit in search["results"]], wanted)
+            score = reward.rank_score(rank, row["top_k"])
+            searches.append({**search, "gt_rank": rank, "rank_score": score})
+            reasonings.append(turn["reasoning"])
+            places.append(place)
+    ranks = [search["gt_rank"] for search in searches]
+    best = reward.best_search(ranks)
+    return {
+        "searches": searches,
+        "reasonings": reasonings,
+        "search_messages": places,
+        "prompt_messages": spoken[0] if spoken else len(roles),
+        "best_search": best,
+        "best_query": None if best is None else searches[best]["query"],
+        "best_rank": None if best is None else ranks[best],
+        "rank_score": 0.0 if best is None else searches[best]["rank_score"],
+        "reasoning": None if best is None else reasonings[best],
+        "first_success": reward.first_success(ranks),
+        "effort": reward.effort_score(ranks, row["top_k"]),
+    }
+
+
+def _keep(scored: Row, settings: Process) -> bool:
+    if scored["best_search"] is None:
+        return settings.include_failed
+    return scored["rank_score"] >= settings.min_rank_score
+
+
+def _measure(row: Row, scored: Row | None, kept: bool) -> Rollout:
+    searches = scored["searches"] if scored else []
+    return Rollout(
+        question_id=row["question_id"],
+        sampling=row["sampling"],
+        finished=scored is not None,
+        outcome=row["outcome"],
+        kept=kept,
+        top_k=row["top_k"],
+        best_rank=scored["best_rank"] if scored else None,
+        rank_score=scored["rank_score"] if scored else 0.0,
+        first_success=scored["first_success"] if scored else None,
+        effort=scored["effort"] if scored else 0.0,
+        read_as=tuple(search["read_as"] for search in searches),
+        empty_searches=sum(not search["results"] for search in searches),
+        turns=len(row["turns"]),
+        valid_turns=sum(turn["action"] != "none" for turn in row["turns"]),
+        turn_failures=tuple(turn["failure"] for turn in row["turns"] if turn["failure"]),
+    )
+
+
+def _candidates(row: Row, scored: Row) -> Iterator[pairs.Candidate]:
+    for search, reasoning in zip(scored["searches"], scored["reasonings"], strict=True):
+        yield pairs.Candidate(
+            search["query"],
+            reasoning,
+            search["rank_score"],
+            frozenset([row["rollout_id"]]),
+            row["prompt_fingerprint"],
+        )
+
+
+def _pair_row(question_id: str, question: Row, pair: pairs.Pair) -> Row:
+    return {
+        "question_id": question_id,
+        **question,
+        "source": pair.source,
+        "chosen": pair.chosen.query,
+        "rejected": pair.rejected.query,
+        "chosen_reasoning": pair.chosen.reasoning,
+        "rejected_reasoning": pair.rejected.reasoning,
+        "chosen_score": pair.chosen.score,
+        "rejected_score": pair.rejected.score,
+        "prompt_fingerprint": pair.chosen.prompt_fingerprint,
+    }
+
+
+def _nothing_left(rollouts: list[Rollout], settings: Process) -> str:
+    finished = [r for r in rollouts if r.finished]
+    found = [r for r in finished if r.best_rank is not None]
+    if not rollouts:
+        return "there are no rollouts: collect with a larger limit or another split"
+    if not finished:
+        return f"all {len(rollouts)} rollouts failed: collect again, which redoes only those that failed"
+    if not found:
+        return (
+            f"none of the {len(finished)} finished rollouts found its page: collect more samples or a more varied sampling "
+            "configuration, let the prompt hold worked examples, search with operator 'or', raise top_k, or keep such "
+            "rollouts with include_failed"
+        )
+    best = max(r.rank_score for r in found)
+    return (
+        f"{len(found)} of {len(finished)} finished rollouts found their page, but none scores {settings.min_rank_score}: "
+        f"the best has {best:.2f}; lower min_rank_score"
+    )

@@ -1,0 +1,211 @@
+"""What a collection holds: how often, how early and how high the page was found, and how turns went.
+
+`summarize` gives a JSON-able dictionary, `markdown` and `picture` show it.
+"""
+
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Counts = dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """The measures of one rollout; those from `best_rank` on say nothing of one that failed."""
+
+    question_id: str
+    sampling: str
+    finished: bool
+    outcome: str
+    kept: bool  # went through the filters
+    top_k: int
+    best_rank: int | None
+    rank_score: float
+    first_success: int | None
+    effort: float
+    read_as: tuple[str, ...]  # of each search
+    empty_searches: int  # searches that matched no page
+    turns: int
+    valid_turns: int  # turns that ended in a valid action
+    turn_failures: tuple[str, ...]
+
+
+def summarize(rollouts: Sequence[Rollout], pair_sources: Iterable[str]) -> dict[str, Any]:
+    """Counts, shares and distributions as a JSON-able dictionary.
+
+    Distributions are of finished rollouts, {value: how many} in rising order; a miss is "none". Effort is counted in tenths
+    by lower bound, so "0.9" holds 0.9 to 1. Shares and means are null when there is nothing to divide by.
+
+    Args:
+        pair_sources: "within" or "across" of every preference pair.
+    """
+    finished = [r for r in rollouts if r.finished]
+    turns = sum(r.turns for r in finished)
+    valid = sum(r.valid_turns for r in finished)
+    read_as = Counter(name for r in finished for name in r.read_as)
+    sources = Counter(pair_sources)
+    return {
+        "rollouts": {
+            "all": len(rollouts),
+            "finished": len(finished),
+            "failed": len(rollouts) - len(finished),
+            "found": sum(r.best_rank is not None for r in finished),
+            "kept": sum(r.kept for r in finished),
+        },
+        "questions": {
+            "all": len({r.question_id for r in rollouts}),
+            "found": len({r.question_id for r in finished if r.best_rank is not None}),
+            "kept": len({r.question_id for r in finished if r.kept}),
+        },
+        "pairs": {"all": sources.total(), "within": sources["within"], "across": sources["across"]},
+        "outcomes": _counts(r.outcome for r in finished),
+        "failures": _counts(r.outcome for r in rollouts if not r.finished),
+        "found_share": _share(sum(r.best_rank is not None for r in finished), len(finished)),
+        "rank_score_mean": _mean([r.rank_score for r in finished]),
+        "effort_mean": _mean([r.effort for r in finished]),
+        "best_rank": _steps((r.best_rank for r in finished), max((r.top_k for r in finished), default=0)),
+        "rank_score": _counts(f"{r.rank_score:.2f}" for r in finished),
+        "first_success": _steps(
+            (r.first_success for r in finished), max((len(r.read_as) for r in finished), default=0)
+        ),
+        "effort": _tenths(r.effort for r in finished),
+        "turns": {
+            "all": turns,
+            "valid": valid,
+            "valid_share": _share(valid, turns),
+            "failures": _counts(name for r in finished for name in r.turn_failures),
+        },
+        "searches": {
+            "all": read_as.total(),
+            "empty": sum(r.empty_searches for r in finished),
+            "read_as": dict(sorted(read_as.items())),
+            "read_as_share": {name: n / read_as.total() for name, n in sorted(read_as.items())},
+        },
+        "by_sampling": {name: _of_sampling(finished, name) for name in sorted({r.sampling for r in finished})},
+    }
+
+
+def _of_sampling(finished: Sequence[Rollout], name: str) -> dict[str, Any]:
+    own = [r for r in finished if r.sampling == name]
+    return {
+        "finished": len(own),
+        "found_share": _share(sum(r.best_rank is not None for r in own), len(own)),
+        "rank_score_mean": _mean([r.rank_score for r in own]),
+        "effort_mean": _mean([r.effort for r in own]),
+        "valid_turn_share": _share(sum(r.valid_turns for r in own), sum(r.turns for r in own)),
+    }
+
+
+def _share(part: float, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return _share(math.fsum(values), len(values))  # fsum: the same in any order
+
+
+def _counts(values: Iterable[str]) -> Counts:
+    return dict(sorted(Counter(values).items()))
+
+
+def _steps(values: Iterable[int | None], last: int) -> Counts:
+    counts = Counter(values)
+    return {**{str(step): counts[step] for step in range(1, last + 1)}, "none": counts[None]}
+
+
+def _tenths(values: Iterable[float]) -> Counts:
+    # 1e-9: 0.3 is stored a little below 3/10, and must not fall into the bin below
+    counts = Counter(min(int(value * 10 + 1e-9), 9) for value in values)
+    return {f"{tenth / 10:.1f}": counts[tenth] for tenth in range(10)}
+
+
+_PANELS = {
+    "best_rank": "Rank of the best search",
+    "rank_score": "Rank score of the best search",
+    "first_success": "First search that found the page",
+    "effort": "Effort score",
+}
+
+
+def markdown(statistics: Mapping[str, Any]) -> str:
+    """The statistics as a page of Markdown tables."""
+    rollouts, questions, pairs = (statistics[name] for name in ("rollouts", "questions", "pairs"))
+    turns, searches = statistics["turns"], statistics["searches"]
+    overview = {
+        "Rollouts": f"{rollouts['all']}: {rollouts['finished']} finished, {rollouts['failed']} failed",
+        "Found the page": f"{rollouts['found']} ({_percent(statistics['found_share'])} of the finished)",
+        "Kept": str(rollouts["kept"]),
+        "Questions": f"{questions['all']}: {questions['found']} found, {questions['kept']} kept",
+        "Preference pairs": f"{pairs['all']}: {pairs['within']} within a rollout, {pairs['across']} across",
+        "Mean rank score": _number(statistics["rank_score_mean"]),
+        "Mean effort score": _number(statistics["effort_mean"]),
+        "Turns": f"{turns['all']}, {_percent(turns['valid_share'])} with a valid action",
+        "Searches": f"{searches['all']}, {searches['empty']} without a result",
+    }
+    parts = ["# Trajectories", _table(("", ""), overview.items())]
+    titles = {
+        **_PANELS,
+        "outcomes": "Outcomes of finished rollouts",
+        "failures": "Why rollouts failed",
+    }
+    for name, title in titles.items():
+        parts += _section(title, statistics[name])
+    parts += _section("Why turns brought no action", turns["failures"])
+    parts += _section("Queries were read as", searches["read_as"])
+    rows = (
+        (
+            name,
+            str(own["finished"]),
+            _percent(own["found_share"]),
+            _number(own["rank_score_mean"]),
+            _number(own["effort_mean"]),
+            _percent(own["valid_turn_share"]),
+        )
+        for name, own in statistics["by_sampling"].items()
+    )
+    header = ("Sampling", "Finished", "Found", "Rank score", "Effort score", "Valid turns")
+    parts += ["## By sampling configuration", _table(header, rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(title: str, counts: Counts) -> list[str]:
+    total = sum(counts.values())
+    if not total:
+        return []
+    rows = ((value, str(n), _percent(n / total)) for value, n in counts.items())
+    return [f"## {title}", _table(("", "n", "share"), rows)]
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def picture(statistics: Mapping[str, Any]) -> bytes:
+    """The four distributions as an SVG picture; the same statistics give the same bytes."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": "drag", "font.size": 9}):
+        figure = Figure(figsize=(10, 2.6), layout="constrained")
+        for axes, (name, title) in zip(figure.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
+            axes.bar(list(statistics[name]), list(statistics[name].values()), color="#4477aa")
+            axes.set_title(title, fontsize=9)
+            axes.tick_params(axis="x", labelsize=7)
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.supylabel("rollouts", fontsize=9)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()

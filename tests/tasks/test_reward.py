@@ -1,0 +1,116 @@
+"""The reward: bounds, monotony and the cases that are known by hand."""
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as tune
+from hypothesis import strategies as st
+
+from tasks import reward
+
+quick = tune(max_examples=60, deadline=None)
+pages = st.tuples(st.sampled_from(["a.pdf", "b.pdf", "c.pdf"]), st.integers(1, 4))
+depths = st.integers(1, 20)
+
+
+@st.composite
+def searches(draw: st.DrawFn) -> tuple[list[int | None], int]:
+    """Ranks of a rollout's searches, and the k that they were cut at."""
+    k = draw(depths)
+    return draw(st.lists(st.none() | st.integers(1, k), max_size=8)), k
+
+
+@quick
+@given(st.lists(pages, unique=True, max_size=12), st.lists(pages, max_size=4))
+def test_rank_is_that_of_the_best_ranked_answer_location(results, locations):
+    rank = reward.gt_rank(results, locations)
+    each = [results.index(place) + 1 for place in locations if place in results]
+    assert rank == min(each, default=None)
+
+
+@quick
+@given(st.lists(pages, unique=True, min_size=1, max_size=12), st.lists(pages, max_size=4), pages)
+def test_another_answer_location_never_lowers_the_rank(results, locations, further):
+    before, after = reward.gt_rank(results, locations), reward.gt_rank(results, [*locations, further])
+    assert after is not None if before is not None else True
+    assert (after or 99) <= (before or 99)
+
+
+@quick
+@given(depths, st.integers(1, 40))
+def test_rank_score_falls_with_the_rank_and_stays_within_0_and_1(k, rank):
+    score, next_score = reward.rank_score(rank, k), reward.rank_score(rank + 1, k)
+    assert 0 <= next_score <= score <= 1
+    assert next_score < score or rank > k
+    assert (score > 0) == (rank <= k)
+    assert reward.rank_score(1, k) == 1
+    assert reward.rank_score(None, k) == 0
+
+
+@quick
+@given(searches())
+def test_effort_lies_between_0_and_1_and_is_0_only_for_a_miss(found):
+    ranks, k = found
+    effort = reward.effort_score(ranks, k)
+    assert 0 <= effort <= 1
+    assert (effort > 0) == (reward.first_success(ranks) is not None)
+
+
+@quick
+@given(depths)
+def test_effort_of_a_first_rank_by_a_single_search_is_1(k):
+    assert reward.effort_score([1], k) == 1
+
+
+@quick
+@given(searches())
+def test_a_miss_before_the_hit_costs_effort(found):
+    ranks, k = found
+    if reward.first_success(ranks) is not None:
+        assert reward.effort_score([None, *ranks], k) <= reward.effort_score(ranks, k)
+
+
+@quick
+@given(searches(), st.integers(1, 20))
+def test_a_worse_first_rank_costs_effort(found, rank):
+    ranks, k = found
+    rank = min(rank, k)
+    better = reward.effort_score([rank, *ranks], k)
+    worse = reward.effort_score([rank + 1 if rank < k else None, *ranks], k)
+    assert worse < better
+
+
+@quick
+@given(searches())
+def test_best_search_is_the_earliest_of_the_best_rank(found):
+    ranks, _ = found
+    best = reward.best_search(ranks)
+    hits = [rank for rank in ranks if rank is not None]
+    assert best == (ranks.index(min(hits)) if hits else None)
+    first = reward.first_success(ranks)
+    assert (first is None) == (best is None)
+    if best is not None:
+        assert first <= best + 1
+
+
+@pytest.mark.parametrize(
+    ("ranks", "k", "effort"),
+    [([], 3, 0.0), ([None, None], 3, 0.0), ([3], 3, 1 / 3), ([None, 1], 2, 0.5), ([2, 1], 3, 5 / 6)],
+)
+def test_effort_by_hand(ranks, k, effort):
+    assert reward.effort_score(ranks, k) == pytest.approx(effort)
+
+
+@quick
+@given(st.none() | st.integers(1, 50), depths)
+def test_a_hit_counts_1_and_a_miss_0(rank, k):
+    assert reward.hit_at(rank, k) == (1.0 if reward.rank_score(rank, k) > 0 else 0.0)
+    assert 0 <= reward.reciprocal_rank(rank) <= 1
+
+
+@quick
+@given(st.sets(pages), st.sets(pages))
+def test_citation_f1_is_the_harmonic_mean_and_symmetric(predicted, wanted):
+    precision, recall, f1 = reward.set_f1(predicted, wanted)
+    assert (recall, precision, f1) == reward.set_f1(wanted, predicted)
+    assert min(precision, recall) - 1e-9 <= f1 <= max(precision, recall) + 1e-9
+    assert reward.set_f1(wanted, wanted) == ((1.0, 1.0, 1.0) if wanted else (0.0, 0.0, 0.0))
