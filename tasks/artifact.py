@@ -10,7 +10,6 @@ import importlib.metadata
 import io
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -64,8 +63,14 @@ def provenance(inputs: Mapping[str, Artifact] | None = None, **facts: Any) -> di
     return {"inputs": {k: v.sha256 for k, v in (inputs or {}).items()}, "packages": versions, **facts}
 
 
+def _declared(schema: str) -> pa.Schema:
+    if schema not in TABLES:
+        raise ArtifactError(f"no table schema {schema!r} is declared in tasks/schemas.py")
+    return TABLES[schema]
+
+
 def _checked(table: pa.Table, schema: str) -> pa.Table:
-    declared = TABLES[schema]
+    declared = _declared(schema)
     missing = set(declared.names) - set(table.column_names)
     extra = set(table.column_names) - set(declared.names)
     if missing or extra:
@@ -79,14 +84,17 @@ def _checked(table: pa.Table, schema: str) -> pa.Table:
 
 
 def table_of(rows: Iterable[Mapping[str, Any]], schema: str) -> pa.Table:
-    """Rows as an Arrow table of a declared schema.
+    """Rows as an Arrow table of a declared schema; what a row leaves out is null.
 
     Raises:
-        ArtifactError: a row has a value of another type.
+        ArtifactError: a row has a value of another type, or one that the schema has no column for.
     """
+    declared, listed = _declared(schema), list(rows)
+    if unknown := {name for row in listed for name in row} - set(declared.names):
+        raise ArtifactError(f"rows are not {schema}: unknown columns {sorted(unknown)}")
     try:
-        return pa.Table.from_pylist(list(rows), schema=TABLES[schema])
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        return pa.Table.from_pylist(listed, schema=declared)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
         raise ArtifactError(f"rows are not {schema}: {error}") from error
 
 
@@ -105,10 +113,8 @@ def write_tables(tables: Iterable[pa.Table], uri: str, schema: str, facts: Mappi
     Raises:
         ArtifactError: a table is not of that schema.
     """
-    if schema not in TABLES:
-        raise ArtifactError(f"no table schema {schema!r} is declared in tasks/schemas.py")
     metadata = {_SCHEMA: schema.encode(), _PROVENANCE: json.dumps(facts, sort_keys=True, default=str).encode()}
-    declared = TABLES[schema].with_metadata(metadata)
+    declared = _declared(schema).with_metadata(metadata)
     buffer, rows = io.BytesIO(), 0
     with pq.ParquetWriter(buffer, declared, compression="zstd") as writer:
         for table in tables:
@@ -119,8 +125,14 @@ def write_tables(tables: Iterable[pa.Table], uri: str, schema: str, facts: Mappi
     return Artifact(uri, hashlib.sha256(data).hexdigest(), rows, schema)
 
 
-def _open_file(uri: str, schema: str) -> pq.ParquetFile:
-    file = pq.ParquetFile(io.BytesIO(storage.read_bytes(uri)))
+def _open_file(uri: str, schema: str, sha256: str | None = None) -> pq.ParquetFile:
+    data = storage.read_bytes(uri)
+    if sha256 is not None:
+        _refuse_altered(uri, hashlib.sha256(data).hexdigest(), sha256)
+    try:
+        file = pq.ParquetFile(io.BytesIO(data))
+    except (pa.ArrowInvalid, OSError) as error:  # pyarrow raises OSError for some damages
+        raise ArtifactError(f"{uri} is not Parquet or damaged ({error}): make it again") from error
     found = (file.schema_arrow.metadata or {}).get(_SCHEMA, b"").decode()
     if found != schema:
         raise ArtifactError(
@@ -129,14 +141,31 @@ def _open_file(uri: str, schema: str) -> pq.ParquetFile:
     return file
 
 
-def _read_file(uri: str, schema: str, columns: Sequence[str] | None) -> pa.Table:
-    file = _open_file(uri, schema)
+def _refuse_altered(uri: str, found: str, sha256: str) -> None:
+    if found != sha256:
+        raise ArtifactError(f"{uri} hashes to {found[:12]}, its reference says {sha256[:12]}: make it again")
+
+
+def _open(artifact: Artifact) -> Iterator[pq.ParquetFile]:
+    """The Parquet files of a table artifact; that of a one-file artifact must hash to what its reference says."""
+    if artifact.schema not in TABLES:
+        raise ArtifactError(
+            f"{artifact.uri} is {artifact.schema!r}; this version reads {sorted(TABLES)}: make it again"
+        )
+    files = [f for f in storage.iter_files(artifact.uri) if f.endswith(".parquet")]
+    if not files:
+        raise ArtifactError(f"{artifact.uri} does not exist; run the stage that makes it again")
+    for uri in files:
+        yield _open_file(uri, artifact.schema, artifact.sha256 if artifact.uri.endswith(".parquet") else None)
+
+
+def _read(file: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
     return file.read(columns=list(columns) if columns is not None else None).replace_schema_metadata(None)
 
 
 def read_parts(uri: str, schema: str, columns: Sequence[str] | None = None) -> pa.Table:
     """All Parquet files at or below `uri`, in name order, as one table; empty when there is none."""
-    parts = [_read_file(f, schema, columns) for f in storage.iter_files(uri) if f.endswith(".parquet")]
+    parts = [_read(_open_file(f, schema), columns) for f in storage.iter_files(uri) if f.endswith(".parquet")]
     declared = TABLES[schema]
     if columns is not None:
         declared = pa.schema([declared.field(name) for name in columns])
@@ -147,10 +176,9 @@ def read_table(artifact: Artifact, columns: Sequence[str] | None = None) -> pa.T
     """Read a table artifact, or some of its columns.
 
     Raises:
-        ArtifactError: it is missing, or has another schema than this version of the code reads.
+        ArtifactError: it is missing, was altered, or has another schema than this version of the code reads.
     """
-    _refuse_unreadable(artifact)
-    return read_parts(artifact.uri, artifact.schema, columns)
+    return pa.concat_tables([_read(file, columns) for file in _open(artifact)])
 
 
 def read_batches(artifact: Artifact, columns: Sequence[str] | None = None, rows: int = 1024) -> Iterator[pa.Table]:
@@ -159,21 +187,9 @@ def read_batches(artifact: Artifact, columns: Sequence[str] | None = None, rows:
     Raises:
         ArtifactError: as `read_table`.
     """
-    _refuse_unreadable(artifact)
-    for uri in storage.iter_files(artifact.uri):
-        if uri.endswith(".parquet"):
-            file = _open_file(uri, artifact.schema)
-            for batch in file.iter_batches(rows, columns=list(columns) if columns is not None else None):
-                yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
-
-
-def _refuse_unreadable(artifact: Artifact) -> None:
-    if artifact.schema not in TABLES:
-        raise ArtifactError(
-            f"{artifact.uri} is {artifact.schema!r}; this version reads {sorted(TABLES)}: make it again"
-        )
-    if not storage.exists(artifact.uri):
-        raise ArtifactError(f"{artifact.uri} does not exist; run the stage that makes it again")
+    for file in _open(artifact):
+        for batch in file.iter_batches(rows, columns=list(columns) if columns is not None else None):
+            yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 
 
 def read_rows(artifact: Artifact, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -185,9 +201,7 @@ def read_provenance(artifact: Artifact) -> dict[str, Any]:
     """The provenance that an artifact was written with."""
     if artifact.schema in FOLDERS:
         return json.loads(storage.read_bytes(storage.join(artifact.uri, "provenance.json")))
-    first = next(f for f in storage.iter_files(artifact.uri) if f.endswith(".parquet"))
-    metadata = pq.read_schema(io.BytesIO(storage.read_bytes(first))).metadata
-    return json.loads(metadata[_PROVENANCE])
+    return json.loads(next(_open(artifact)).schema_arrow.metadata[_PROVENANCE])
 
 
 def _folder_hash(folder: Path) -> str:
@@ -209,6 +223,9 @@ def write_folder(folder: Path, uri: str, schema: str, rows: int, facts: Mapping[
     (folder / "provenance.json").write_text(json.dumps(facts, sort_keys=True, indent=1, default=str))
     artifact = Artifact(uri, _folder_hash(folder), rows, schema)
     storage.upload_folder(folder, uri)
+    for file in list(storage.iter_files(uri)):  # what an earlier artifact left at the same place
+        if not (folder / storage.relative(file, uri)).is_file():
+            storage.delete(file)
     storage.write_bytes(uri.rstrip("/") + ".artifact.json", json.dumps(asdict(artifact), indent=1).encode())
     return artifact
 
@@ -216,31 +233,31 @@ def write_folder(folder: Path, uri: str, schema: str, rows: int, facts: Mapping[
 def fetch_folder(artifact: Artifact) -> Path:
     """A local path that holds a folder artifact's files: its own when storage is local, else a copy downloaded once.
 
+    The hash is checked on download only: engines leave lock files in a folder that they open where it lies.
+
     Raises:
-        ArtifactError: it is missing, or does not hash to what the reference says.
+        ArtifactError: it is missing, or what was downloaded does not hash to what the reference says.
     """
     if artifact.schema not in FOLDERS:
         raise ArtifactError(f"{artifact.uri} is {artifact.schema!r}, not one of {sorted(FOLDERS)}: make it again")
+    if not exists(artifact):
+        raise ArtifactError(f"{artifact.uri} does not exist; run the stage that makes it again")
     if not storage.is_s3(artifact.uri):
-        if not Path(artifact.uri).is_dir():
-            raise ArtifactError(f"{artifact.uri} does not exist; run the stage that makes it again")
         return Path(artifact.uri)
     cache = Path(os.environ.get("DRAG_CACHE", Path.home() / ".cache" / "drag")) / "folders"
     target = cache / artifact.sha256
     if target.is_dir():
         return target
     cache.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=cache))
-    storage.download_folder(artifact.uri, part)
-    if (found := _folder_hash(part)) != artifact.sha256:
-        shutil.rmtree(part)
-        raise ArtifactError(
-            f"{artifact.uri} hashes to {found[:12]}, its reference says {artifact.sha256[:12]}: make it again"
-        )
-    try:
-        part.rename(target)
-    except OSError:  # another process fetched it meanwhile
-        shutil.rmtree(part)
+    with tempfile.TemporaryDirectory(dir=cache) as part:
+        made = Path(part) / "folder"
+        storage.download_folder(artifact.uri, made)
+        _refuse_altered(artifact.uri, _folder_hash(made), artifact.sha256)
+        try:
+            made.rename(target)
+        except OSError:  # another process fetched it meanwhile
+            if not target.is_dir():
+                raise
     return target
 
 
@@ -252,6 +269,11 @@ def exists(artifact: Artifact) -> bool:
 def save_ref(root: str, name: str, artifact: Artifact) -> None:
     """Point `refs/<name>` of a storage root to an artifact: what later commands take unless told otherwise."""
     storage.write_bytes(storage.join(root, "refs", f"{name}.json"), json.dumps(asdict(artifact), indent=1).encode())
+
+
+def has_ref(root: str, name: str) -> bool:
+    """Whether `refs/<name>` points to anything yet."""
+    return storage.exists(storage.join(root, "refs", f"{name}.json"))
 
 
 def load_ref(root: str, name: str) -> Artifact:
