@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from tasks import storage
 from tasks.artifact import Artifact
 
 _PACKAGE = "tasks"
@@ -41,6 +42,11 @@ def stage_key(
         "facts": dict(facts or {}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def content_fingerprint(uri: str) -> str:
+    """Hash of all files at or below `uri`; a hub data set (hf:NAME) stands for itself."""
+    return uri if uri.startswith("hf:") else storage.fingerprint(uri)
 
 
 @functools.cache

@@ -229,6 +229,7 @@ class Evaluate(Settings):
     )
     depth: int = Field(default=10, ge=10, description="Depth to which first searches are ranked, for Hit@k and MRR.")
     resamples: int = Field(default=10_000, ge=100, description="Bootstrap resamples behind an interval.")
+    allow_failed_share: Share = Field(default=0.0, description="Share of rollouts that may have failed; each counts as a miss.")
 
 
 class Variant(Settings):
@@ -305,6 +306,22 @@ class MergeRun(Run):
     """Parameters of the flow `merge`."""
 
     model: str = Field(default=Server().model, description="Base model: a model hub name or a local folder.")
+
+
+class ServeRun(Run):
+    """Parameters of the flow `serve`."""
+
+    model: str = Field(default=Server().model, description="Base model: a model hub name or a local folder.")
+    adapter: bool = Field(default=False, description="Serve the newest adapter beside the base model.")
+    serve: Serve = Field(default=Serve(), description="vLLM.")
+
+
+class InferRun(ModelRun):
+    """Parameters of the command `infer`."""
+
+    question: str | None = Field(default=None, description="Question to ask; asks for questions when empty.")
+    adapter: bool = Field(default=False, description="Ask the newest adapter instead of the base model.")
+    sampling_config: SamplingName = Field(default="greedy", description="Sampling configuration.")
 
 
 class EvaluateRun(ModelRun):

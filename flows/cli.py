@@ -1,0 +1,103 @@
+"""The command line: `drag STAGE [flags]`. Each command runs a flow; its flags are the fields of the flow's settings.
+
+Exit codes: 0 done; 2 unusable input or settings; 3 an artifact is missing or stale; 4 a server; 5 the model yields no
+search; 6 training; 7 too many rollouts failed; 130 interrupted. No traceback for what a user can mend.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.markup import escape
+
+from flows.flags import add_flags, settings_from
+from tasks import config
+from tasks.errors import DragError
+
+
+class Command(NamedTuple):
+    """A command: the flow that it runs (module:name), the settings that the flow takes, and what it is for."""
+
+    runs: str
+    settings: type[BaseModel]
+    help: str
+
+
+COMMANDS = {
+    "ingest": Command("flows.ingest:ingest", config.IngestRun, "PDFs or OCR JSONL, and questions → pages and index"),
+    "collect": Command("flows.collect:collect", config.CollectRun, "questions → search trajectories of the model"),
+    "process": Command("flows.prepare:process", config.ProcessRun, "trajectories → scored rollouts, preference pairs"),
+    "format": Command("flows.prepare:format_", config.FormatRun, "scored rollouts → training sets"),
+    "finetune": Command("flows.finetune:finetune", config.FinetuneRun, "training set → LoRA adapter"),
+    "merge": Command("flows.finetune:merge", config.MergeRun, "adapter and base → one model"),
+    "serve": Command("flows.serve:serve", config.ServeRun, "hold a model server until interrupted"),
+    "evaluate": Command("flows.evaluate:evaluate", config.EvaluateRun, "measure runs on unseen questions"),
+    "compare": Command("flows.evaluate:compare", config.CompareRun, "compare runs that were measured; report"),
+    "infer": Command("flows.infer:infer", config.InferRun, "ask one question, or many in turn"),
+    "improve": Command("flows.improve:improve", config.Improve, "the whole loop, once round"),
+    "demo": Command("flows.demo:demo", config.Improve, "the whole loop on documents that the project generates"),
+}
+# flags of the reference pipeline that mean the same
+ALIASES = {"documents": "ocr-file"}
+RECIPES = {"demo": Path(__file__).resolve().parents[1] / "deployments" / "recipes" / "demo.yaml"}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="drag", description="A language model learns to search your PDFs better.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.help, description=command.help, argument_default=argparse.SUPPRESS)
+        if name == "finetune":
+            sub.add_argument("method", choices=["sft"], help="sft: learn the queries that worked")
+        add_flags(sub, command.settings, ALIASES)
+        sub.set_defaults(config=RECIPES.get(name))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    command = COMMANDS[arguments.command]
+    errors = Console(stderr=True)
+    try:
+        settings = settings_from(command.settings, arguments)
+        _quieten()
+        _run(command, settings)
+    except DragError as error:
+        errors.print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}", soft_wrap=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        errors.print("Interrupted. The same command goes on from here.")
+        return 130
+    return 0
+
+
+def _quieten() -> None:
+    """Nothing is reported home, and the terminal shows DRAG's own progress; the logs are in the Prefect UI."""
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _run(command: Command, settings: BaseModel) -> None:
+    """Run a flow against the configured Prefect server or an embedded one; what is no flow needs none."""
+    module, _, name = command.runs.partition(":")
+    target = getattr(importlib.import_module(module), name)
+    if name == "infer":
+        target(settings)
+        return
+    from flows.embedded import prefect_server
+
+    with prefect_server():
+        target(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

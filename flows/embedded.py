@@ -1,0 +1,69 @@
+"""The Prefect server that the command line brings along when PREFECT_API_URL names none.
+
+It is a real server with its UI, on loopback, over a SQLite database in DRAG_HOME (by default ~/.drag), so earlier runs stay
+visible. It ends with the command that started it, also when that is killed.
+"""
+
+import contextlib
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+
+from tasks import watchdog
+from tasks.errors import ServerError
+from tasks.serve import free_port, log_tail
+
+_START_TIMEOUT_S = 120
+
+
+@contextlib.contextmanager
+def prefect_server() -> Iterator[str]:
+    """Yields the address of the Prefect API: the configured one, or that of a server which lives as long as the block.
+
+    Raises:
+        ServerError: the embedded server did not start; the message holds the end of its log.
+    """
+    configured = get_current_settings().api.url
+    if configured:
+        yield configured
+        return
+    home = Path(os.environ.get("DRAG_HOME", Path.home() / ".drag"))
+    home.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    log = home / "prefect-server.log"
+    env = dict(os.environ) | {
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_API_URL": "",
+        "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("wb") as output:
+        process = watchdog.start(command, env=env, output=output)
+    try:
+        started = time.monotonic()
+        while not _healthy(port):
+            if process.poll() is not None or time.monotonic() - started > _START_TIMEOUT_S:
+                raise ServerError(f"the embedded Prefect server did not start:\n{log_tail(log)}")
+            time.sleep(0.2)
+        url = f"http://127.0.0.1:{port}/api"
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield url
+    finally:
+        watchdog.stop(process)
+
+
+def _healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=5) as reply:
+            return reply.status == 200
+    except (urllib.error.URLError, OSError):
+        return False

@@ -1,0 +1,59 @@
+"""finetune: training set → LoRA adapter. merge: adapter and base → one model.
+
+drag finetune sft --training-set sft_best --epochs 2 --lr 1e-3
+drag merge
+"""
+
+from prefect import flow
+
+from flows.summary import show_stages, work_dir
+from tasks import artifact, config, storage
+from tasks.artifact import Artifact, load_ref
+from tasks.cache import stage_key
+from tasks.model import fetch_model, model_fingerprint
+from tasks.stage_tasks import finetune_adapter, merge_adapter
+from tasks.stages import StageRun, run_stage
+
+
+def finetuned(root: str, settings: config.Finetune, model: str, training_set: Artifact) -> StageRun:
+    """Train an adapter; a killed training goes on from its last checkpoint, which lies below the stage's folder."""
+    facts = {"model": model_fingerprint(fetch_model(model))}
+    key = stage_key(
+        "tasks.training.sft", settings={"finetune": settings}, inputs={"training_set": training_set}, facts=facts
+    )
+    run = run_stage(
+        finetune_adapter,
+        root=root,
+        key=key,
+        uri=storage.join(root, "adapters", key),
+        settings=settings,
+        model=model,
+        training_set=training_set,
+        work_dir=work_dir(root) / "training" / key,
+    )
+    for name, made in run.artifacts.items():
+        artifact.save_ref(root, name, made)
+    return run
+
+
+@flow(name="finetune")
+def finetune(settings: config.FinetuneRun) -> list[StageRun]:
+    """Train an adapter on the newest training set of the chosen format."""
+    root = storage.resolve(settings.storage)
+    runs = [finetuned(root, settings.finetune, settings.model, load_ref(root, settings.training_set))]
+    show_stages(runs)
+    return runs
+
+
+@flow(name="merge")
+def merge(settings: config.MergeRun) -> list[StageRun]:
+    """Merge the newest adapter into its base model."""
+    root = storage.resolve(settings.storage)
+    adapter = load_ref(root, "adapter")
+    facts = {"model": model_fingerprint(fetch_model(settings.model))}
+    key = stage_key("tasks.training.merge", inputs={"adapter": adapter}, facts=facts)
+    uri = storage.join(root, "merged", key)
+    runs = [run_stage(merge_adapter, root=root, key=key, uri=uri, model=settings.model, adapter=adapter)]
+    artifact.save_ref(root, "merged_model", runs[0].artifacts["merged_model"])
+    show_stages(runs)
+    return runs

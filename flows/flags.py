@@ -1,0 +1,143 @@
+"""Command-line flags from a settings model: every field is a flag of its own name, with its description as help.
+
+`--max-iterations` sets `agent.max_iterations`: where a name stands once among a command's settings, no more is needed; where
+it stands twice (`limit` of collect and of evaluate), the section goes before it (`--collect-limit`). A recipe (`--config`)
+gives values that flags override. Values are checked by the model alone, so the command line, recipes and forms agree.
+"""
+
+import argparse
+import types
+import typing
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from tasks.errors import ConfigError, InputError
+
+Path_ = tuple[str, ...]
+M = typing.TypeVar("M", bound=BaseModel)
+
+
+def fields(model: type[BaseModel], at: Path_ = ()) -> Iterator[tuple[Path_, FieldInfo]]:
+    """Every field that a flag can set: those of nested models in place of the nested model."""
+    for name, info in model.model_fields.items():
+        inner = info.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from fields(inner, (*at, name))
+        elif not _holds_models(inner):  # a list of models is for a recipe
+            yield (*at, name), info
+
+
+def _holds_models(annotation: Any) -> bool:
+    return any(isinstance(a, type) and issubclass(a, BaseModel) for a in typing.get_args(annotation))
+
+
+def flag_names(model: type[BaseModel]) -> dict[Path_, str]:
+    """The flag of each field, without its dashes."""
+    times = Counter(path[-1] for path, _ in fields(model))
+    return {
+        path: "-".join(path[-2:] if times[path[-1]] > 1 else path[-1:]).replace("_", "-") for path, _ in fields(model)
+    }
+
+
+def add_flags(parser: argparse.ArgumentParser, model: type[BaseModel], aliases: Mapping[str, str]) -> None:
+    """Add a flag for every field of `model`, and `--config`.
+
+    Args:
+        aliases: flag → further flag that means the same, such as those of the reference pipeline.
+    """
+    parser.add_argument("--config", metavar="FILE", help="YAML with the same settings (a recipe); flags override it")
+    names = flag_names(model)
+    for path, info in fields(model):
+        flags = [f"--{names[path]}"]
+        if also := aliases.get(names[path]):
+            flags.append(f"--{also}")
+        options: dict[str, Any] = {"dest": ".".join(path), "default": argparse.SUPPRESS, "help": _help(info)}
+        kind = _without_none(info.annotation)
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif typing.get_origin(kind) is list:
+            options |= {"nargs": "+", "metavar": names[path].upper().replace("-", "_")}
+        else:
+            options["metavar"] = names[path].upper().replace("-", "_")
+        parser.add_argument(*flags, **options)
+
+
+def _help(info: FieldInfo) -> str:
+    text = info.description or ""
+    choices = _choices(_without_none(info.annotation))
+    if choices:
+        text += f" One of: {', '.join(choices)}."
+    if not info.is_required() and info.default is not None and not isinstance(info.default, BaseModel):
+        shown = " ".join(map(str, info.default)) if isinstance(info.default, list) else info.default
+        text += f" Default: {shown}."
+    return text.replace("%", "%%")
+
+
+def _choices(kind: Any) -> list[str]:
+    if typing.get_origin(kind) is list:
+        kind = typing.get_args(kind)[0]
+    return [str(v) for v in typing.get_args(kind)] if typing.get_origin(kind) is typing.Literal else []
+
+
+def _without_none(annotation: Any) -> Any:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next(a for a in typing.get_args(annotation) if a is not type(None))
+    return annotation
+
+
+def load_recipe(file: str) -> dict[str, Any]:
+    """The settings in a YAML file.
+
+    Raises:
+        InputError: it cannot be read, or is no mapping.
+    """
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot be read as YAML: {error}", file=file) from error
+    if not isinstance(content, dict):
+        raise InputError("holds no settings (a mapping of names to values)", file=file)
+    return content
+
+
+def settings_from(model: type[M], arguments: argparse.Namespace) -> M:
+    """The settings that a recipe and flags add up to.
+
+    Raises:
+        ConfigError: a value is missing, unknown or out of range; the message names flag and reason.
+    """
+    values: dict[str, Any] = load_recipe(arguments.config) if arguments.config else {}
+    for dest, value in vars(arguments).items():
+        path = tuple(dest.split("."))
+        if path in dict(fields(model)):
+            at = values
+            for section in path[:-1]:
+                at = at.setdefault(section, {})
+            at[path[-1]] = value
+    return validated(model, values)
+
+
+def validated(model: type[M], values: Mapping[str, Any]) -> M:
+    """`values` as settings.
+
+    Raises:
+        ConfigError: a value is missing, unknown or out of range; the message names flag and reason.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        names = flag_names(model)
+        lines = []
+        for problem in error.errors():
+            path = tuple(str(p) for p in problem["loc"] if not isinstance(p, int))
+            where = f"--{names[path]}" if path in names else ".".join(path) or "settings"
+            lines.append(
+                f"{where}: {problem['msg']}" + ("" if problem["type"] == "missing" else f" (got {problem['input']!r})")
+            )
+        raise ConfigError("\n".join(lines)) from error

@@ -1,0 +1,68 @@
+"""ingest: PDFs or OCR JSONL, and questions → pages, questions with splits, search index.
+
+drag ingest --documents FOLDER_OF_PDFS --questions questions.jsonl
+drag ingest --ocr-file ocr_output.jsonl --questions questions.jsonl
+"""
+
+from prefect import flow
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.summary import show_markdown, show_stages
+from tasks import artifact, config, storage
+from tasks.cache import content_fingerprint, stage_key
+from tasks.set_aside import count_reasons
+from tasks.stage_tasks import index_pages, read_documents, read_questions
+from tasks.stages import StageRun, run_stage
+
+
+def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[StageRun]:
+    """Run the stages, point the refs to what they made, and say what was set aside."""
+    parsing = settings.model_copy(update={"workers": None, "documents": "", "questions": None})
+    facts = {"documents": content_fingerprint(settings.documents)}
+    key = stage_key("tasks.documents", facts=facts)
+    documents = run_stage(
+        read_documents, root=root, key=key, uri=storage.join(root, "documents", key), settings=settings
+    )
+    runs = [documents]
+    pages = documents.artifacts["pages"]
+    if settings.questions:
+        files = [f for f in (settings.questions, settings.include_json, settings.exclude_json) if f]
+        facts = {f: content_fingerprint(f) for f in files}
+        key = stage_key("tasks.questions", settings={"ingest": parsing}, inputs={"pages": pages}, facts=facts)
+        uri = storage.join(root, "questions", key)
+        runs.append(run_stage(read_questions, root=root, key=key, uri=uri, settings=settings, pages=pages))
+    key = stage_key("tasks.search", settings={"index": index}, inputs={"pages": pages})
+    runs.append(
+        run_stage(index_pages, root=root, key=key, uri=storage.join(root, "index", key), settings=index, pages=pages)
+    )
+    for run in runs:
+        for name, made in run.artifacts.items():
+            artifact.save_ref(root, name, made)
+    _show_set_aside(runs)
+    return runs
+
+
+def _show_set_aside(runs: list[StageRun]) -> None:
+    """What was left out, or only noted, and why: on the terminal and in the UI."""
+    counts = count_reasons(*(a for run in runs for name, a in run.artifacts.items() if name.startswith("set_aside")))
+    if not counts:
+        return
+    columns = ("count", "reason", "what it means", "for instance")
+    rows = [
+        (str(c.times), c.reason + (" (kept)" if c.kept else ""), c.meaning, c.example.replace("|", "/")) for c in counts
+    ]
+    table = Table(*columns, title="Set aside, and why", title_justify="left")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(stderr=True).print(table)
+    show_markdown("Set aside", "\n".join(f"| {' | '.join(row)} |" for row in (columns, ["---"] * 4, *rows)))
+
+
+@flow(name="ingest")
+def ingest(settings: config.IngestRun) -> list[StageRun]:
+    """Read documents and questions, and index the pages."""
+    runs = ingested(storage.resolve(settings.storage), settings.ingest, settings.index)
+    show_stages(runs)
+    return runs

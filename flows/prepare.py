@@ -1,0 +1,64 @@
+"""prepare: trajectories → scored rollouts and preference pairs → training sets. Its halves are flows too.
+
+drag process
+drag format --formats sft_best dpo --jsonl
+"""
+
+from prefect import flow
+
+from flows.summary import show_markdown, show_stages
+from tasks import artifact, config, storage
+from tasks.artifact import Artifact, load_ref
+from tasks.cache import stage_key
+from tasks.stage_tasks import format_training_sets, process_trajectories
+from tasks.stages import StageRun, run_stage
+from tasks.statistics import read_statistics, statistics_markdown
+
+
+def processed(root: str, settings: config.Process, trajectories: Artifact) -> StageRun:
+    """Score the rollouts and pair their queries; show the statistics."""
+    key = stage_key("tasks.process", settings={"process": settings}, inputs={"trajectories": trajectories})
+    uri = storage.join(root, "processed", key)
+    run = run_stage(process_trajectories, root=root, key=key, uri=uri, settings=settings, trajectories=trajectories)
+    for name, made in run.artifacts.items():
+        artifact.save_ref(root, name, made)
+    show_markdown("Statistics of the rollouts", statistics_markdown(read_statistics(uri)))
+    return run
+
+
+def formatted(root: str, settings: config.Format, agent: config.Agent) -> StageRun:
+    """Make the training sets for an agent that is to be served with these settings."""
+    inputs = {"processed": load_ref(root, "processed"), "pairs": load_ref(root, "pairs")}
+    key = stage_key("tasks.formats", settings={"format": settings, "agent": agent}, inputs=inputs)
+    uri = storage.join(root, "training-sets", key)
+    run = run_stage(format_training_sets, root=root, key=key, uri=uri, settings=settings, agent=agent, **inputs)
+    for name, made in run.artifacts.items():
+        artifact.save_ref(root, name, made)
+    return run
+
+
+@flow(name="process")
+def process(settings: config.ProcessRun) -> list[StageRun]:
+    """Score the newest trajectories and pair their queries."""
+    root = storage.resolve(settings.storage)
+    runs = [processed(root, settings.process, load_ref(root, "trajectories"))]
+    show_stages(runs)
+    return runs
+
+
+@flow(name="format")
+def format_(settings: config.FormatRun) -> list[StageRun]:
+    """Make training sets of the scored rollouts."""
+    runs = [formatted(storage.resolve(settings.storage), settings.format, settings.agent)]
+    show_stages(runs)
+    return runs
+
+
+@flow(name="prepare")
+def prepare(settings: config.PrepareRun) -> list[StageRun]:
+    """Score the newest trajectories, and make training sets of them."""
+    root = storage.resolve(settings.storage)
+    runs = [processed(root, settings.process, load_ref(root, "trajectories"))]
+    runs.append(formatted(root, settings.format, settings.agent))
+    show_stages(runs)
+    return runs

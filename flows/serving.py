@@ -1,0 +1,55 @@
+"""A model to ask, for as long as a flow needs one: the server that the settings name, or a vLLM of our own.
+
+Ours starts when the first stage really asks, so a flow whose stages are all cached starts none.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tasks import config, serve
+from tasks.artifact import Artifact
+from tasks.errors import ConfigError
+from tasks.progress import progress
+
+Connect = Callable[[Artifact | None], config.Server]
+"""Server settings to ask the base model with, or an adapter, which is loaded if need be."""
+
+
+@contextlib.contextmanager
+def model_server(server: config.Server, settings: config.Serve, work_dir: Path) -> Iterator[Connect]:
+    """Yields `connect`; a vLLM that it started is stopped at the block's end.
+
+    Raises:
+        ServerError: a server did not start, or refused an adapter.
+    """
+    with contextlib.ExitStack() as stack:
+        started: serve.Served | None = None
+
+        def connect(adapter: Artifact | None) -> config.Server:
+            nonlocal started
+            if server.base_url:
+                return _remote(server, adapter)
+            if started is None:
+                with progress("Starting vLLM") as on_progress:
+                    timeout = round(settings.start_timeout)
+                    started = stack.enter_context(
+                        serve.serving(
+                            server.model, settings, work_dir, on_wait=lambda s: on_progress(round(s), timeout)
+                        )
+                    )
+            name = serve.load_adapter(started, adapter) if adapter else serve.BASE_NAME
+            return server.model_copy(update={"base_url": started.base_url, "model": name})
+
+        yield connect
+
+
+def _remote(server: config.Server, adapter: Artifact | None) -> config.Server:
+    """The settings for a server that someone else runs; an adapter must be served there under its own name."""
+    assert server.base_url is not None
+    wanted = serve.adapter_name(adapter) if adapter else server.model
+    served = serve.served_models(server.base_url)
+    if wanted not in served:
+        hint = f"; load it there as {wanted!r} (vLLM: --lora-modules {wanted}=FOLDER)" if adapter else ""
+        raise ConfigError(f"{server.base_url} serves {', '.join(served)}, not {wanted}{hint}")
+    return server.model_copy(update={"model": wanted})

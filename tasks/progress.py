@@ -1,0 +1,71 @@
+"""Progress of long work: a bar on a terminal, log lines elsewhere, and a progress artifact in the Prefect UI."""
+
+import contextlib
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import get_run_context
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+OnProgress = Callable[[int, int], None]
+_UI_EVERY_S = 2.0
+
+
+def _in_a_run() -> bool:
+    try:
+        get_run_context()
+    except MissingContextError:
+        return False
+    return True
+
+
+def slug(text: str) -> str:
+    """A Prefect artifact key: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[OnProgress]:
+    """Yields on_progress(done, total), which may be called as often as one likes."""
+    in_a_run = _in_a_run()
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    row = bar.add_task(title, total=None)
+    artifact: UUID | None = None
+    told = 0.0
+    tenth = -1
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal artifact, told, tenth
+        bar.update(row, completed=done, total=total)
+        if not in_a_run or not total:
+            return
+        if time.monotonic() - told >= _UI_EVERY_S or done == total:
+            told = time.monotonic()
+            share = 100 * done / total
+            if artifact is None:
+                artifact = create_progress_artifact(share, key=slug(title), description=title)
+            else:
+                update_progress_artifact(artifact, share, description=f"{title}: {done} of {total}")
+        if bar.disable and 10 * done // total > tenth:
+            tenth = 10 * done // total
+            get_run_logger().info("%s: %d of %d", title, done, total)
+
+    with bar:
+        yield on_progress

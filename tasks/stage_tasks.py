@@ -1,0 +1,136 @@
+"""The stages as Prefect tasks: each a thin wrapper of a plain function, taking and returning references.
+
+Every one takes `key` (it is cached by that), `uri` (the folder to write to), settings and artifacts. What a stage needs is
+imported when it runs, so that the command line starts fast and ingest needs no training packages.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from tasks import config, storage
+from tasks.artifact import Artifact
+from tasks.progress import progress
+from tasks.stages import stage
+
+
+@stage("read documents")
+def read_documents(key: str, uri: str, settings: config.Ingest) -> dict[str, Artifact]:
+    """PDFs or OCR JSONL → pages, and what was set aside."""
+    from tasks import documents
+
+    with progress("Reading documents") as on_progress:
+        pages, aside = documents.read_documents(
+            settings, storage.join(uri, "pages.parquet"), storage.join(uri, "set_aside.parquet"), on_progress
+        )
+    return {"pages": pages, "set_aside_documents": aside}
+
+
+@stage("read questions")
+def read_questions(key: str, uri: str, settings: config.Ingest, pages: Artifact) -> dict[str, Artifact]:
+    """Questions with known pages, checked against the pages, with splits."""
+    from tasks import questions
+
+    found, aside = questions.read_questions(
+        settings, pages, storage.join(uri, "questions.parquet"), storage.join(uri, "set_aside.parquet")
+    )
+    return {"questions": found, "set_aside_questions": aside}
+
+
+@stage("index pages")
+def index_pages(key: str, uri: str, settings: config.Index, pages: Artifact) -> dict[str, Artifact]:
+    """Pages → search index."""
+    from tasks import search
+
+    return {"index": search.build_index(pages, settings, storage.join(uri, "index"))}
+
+
+@stage("process")
+def process_trajectories(key: str, uri: str, settings: config.Process, trajectories: Artifact) -> dict[str, Artifact]:
+    """Trajectories → scored rollouts, preference pairs, statistics."""
+    from tasks import process
+
+    processed, pairs, _ = process.process(trajectories, settings, uri)
+    return {"processed": processed, "pairs": pairs}
+
+
+@stage("format")
+def format_training_sets(
+    key: str, uri: str, settings: config.Format, agent: config.Agent, processed: Artifact, pairs: Artifact
+) -> dict[str, Artifact]:
+    """Scored rollouts and pairs → training sets, whose prompts are those that `agent` is served with."""
+    from tasks import formats
+
+    return formats.format_training(processed, pairs, settings, agent, uri)
+
+
+@stage("finetune", retries=1)
+def finetune_adapter(
+    key: str, uri: str, settings: config.Finetune, model: str, training_set: Artifact, work_dir: Path
+) -> dict[str, Artifact]:
+    """Training set → LoRA adapter and its loss curve."""
+    from tasks.model import fetch_model
+    from tasks.training import launch
+
+    with progress("Training") as on_progress:
+        adapter, curve, _ = launch.finetune(
+            training_set,
+            str(fetch_model(model)),
+            settings,
+            uri,
+            work_dir,
+            lambda step, total, loss: on_progress(step, total),
+        )
+    return {"adapter": adapter, "loss_curve": curve}
+
+
+@stage("merge")
+def merge_adapter(key: str, uri: str, model: str, adapter: Artifact) -> dict[str, Artifact]:
+    """Adapter and its base → one model."""
+    from tasks.model import fetch_model
+    from tasks.training import merge
+
+    return {"merged_model": merge.merge(adapter, str(fetch_model(model)), storage.join(uri, "model"))}
+
+
+@stage("score")
+def score_run(
+    key: str,
+    uri: str,
+    settings: config.Evaluate,
+    search: config.Search,
+    run: str,
+    top_k: int,
+    index: Artifact,
+    trajectories: Artifact | None = None,
+    questions: Artifact | None = None,
+) -> dict[str, Artifact]:
+    """Trajectories (or, for the raw question, the questions) → one result a question."""
+    from tasks import evaluate
+    from tasks.search import open_index
+
+    searcher = open_index(index, search)
+    out = storage.join(uri, "results.parquet")
+    if trajectories:
+        return {"results": evaluate.score(trajectories, searcher, settings, run, out)}
+    assert questions is not None
+    return {"results": evaluate.score_question_baseline(questions, searcher, settings, run, out, top_k=top_k)}
+
+
+@stage("rescore")
+def rescore_run(
+    key: str, uri: str, settings: config.Evaluate, search: config.Search, run: str, index: Artifact, results: Artifact
+) -> dict[str, Artifact]:
+    """A run's first queries, ranked again under other search settings."""
+    from tasks import evaluate
+    from tasks.search import open_index
+
+    out = storage.join(uri, "results.parquet")
+    return {"results": evaluate.rescore(results, open_index(index, search), settings, run, out)}
+
+
+@stage("compare")
+def compare_runs(key: str, uri: str, results: list[Artifact], resamples: int) -> dict[str, Artifact]:
+    """Results of several runs → each compared with those before it."""
+    from tasks import compare
+
+    return {"comparison": compare.compare(results, resamples, storage.join(uri, "comparison.parquet"))}

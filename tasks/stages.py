@@ -1,0 +1,114 @@
+"""Each stage as a Prefect task: cached by its key, its result a reference in JSON beside the artifacts.
+
+`run_stage` runs one. A stage whose key was seen before is not run again, on any machine that shares the storage, unless what
+it made is gone. New stage: a plain function in its own module, a task here, a call in a flow.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import Task, task
+from prefect.cache_policies import CacheKeyFnPolicy
+from prefect.filesystems import WritableFileSystem
+from prefect.logging import get_run_logger
+
+from tasks import artifact, storage
+from tasks.artifact import Artifact
+from tasks.errors import DragError
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What became of one stage: for the summary at a flow's end."""
+
+    stage: str
+    cached: bool
+    seconds: float
+    artifacts: dict[str, Artifact]
+
+
+def _key(_: Any, parameters: dict[str, Any]) -> str:
+    return parameters["key"]
+
+
+def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
+    """Whether trying again could help: not where the user must act first."""
+    try:
+        state.result()
+    except DragError:
+        return False
+    except Exception as error:  # noqa: BLE001 - whatever it was, it is in the state, and Prefect reports it
+        return not isinstance(error, AssertionError | TypeError)
+    return False
+
+
+def stage(name: str, retries: int = 2) -> Callable[[Callable[..., dict[str, Artifact]]], Task[..., dict[str, Artifact]]]:
+    """Make a function(key=…, uri=…, …) → {name: artifact} a Prefect task that is cached by `key` and retried."""
+    return task(
+        name=name,
+        cache_policy=CacheKeyFnPolicy(cache_key_fn=_key),
+        persist_result=True,
+        result_serializer="json",
+        retries=retries,
+        retry_delay_seconds=5,
+        retry_condition_fn=_may_pass,
+    )
+
+
+def result_storage(root: str) -> Path | WritableFileSystem:
+    """Where Prefect keeps the stages' results: below the storage root, so that every machine finds them."""
+    if not storage.is_s3(root):
+        return Path(root) / "results"
+    from prefect_aws import AwsClientParameters, AwsCredentials, S3Bucket
+
+    bucket, _, prefix = root.removeprefix("s3://").partition("/")
+    # Credentials stay in the environment: the saved block holds the bucket's name and the endpoint alone.
+    import os
+
+    parameters = AwsClientParameters(endpoint_url=os.environ.get("AWS_ENDPOINT_URL"))
+    block = S3Bucket(
+        bucket_name=bucket,
+        bucket_folder=storage.join(prefix, "results"),
+        credentials=AwsCredentials(aws_client_parameters=parameters, region_name=os.environ.get("AWS_DEFAULT_REGION")),
+    )
+    block.save(f"drag-{_slug(root)}", overwrite=True)
+    return block
+
+
+def _slug(root: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(root.encode()).hexdigest()[:12]
+
+
+def run_stage(
+    stage_task: Task[..., dict[str, Artifact]], *, root: str, key: str, uri: str, **parameters: Any
+) -> StageRun:
+    """Run a stage, or take what it made before.
+
+    Args:
+        root: storage root.
+        key: of `tasks.cache.stage_key`.
+        uri: folder that the stage writes to.
+
+    Raises:
+        whatever the stage raises.
+    """
+    started = time.monotonic()
+    configured = stage_task.with_options(result_storage=result_storage(root), result_storage_key=None)
+    state = configured(key=f"{stage_task.name}-{key}", uri=uri, **parameters, return_state=True)
+    made: dict[str, Artifact] = state.result()
+    if state.name == "Cached" and not _all_there(made.values()):
+        get_run_logger().warning("%s: what was made before is gone; making it again", stage_task.name)
+        state = configured.with_options(refresh_cache=True)(
+            key=f"{stage_task.name}-{key}", uri=uri, **parameters, return_state=True
+        )
+        made = state.result()
+    return StageRun(stage_task.name, state.name == "Cached", time.monotonic() - started, made)
+
+
+def _all_there(artifacts: Iterable[Artifact]) -> bool:
+    return all(artifact.exists(a) for a in artifacts)

@@ -1,0 +1,13 @@
+"""A real Prefect server for the flow tests: one for the session, with a database of its own."""
+
+from collections.abc import Iterator
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prefect() -> Iterator[None]:
+    """Flows run against this server; results go where each test's storage root is."""
+    with prefect_test_harness(server_startup_timeout=120):
+        yield

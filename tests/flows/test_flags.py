@@ -1,0 +1,107 @@
+"""Command-line flags: made from the settings, checked by them, named as the reference pipeline's."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from flows.cli import ALIASES, COMMANDS, _parser, main
+from flows.flags import add_flags, flag_names, settings_from
+from tasks import config
+from tasks.errors import ConfigError, InputError
+
+# flags that the reference pipeline has for the same thing, by the command that takes its place
+REFERENCE_FLAGS = {
+    "ingest": ["--ocr-file", "--include-json", "--exclude-json", "--train-ratio"],
+    "collect": [
+        *("--model", "--base-url", "--sampling-config", "--concurrency", "--limit", "--resume"),
+        *("--max-iterations", "--top-k"),
+    ],
+    "format": ["--formats", "--train-ratio"],
+    "finetune": [
+        *("--model", "--epochs", "--batch-size", "--lr", "--lora-r", "--mask-strategy", "--weight-scheme"),
+        "--max-length",
+    ],
+    "process": ["--min-rank-score", "--include-failed"],
+    "compare": ["--compare"],
+}
+
+
+def parse(model: type[BaseModel], *flags: str) -> BaseModel:
+    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS)
+    add_flags(parser, model, ALIASES)
+    parser.set_defaults(config=None)
+    return settings_from(model, parser.parse_args(flags))
+
+
+@pytest.mark.parametrize("command", REFERENCE_FLAGS)
+def test_the_reference_pipelines_flags_are_there(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _parser().parse_args([command, *(["sft"] if command == "finetune" else []), "--help"])
+    shown = capsys.readouterr().out
+    assert [flag for flag in REFERENCE_FLAGS[command] if f"{flag} " not in shown and f"{flag}," not in shown] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_every_field_has_one_flag_and_a_description(command) -> None:
+    names = flag_names(command.settings)
+    assert len(set(names.values())) == len(names)
+    models = [command.settings]
+    while models:
+        for name, info in models.pop().model_fields.items():
+            assert info.description, f"{name} has no description"
+            if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+                models.append(info.annotation)
+
+
+def test_flags_reach_nested_settings() -> None:
+    settings = parse(
+        config.CollectRun, "--max-iterations", "3", "--sampling-config", "greedy", "diverse", "--no-resume", "--examples"
+    )
+    assert settings.agent.max_iterations == 3
+    assert settings.agent.examples is True
+    assert settings.collect.sampling_config == ["greedy", "diverse"]
+    assert settings.collect.resume is False
+
+
+def test_a_flag_overrides_the_recipe_and_leaves_the_rest(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"storage": "here", "finetune": {"epochs": 3, "lr": 0.01}}))
+    settings = parse(config.FinetuneRun, "--config", str(recipe), "--lr", "0.02")
+    assert (settings.storage, settings.finetune.epochs, settings.finetune.lr) == ("here", 3, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--samples", "none"], "--samples"),
+        (["--sampling-config", "hot"], "--sampling-config"),
+        (["--top-p", "1.5"], "--top-p"),
+    ],
+)
+def test_a_bad_value_is_named_by_its_flag(flags: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse(config.CollectRun, *flags)
+
+
+def test_a_recipe_that_is_none_says_so(tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(InputError, match=r"list\.yaml"):
+        parse(config.CollectRun, "--config", str(tmp_path / "list.yaml"))
+    with pytest.raises(ConfigError, match="nonsense"):
+        (tmp_path / "extra.yaml").write_text("nonsense: 1\n")
+        parse(config.CollectRun, "--config", str(tmp_path / "extra.yaml"))
+
+
+def test_a_users_mistake_ends_with_its_code_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["collect", "--samples", "0"]) == 2
+    shown = capsys.readouterr().err
+    assert "--samples" in shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("recipe", sorted(Path("deployments/recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_committed_recipe_loads(recipe: Path) -> None:
+    assert config.Improve.model_validate(yaml.safe_load(recipe.read_text()))
