@@ -101,6 +101,7 @@ TABLES: dict[str, pa.Schema] = {
         **_QUESTION,
         model=_text,
         protocol=_text,
+        observation=_text,
         sampling=_text,
         sample=_int,
         outcome=_text,
