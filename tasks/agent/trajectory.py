@@ -101,8 +101,8 @@ class Trajectory:
     sampling_fingerprint: str
     prompt_fingerprint: str
     tools: str | None  # JSON
-    status: Literal["finished", "failed"] = "failed"
-    outcome: Outcome | Failure = "deadline"
+    status: Literal["finished", "failed"] = "finished"
+    outcome: Outcome | Failure = "out_of_turns"
     failure_detail: str | None = None
     turns: list[Turn] = field(default_factory=list)
     answer: Sequence[str] = ()

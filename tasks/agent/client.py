@@ -1,0 +1,164 @@
+"""Ask an OpenAI-compatible server, and try again where that can help.
+
+The key comes from the environment variable OPENAI_API_KEY ("EMPTY" where none is set, as vLLM wants no key) and appears
+nowhere else. Of the openai client only the transport is used, over aiohttp: building typed requests and responses would
+cost more than half of the time that a call takes here, and with many rollouts at once this process is the bottleneck.
+"""
+
+import asyncio
+import contextlib
+import email.utils
+import json
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import openai
+
+from tasks import config
+from tasks.agent.completion import Complete, Completion, CompletionError, ToolCall
+from tasks.agent.protocol import clean
+from tasks.agent.sampling import ResolvedSampling
+
+_FIRST_DELAY_S, _LONGEST_DELAY_S, _LONGEST_RETRY_AFTER_S = 0.5, 30.0, 120.0
+_CAN_PASS = frozenset({408, 409, 429})  # and every 5xx
+
+
+@contextlib.asynccontextmanager
+async def open_client(server: config.Server, *, base_url: str, model: str) -> AsyncIterator[Complete]:
+    """A function that asks `model` at `base_url`, for as long as the block runs; its connections are shared.
+
+    The function makes at most 1 + `max_retries` tries, each at most `request_timeout` seconds long. It waits between them
+    as long as the server says in Retry-After, else an exponential backoff with full jitter, and raises CompletionError
+    when the last one failed, or at once after a status that a further try will not mend.
+    """
+    import httpx2  # the openai client's own transport library
+
+    connections = server.concurrency + 8
+    limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
+    async with openai.AsyncOpenAI(
+        base_url=base_url,
+        api_key=os.environ.get("OPENAI_API_KEY") or "EMPTY",
+        max_retries=0,
+        http_client=openai.DefaultAioHttpClient(limits=limits, timeout=None),
+    ) as client:
+
+        async def complete(
+            messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], sampling: ResolvedSampling, seed: int
+        ) -> Completion:
+            body = _body(model, messages, options, sampling, seed)
+            start = time.perf_counter()
+            for tries in range(server.max_retries + 1):
+                try:
+                    data = await _ask(client, body, server.request_timeout)
+                    return _completion(data, time.perf_counter() - start)
+                except _TryError as error:
+                    if not error.can_pass or tries == server.max_retries:
+                        error.final.detail += f" (try {tries + 1})" if tries else ""
+                        raise error.final from error.__cause__
+                    await asyncio.sleep(_delay(tries, error.retry_after))
+            raise AssertionError("the last try returns or raises")
+
+        yield complete
+
+
+class _TryError(Exception):
+    """One try failed: what to raise if it was the last, whether another can help, and after how long."""
+
+    def __init__(self, final: CompletionError, *, can_pass: bool, retry_after: float | None = None) -> None:
+        self.final, self.can_pass, self.retry_after = final, can_pass, retry_after
+
+
+async def _ask(client: openai.AsyncOpenAI, body: Mapping[str, Any], timeout_s: float) -> str:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await client.post("/chat/completions", cast_to=str, body=body)
+    except (TimeoutError, openai.APITimeoutError) as error:
+        raise _TryError(CompletionError("deadline", f"no answer within {timeout_s:g} s"), can_pass=True) from error
+    except openai.APIConnectionError as error:
+        cause = error.__cause__ or error
+        detail = f"{type(cause).__name__}: {cause}"[:500]
+        raise _TryError(CompletionError("connection", detail), can_pass=True) from error
+    except openai.APIStatusError as error:
+        raise _refused(error) from error
+
+
+def _refused(error: openai.APIStatusError) -> _TryError:
+    """A status as a failure: what a later try can mend is the server's, the rest is the request's."""
+    status = error.status_code
+    detail = f"HTTP {status}: {error.response.text}"[:500]
+    if status in _CAN_PASS or status >= 500:
+        after = _retry_after(error.response.headers.get("retry-after"))
+        return _TryError(CompletionError("server_error", detail), can_pass=True, retry_after=after)
+    return _TryError(
+        CompletionError("http_status", detail, out_of_context=status == 400 and "context length" in detail.lower()),
+        can_pass=False,
+    )
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds that a Retry-After header asks to wait: a number or a date (RFC 9110, 10.2.3); None when neither."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    return min(max(0.0, seconds), _LONGEST_RETRY_AFTER_S) if seconds == seconds else None
+
+
+def _delay(tries: int, retry_after: float | None) -> float:
+    """Seconds until the next try: exponential backoff with full jitter, so that rollouts do not come back all at once."""
+    jitter = random.uniform(0, min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2**tries))
+    return jitter if retry_after is None else retry_after + min(jitter, _FIRST_DELAY_S)
+
+
+def _body(
+    model: str,
+    messages: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+    sampling: ResolvedSampling,
+    seed: int,
+) -> dict[str, Any]:
+    body = {
+        "model": model,
+        "messages": messages,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+        "seed": seed,
+        **options,
+    }
+    if sampling.repetition_penalty is not None:
+        body["repetition_penalty"] = sampling.repetition_penalty
+    return body
+
+
+def _completion(data: str, latency_s: float) -> Completion:
+    """The first choice of a response body."""
+    try:
+        body = json.loads(data)
+        choice, usage = body["choices"][0], body.get("usage") or {}
+        message = choice["message"]
+        calls = tuple(
+            ToolCall(str(c["id"]), str(c["function"]["name"]), str(c["function"]["arguments"]))
+            for c in message.get("tool_calls") or ()
+        )
+        reasoning = message.get("reasoning") or message.get("reasoning_content")
+        return Completion(
+            raw_text=clean(message.get("content") or ""),
+            reasoning=clean(reasoning) if reasoning else None,
+            tool_calls=calls,
+            finish_reason=choice.get("finish_reason"),
+            prompt_tokens=usage.get("prompt_tokens"),
+            completion_tokens=usage.get("completion_tokens"),
+            latency_s=latency_s,
+        )
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        final = CompletionError("server_error", f"the answer is no completion: {clean(data)[:400]}")
+        raise _TryError(final, can_pass=True) from error

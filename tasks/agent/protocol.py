@@ -1,0 +1,127 @@
+"""What a protocol is: how a model asks for a search and gives an answer, and how it is told what came of it.
+
+A protocol is one file with one `Protocol` value, and one line in `prompts.PROTOCOLS`. Conversations are kept as they go
+over the wire; `as_stored` is the one projection onto (role, content) messages, which are stored and trained on.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.agent.completion import Completion
+from tasks.agent.trajectory import Action, Message, TurnFailure
+from tasks.reward import Page
+
+WireMessage = dict[str, Any]
+"""A chat message as the server gets it: role and content, and with tool calls tool_calls or tool_call_id."""
+
+MAX_PAGE = 2**31 - 1  # the schema's page numbers are 32 bits wide
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One thing that the model asked for in a turn: a search, or what could not be understood as one."""
+
+    query: str | None = None
+    failure: TurnFailure | None = None
+    detail: str | None = None
+    call_id: str | None = None  # of the tool call that it came in
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The model's final answer and the pages that it cites."""
+
+    texts: tuple[str, ...]
+    citations: tuple[Page, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a completion means under a protocol."""
+
+    raw_text: str  # all that the model generated, with what the server took out of it put back in one defined way
+    message: WireMessage  # the assistant's message as it stays in the conversation
+    reasoning: str | None
+    asks: tuple[Ask, ...]
+    answer: Answer | None = None
+
+    @property
+    def queries(self) -> list[str]:
+        return [ask.query for ask in self.asks if ask.query is not None]
+
+    @property
+    def action(self) -> Action:
+        return "answer" if self.answer is not None else "search" if self.queries else "none"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way of talking with the model, as pure functions."""
+
+    system: str  # the system prompt
+    tools: tuple[Mapping[str, Any], ...] | None  # the tool definitions that the chat template is given
+    last_turn: str | None  # what the model is told before a turn that must answer
+    options: Callable[[bool], Mapping[str, Any]]  # must_answer → what is added to the request
+    parse: Callable[[Completion], Step]  # never raises
+    reply: Callable[[Step, Sequence[str]], list[WireMessage]]  # (step, a text for each ask) → what follows the step
+    search: Callable[[str | None, str], WireMessage]  # (reasoning, query) → the assistant's message that searches
+    answer: Callable[[str | None, Answer], WireMessage]  # (reasoning, answer) → the assistant's message that answers
+
+
+def call_text(name: str, arguments: str) -> str:
+    """A tool call as Hermes and Qwen chat templates write it. `arguments` is JSON."""
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+
+def as_stored(message: Mapping[str, Any]) -> Message:
+    """A wire message as it is stored: role and content, tool calls written into the content.
+
+    Under chat templates that write calls as `call_text` does (Hermes, Qwen2.5, Qwen3, Qwen3-VL), and under those that
+    ignore tool calls in messages that have none, both forms render to the same bytes. Under a template with a form of its
+    own (Llama 3, Mistral) they do not: a model is then trained on Hermes calls and served its own.
+    """
+    calls = [call_text(c["function"]["name"], c["function"]["arguments"]) for c in message.get("tool_calls", ())]
+    return {"role": message["role"], "content": "\n".join([part for part in (message["content"], *calls) if part])}
+
+
+def clean(text: str) -> str:
+    """Text that can be encoded: lone surrogates, which JSON can smuggle in, become question marks."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def one_line(text: str) -> str:
+    return " ".join(clean(text).split())
+
+
+def split_reasoning(text: str) -> tuple[str | None, str]:
+    """(reasoning, what follows it). A missing opening <think> is forgiven: some templates write it into the prompt."""
+    head, closed, tail = text.partition("</think>")
+    if not closed:
+        return None, text
+    return head.rpartition("<think>")[2].strip() or None, tail
+
+
+def with_reasoning(reasoning: str | None, text: str) -> str:
+    """Put back the reasoning that a server's reasoning parser took out, as Qwen's chat template writes it."""
+    return f"<think>\n{reasoning.strip()}\n</think>\n\n{text.strip()}" if reasoning else text
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """A JSON object, or None when `text` is none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def page_number(value: object) -> int | None:
+    """A page number from 1 out of 3, 3.0, "3" or "page 3"; None when there is none in it."""
+    if isinstance(value, bool):
+        return None
+    digits = re.search(r"[0-9]+", str(value)[:100])
+    number = int(digits[0]) if digits else 0
+    return number if 1 <= number <= MAX_PAGE else None

@@ -1,0 +1,129 @@
+"""The protocol of plain text: <think>why</think> <search>words</search>, and in the end <answer>…</answer>.
+
+It needs nothing of the server or the chat template, so the smallest model can follow it. Reading is forgiving: a missing
+opening <think>, a last tag that was never closed, text around the tags; of several actions the first counts, and the
+conversation keeps nothing that the model wrote after it (results that it made up, say).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.agent.completion import Completion
+from tasks.agent.protocol import (
+    Answer,
+    Ask,
+    Protocol,
+    Step,
+    WireMessage,
+    clean,
+    one_line,
+    page_number,
+    split_reasoning,
+    with_reasoning,
+)
+from tasks.reward import Page
+
+SYSTEM = (
+    "You answer questions from a collection of documents. "
+    "To find pages, write <think>what you need</think> and <search>a few words that are on the page</search>. "
+    "You can search again with other words. When the pages show the answer, write "
+    '<answer>the answer <cite file="name.pdf" page="1"/></answer>.'
+)
+LAST_TURN = "You cannot search any more. Write <answer>the answer</answer> now."
+
+_ACTION = re.compile(r"<(search|answer)\b[^<>]*>", re.IGNORECASE)
+_CLOSE = {name: re.compile(rf"</\s*{name}\s*>", re.IGNORECASE) for name in ("search", "answer")}
+_CITE = re.compile(r"<cite\b([^<>]*?)/?>(?:([^<>]*)</cite>)?", re.IGNORECASE)
+_FILE = re.compile(r"""\bfile\s*=\s*(?:"([^"]*)"|'([^']*)')""", re.IGNORECASE)
+_PAGE = re.compile(r"""\bpage\s*=\s*["']?\s*(\d+)""", re.IGNORECASE)
+_TEXTUAL = re.compile(r"^(.+?)[\s,]+(?:page|p\.?)\s*(\d+)$", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"</?[a-z]+\b[^<>]*>", re.IGNORECASE)
+
+
+def options(must_answer: bool) -> Mapping[str, Any]:
+    """Generation stops at the end of an action; vLLM is asked to leave the closing tag in, others may cut it off."""
+    del must_answer
+    return {"stop": ["</search>", "</answer>"], "include_stop_str_in_output": True}
+
+
+def parse(completion: Completion) -> Step:
+    """What the text means. Never raises."""
+    raw = clean(with_reasoning(completion.reasoning, completion.raw_text))
+    reasoning, text = split_reasoning(raw)
+    found = _ACTION.search(text)
+    if found is None:  # an action within the reasoning counts only when none follows it
+        reasoning, text, found = None, raw, _ACTION.search(raw)
+    if found is None:
+        reasoning = split_reasoning(raw)[0] or raw.partition("<think>")[2].strip() or None
+        return _not_understood(raw, raw, reasoning, Ask(None, "no_action", "neither <search> nor <answer> was written"))
+    reasoning = reasoning or text[: found.start()].replace("<think>", "").replace("</think>", "").strip() or None
+    name = found[1].lower()
+    start = len(raw) - len(text) + found.end()
+    close = _CLOSE[name].search(raw, start)
+    body = raw[start : close.start() if close else len(raw)]
+    if close is None and completion.finish_reason == "length":
+        return _not_understood(
+            raw, raw, reasoning, Ask(None, "unparsable_call", f"<{name}> was cut off before its end")
+        )
+    # A server that cuts the stop string off leaves the tag open; the conversation shows it closed, as it was meant.
+    kept = raw[: close.end()] if close else f"{raw.rstrip()}</{name}>"
+    if name == "search":
+        query = one_line(_TAG.sub(" ", body))
+        ask = Ask(query) if query else Ask(None, "empty_query", "there are no words in <search>")
+        return _not_understood(raw, kept, reasoning, ask)
+    answer = read_answer(body)
+    if not answer.texts:
+        return _not_understood(raw, kept, reasoning, Ask(None, "bad_arguments", "there is nothing in <answer>"))
+    return Step(raw, _assistant(kept), reasoning, (), answer)
+
+
+def read_answer(body: str) -> Answer:
+    """Texts, one a line, and citations, as <cite file="x.pdf" page="3"/> or <cite>x.pdf page 3</cite>."""
+    citations: list[Page] = []
+    for attributes, inner in _CITE.findall(body):
+        file, page = _FILE.search(attributes), _PAGE.search(attributes)
+        textual = _TEXTUAL.match(inner.strip())
+        if file and page:
+            name, number = file[1] or file[2] or "", page_number(page[1])
+        elif textual:
+            name, number = textual[1], page_number(textual[2])
+        else:
+            continue
+        if name.strip() and number:
+            citations.append((name.strip(), number))
+    lines = [one_line(line) for line in _TAG.sub("", _CITE.sub("", body)).splitlines()]
+    return Answer(tuple(line for line in lines if line), tuple(dict.fromkeys(citations)))
+
+
+def _not_understood(raw: str, kept: str, reasoning: str | None, ask: Ask) -> Step:
+    return Step(raw, _assistant(kept), reasoning, (ask,))
+
+
+def _assistant(content: str) -> WireMessage:
+    return {"role": "assistant", "content": content}
+
+
+def reply(step: Step, texts: Sequence[str]) -> list[WireMessage]:
+    """Results and complaints come back as the user's message."""
+    del step
+    return [{"role": "user", "content": "\n\n".join(texts)}]
+
+
+def _thought(reasoning: str | None) -> str:
+    return f"<think>{reasoning}</think>\n" if reasoning else ""
+
+
+def search(reasoning: str | None, query: str) -> WireMessage:
+    """The message that a model is taught to search with."""
+    return _assistant(f"{_thought(reasoning)}<search>{query}</search>")
+
+
+def answer(reasoning: str | None, answer: Answer) -> WireMessage:
+    """The message that a model is taught to answer with."""
+    cites = "".join(f' <cite file="{file}" page="{page}"/>' for file, page in answer.citations)
+    lines = "\n".join(answer.texts)
+    return _assistant(f"{_thought(reasoning)}<answer>{lines}{cites}</answer>")
+
+
+PROTOCOL = Protocol(SYSTEM, None, LAST_TURN, options, parse, reply, search, answer)

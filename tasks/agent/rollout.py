@@ -1,0 +1,172 @@
+"""The one agent loop: a model is asked, searches, sees results, and answers.
+
+Collection, evaluation and the interactive test call `rollout` with other settings, never with another loop.
+"""
+
+import asyncio
+import inspect
+import json
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from tasks import reward
+from tasks.agent.completion import Complete, Completion, CompletionError
+from tasks.agent.observation import PageText, observe
+from tasks.agent.prompts import PROTOCOLS, prompt_fingerprint, tool_definitions, wire_prompt
+from tasks.agent.protocol import Protocol, Step, WireMessage, as_stored
+from tasks.agent.sampling import ResolvedSampling, sampling_fingerprint
+from tasks.agent.trajectory import Action, Question, SearchRecord, Trajectory, Turn, TurnFailure
+from tasks.config import Agent
+from tasks.search.index import Searcher, SearchResult
+
+Search = Callable[[str, str], SearchResult | Awaitable[SearchResult]]
+"""(query, question) → what was found, best first, at most `top_k` pages."""
+
+
+def search_with(searcher: Searcher, top_k: int) -> Search:
+    """A rollout's way to search an open index: in a thread where the engine would hold up the other rollouts."""
+
+    def search(query: str, question: str) -> SearchResult | Awaitable[SearchResult]:
+        if searcher.blocking:
+            return asyncio.to_thread(searcher.search, query, top_k, question)
+        return searcher.search(query, top_k, question)
+
+    return search
+
+
+async def rollout(
+    question: Question,
+    *,
+    settings: Agent,
+    sampling: ResolvedSampling,
+    seed: int,
+    complete: Complete,
+    search: Search,
+    page_text: PageText,
+    deadline_s: float,
+) -> Trajectory:
+    """One run of the agent on one question, at most `settings.max_iterations` model calls.
+
+    What goes wrong with server or network ends the run as "failed" with its reason, and what was done until then is
+    kept. What the model does wrong costs it the turn. Anything else is a mistake in this program, and is raised.
+
+    Args:
+        complete: asks the model, see `client.open_client`.
+        search: see `search_with`.
+        deadline_s: seconds that the whole run may take.
+    """
+    tools = tool_definitions(settings)
+    trajectory = Trajectory(
+        question=question,
+        protocol=settings.protocol,
+        observation=settings.observation,
+        top_k=settings.top_k,
+        sampling=sampling.name,
+        seed=seed,
+        sampling_fingerprint=sampling_fingerprint(sampling),
+        prompt_fingerprint=prompt_fingerprint(settings),
+        tools=None if tools is None else json.dumps(tools, ensure_ascii=False),
+    )
+    conversation = wire_prompt(question.question, settings)
+    start = time.perf_counter()
+    deadline = asyncio.timeout(deadline_s)
+    try:
+        async with deadline:
+            await _converse(trajectory, conversation, settings, sampling, complete, search, page_text)
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        _fail(trajectory, CompletionError("deadline", f"the rollout took longer than {deadline_s:g} s"))
+    except CompletionError as error:
+        _fail(trajectory, error)
+    trajectory.elapsed_s = time.perf_counter() - start
+    trajectory.messages = [as_stored(message) for message in conversation]
+    return trajectory
+
+
+def _fail(trajectory: Trajectory, error: CompletionError) -> None:
+    trajectory.failure_detail = error.detail
+    if error.out_of_context and trajectory.turns:
+        trajectory.outcome = "out_of_context"  # it would not fit the next time either
+    else:
+        trajectory.status, trajectory.outcome = "failed", error.failure
+
+
+async def _converse(
+    trajectory: Trajectory,
+    conversation: list[WireMessage],
+    settings: Agent,
+    sampling: ResolvedSampling,
+    complete: Complete,
+    search: Search,
+    page_text: PageText,
+) -> None:
+    """Take turns until the model answers or has none left; extends the trajectory and the conversation as it goes."""
+    protocol = PROTOCOLS[settings.protocol]
+    for number in range(1, settings.max_iterations + 1):
+        last = number == settings.max_iterations
+        if last:
+            _announce_last_turn(conversation, protocol)
+        completion = await complete(conversation, protocol.options(last), sampling, trajectory.seed)
+        step = protocol.parse(completion)
+        searches: list[SearchRecord] = []
+        texts: list[str] = []
+        for ask in () if last else step.asks:
+            if ask.query is None:
+                texts.append(f"Error: {ask.detail}.")
+            else:
+                record = await _search(ask.query, trajectory.question, settings.top_k, search)
+                searches.append(record)
+                texts.append(observe(record, settings, page_text))
+        trajectory.turns.append(_turn(number, completion, step, searches, last))
+        conversation.append(step.message)
+        if step.answer is not None:
+            trajectory.outcome = "answered"
+            trajectory.answer, trajectory.citations = step.answer.texts, step.answer.citations
+            return
+        if not last:
+            conversation += protocol.reply(step, texts)
+
+
+def _announce_last_turn(conversation: list[WireMessage], protocol: Protocol) -> None:
+    """Tell the model that it must answer, in the message it reads last, as many chat templates want roles to alternate."""
+    if protocol.last_turn is not None:
+        before = conversation[-1]
+        conversation[-1] = {**before, "content": f"{before['content']}\n\n{protocol.last_turn}"}
+
+
+async def _search(query: str, question: Question, top_k: int, search: Search) -> SearchRecord:
+    found = search(query, question.question)
+    result = await found if inspect.isawaitable(found) else found
+    rank = reward.gt_rank([(hit.file, hit.page_number) for hit in result.hits], question.answer_locations)
+    return SearchRecord(
+        query=query,
+        searched=result.searched,
+        read_as=result.read_as,
+        results=[(hit.rank, hit.file, hit.page_number, hit.score) for hit in result.hits],
+        gt_rank=rank,
+        rank_score=reward.rank_score(rank, top_k),
+    )
+
+
+def _turn(number: int, completion: Completion, step: Step, searches: Sequence[SearchRecord], last: bool) -> Turn:
+    action: Action = step.action
+    failure: TurnFailure | None = None
+    detail: str | None = None
+    if action == "search" and last:
+        action, failure, detail = "none", "not_an_answer", "a search in the turn that must answer"
+    elif action == "none":
+        failure, detail = step.asks[0].failure, step.asks[0].detail
+    return Turn(
+        turn=number,
+        raw_text=step.raw_text,
+        reasoning=step.reasoning,
+        action=action,
+        searches=searches,
+        failure=failure,
+        failure_detail=detail,
+        finish_reason=completion.finish_reason,
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=completion.completion_tokens,
+        latency_s=completion.latency_s,
+    )

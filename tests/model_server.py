@@ -1,0 +1,212 @@
+"""A small, real, OpenAI-compatible server whose replies and faults are scripted: what tests and benches talk to.
+
+In a test, in a thread of its own:
+
+    with ModelServer(lambda request, call: Reply("<answer>42</answer>"), delay_s=0.2) as server:
+        ...  # server.url, server.calls, server.requests
+
+As a process, answering as a dutiful agent does (one search, then an answer), and telling its counts at /counts:
+
+    python tests/model_server.py --port 8000 --delay 0.2 [--fail-every 5] [--die-after 100]
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model is to say. `tool_calls` are (name, arguments as JSON text), as a server's tool parser gives them."""
+
+    content: str | None = ""
+    reasoning: str | None = None
+    tool_calls: Sequence[tuple[str, str]] = ()
+    finish_reason: str = "stop"
+
+
+@dataclass(frozen=True)
+class Status:
+    """An HTTP error, or any other body."""
+
+    code: int
+    body: str = '{"error": {"message": "scripted", "type": "scripted"}}'
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hang:
+    """Take the request and never answer."""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Break the connection without an answer."""
+
+
+@dataclass(frozen=True)
+class Die:
+    """Break every connection and take no more, as a server that was killed."""
+
+
+Script = Callable[[dict[str, Any], int], "Reply | Status | Hang | Drop | Die"]
+"""(request body, number of the call from 1) → what happens."""
+
+
+def dutiful_agent(request: dict[str, Any], call: int) -> Reply:
+    """Search once for the question's longer words, then answer; by tool calls if the request has tools, else by tags."""
+    del call
+    messages = request["messages"]
+    asked = [m for m in messages if m["role"] == "user"]
+    seen = messages[-1]["role"] == "tool" or "<results" in str(messages[-1]["content"])
+    words = " ".join(re.findall(r"\w{4,}", str(asked[-1]["content"]))[:6]) or "report"
+    if request.get("tools"):
+        if seen or isinstance(request.get("tool_choice"), dict):
+            arguments = json.dumps({"answer": ["42"], "citations": []})
+            return Reply(None, tool_calls=[("provide_answer", arguments)], finish_reason="tool_calls")
+        return Reply(None, tool_calls=[("search_documents", json.dumps({"query": words}))], finish_reason="tool_calls")
+    return Reply("<answer>42</answer>" if seen else f"<think>I need the page.</think>\n<search>{words}</search>")
+
+
+class ModelServer:
+    """The server, in a thread of its own with a loop of its own. It counts calls and keeps request bodies."""
+
+    def __init__(self, script: Script = dutiful_agent, *, delay_s: float = 0.0, keep: bool = True) -> None:
+        self.script, self.delay_s, self.keep = script, delay_s, keep
+        self.calls = 0
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.port = 0
+        self._on_death: Callable[[], None] = lambda: None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def __enter__(self) -> "ModelServer":
+        ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._in_thread(ready)), daemon=True)
+        self._thread.start()
+        if not ready.wait(10):
+            raise RuntimeError("the model server did not start")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)
+
+    async def _in_thread(self, ready: threading.Event) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        runner = await self.listen(0)
+        self._on_death = self._stop.set
+        ready.set()
+        await self._stop.wait()
+        await runner.cleanup()
+
+    async def listen(self, port: int) -> web.AppRunner:
+        """Serve on a port, 0 for a free one, until the returned runner is cleaned up."""
+        app = web.Application(client_max_size=1 << 28)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/health", self._counts)
+        app.router.add_get("/counts", self._counts)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.0)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", port, backlog=1024)
+        await site.start()
+        self.port = runner.addresses[0][1]
+        return runner
+
+    async def _models(self, request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "base", "object": "model"}]})
+
+    async def _counts(self, request: web.Request) -> web.Response:
+        return web.json_response({"calls": self.calls, "most_in_flight": self.most_in_flight})
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        body = json.loads(await request.read())
+        self.calls += 1
+        call = self.calls
+        if self.keep:
+            self.requests.append(body)
+            self.headers.append(dict(request.headers))
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            if self.delay_s:
+                await asyncio.sleep(self.delay_s)
+            return await self._act(request, body, call)
+        finally:
+            self.in_flight -= 1
+
+    async def _act(self, request: web.Request, body: dict[str, Any], call: int) -> web.StreamResponse:
+        match self.script(body, call):
+            case Reply() as reply:
+                return web.Response(text=json.dumps(_completion(body, reply, call)), content_type="application/json")
+            case Status(code, text, headers):
+                return web.Response(status=code, text=text, headers=headers, content_type="application/json")
+            case Hang():
+                await asyncio.sleep(3600)
+            case Die():
+                self._on_death()
+        if request.transport is not None:
+            request.transport.abort()
+        return web.Response(status=500)
+
+
+def _completion(body: dict[str, Any], reply: Reply, call: int) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": reply.content}
+    if reply.reasoning is not None:
+        message["reasoning"] = reply.reasoning
+    if reply.tool_calls:
+        message["tool_calls"] = [
+            {"id": f"call-{call}-{n}", "type": "function", "function": {"name": name, "arguments": arguments}}
+            for n, (name, arguments) in enumerate(reply.tool_calls)
+        ]
+    prompt = sum(len(str(m.get("content") or "")) for m in body["messages"]) // 4
+    written = len(reply.content or "") // 4 + 1
+    return {
+        "id": f"chatcmpl-{call}",
+        "object": "chat.completion",
+        "created": 0,
+        "model": body["model"],
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": reply.finish_reason}],
+        "usage": {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written},
+    }
+
+
+async def _serve(port: int, delay_s: float, fail_every: int, die_after: int) -> None:
+    def script(request: dict[str, Any], call: int) -> Reply | Status | Die:
+        if die_after and call > die_after:
+            return Die()
+        return Status(503) if fail_every and call % fail_every == 0 else dutiful_agent(request, call)
+
+    server = ModelServer(script, delay_s=delay_s, keep=False)
+    server._on_death = lambda: os._exit(1)
+    await server.listen(port)
+    print(server.url, flush=True)
+    await asyncio.Event().wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A scripted OpenAI-compatible server; prints its address.")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds every call takes")
+    parser.add_argument("--fail-every", type=int, default=0, help="answer 503 to every so-manieth call")
+    parser.add_argument("--die-after", type=int, default=0, help="end the process after so many calls")
+    args = parser.parse_args()
+    asyncio.run(_serve(args.port, args.delay, args.fail_every, args.die_after))
+
+
+if __name__ == "__main__":
+    main()
