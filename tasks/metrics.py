@@ -7,11 +7,12 @@ found) say so in their names and are never compared: a run that gives up on hard
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from tasks import bootstrap
+from tasks.agent.trajectory import Failure
 from tasks.artifact import Artifact, read_rows
 from tasks.errors import InputError
 from tasks.reward import hit_at, reciprocal_rank
@@ -19,6 +20,7 @@ from tasks.reward import hit_at, reciprocal_rank
 Row = Mapping[str, Any]
 HEADLINE = "hit_at_1"
 HIT_DEPTHS = (1, 3, 5, 10)
+FAILURES: frozenset[str] = frozenset(get_args(Failure))
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,14 @@ METRICS: tuple[Metric, ...] = (
         False,
         _rate("valid_turns", "turns"),
         "of all model calls: a search or an answer that could be read",
+    ),
+    Metric(
+        "failed",
+        "Rollouts that failed",
+        "share",
+        False,
+        lambda row: None if row["outcome"] is None else (float(row["outcome"] in FAILURES), 1),
+        "through no fault of the model, such as a lost connection; they count as misses",
     ),
     Metric(
         "searches",
@@ -312,7 +322,7 @@ def show_interval(metric: str, low: float | None, high: float | None, *, signed:
     """ "[27.9, 44.1]"; a dash where there are too few groups for one."""
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return "–"
-    scale, digits = (100, 1) if BY_NAME[metric].kind == "share" else (1, 2)
+    scale, digits = (100, 1) if BY_NAME[metric].kind == "share" else (1, 0 if high >= 100 else 2)
     sign = "+" if signed else ""
     return f"[{scale * low:{sign}.{digits}f}, {scale * high:{sign}.{digits}f}]".replace("-", "−")
 

@@ -1,0 +1,271 @@
+"""The report: one HTML file that needs no network, with the verdict first, then tables, figures, method and trajectories.
+
+Everything a model or a document said is untrusted. Jinja escapes it in the markup; the browser for trajectories gets it as
+JSON in which no character can end the script element, and puts it on the page as text only; a content security policy
+lets no script run but the report's own.
+"""
+
+import base64
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks import compare, plots
+from tasks.artifact import Artifact, provenance, read_provenance, read_rows, write_folder
+from tasks.metrics import BY_NAME, HEADLINE, METRICS, Cell, metric_cells, read_runs, show, show_interval
+from tasks.report.browser import embedded
+
+Row = Mapping[str, Any]
+Rescored = Mapping[str, tuple[Sequence[Artifact], Artifact]]
+
+_HERE = Path(__file__).parent
+_SECTIONS = {
+    "First search, and all searches": (
+        *("hit_at_1", "hit_at_3", "hit_at_5", "hit_at_10", "mrr_first"),
+        *("mrr_best", "success"),
+    ),
+    "Answers": (
+        *("anls", "page_f1", "page_precision", "page_recall"),
+        *("document_f1", "document_precision", "document_recall"),
+    ),
+    "Conduct and cost": (
+        *("valid_turns", "failed", "searches", "zero_results"),
+        *("prompt_tokens", "completion_tokens", "seconds"),
+    ),
+    "Over found questions only: for reference, not for comparing": (
+        *("searches_to_success", "first_hit_rank", "mrr_survivors"),
+    ),
+}
+_MARKS = {"improved": "▲", "worse": "▼", "cannot tell": "≈"}
+
+
+def write_report(
+    results: Sequence[Artifact],
+    comparison: Artifact,
+    *,
+    uri: str,
+    facts: Mapping[str, Any],
+    trajectories: Mapping[str, Artifact] | None = None,
+    statistics: Mapping[str, Any] | None = None,
+    loss_curve: Sequence[Row] = (),
+    rescored: Rescored | None = None,
+) -> Artifact:
+    """Write index.html into a report artifact at `uri`.
+
+    Args:
+        results: runs on the same questions, baselines first; the report is about the last.
+        comparison: of exactly these runs.
+        facts: how it was measured, as people read it: {"Model": "…", "Search": {"operator": "or", …}, …}.
+        trajectories: rollouts by run name, for the browser.
+        statistics: of the collection that was learned from (tasks/statistics.py).
+        loss_curve: rows of the training's loss curve.
+        rescored: by title, the same first queries under other search settings: their results and comparison.
+
+    Raises:
+        InputError: the runs are on different questions.
+    """
+    page = render(
+        results,
+        comparison,
+        facts=facts,
+        rollouts={run: read_rows(artifact) for run, artifact in (trajectories or {}).items()},
+        statistics=statistics,
+        loss_curve=loss_curve,
+        rescored=rescored or {},
+    )
+    inputs = {f"results {number}": artifact for number, artifact in enumerate(results)} | {"comparison": comparison}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "index.html").write_text(page, encoding="utf-8")
+        return write_folder(Path(folder), uri, "report/1", 1, provenance(inputs, facts=dict(facts)))
+
+
+def render(
+    results: Sequence[Artifact],
+    comparison: Artifact,
+    *,
+    facts: Mapping[str, Any],
+    rollouts: Mapping[str, Sequence[Row]],
+    statistics: Mapping[str, Any] | None,
+    loss_curve: Sequence[Row],
+    rescored: Rescored,
+) -> str:
+    """The report's HTML; see `write_report`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    tables = {rows[0]["run"]: rows for rows in map(read_rows, results)}
+    made, differences = read_provenance(comparison), read_rows(comparison)
+    cells = metric_cells(read_runs(results), made["resamples"])
+    script = _asset("report.js")
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html").render(
+        headline=_headline(differences, tables),
+        tiles=[_tile(number, cell) for number, cell in enumerate(c for c in cells if c.metric == HEADLINE)],
+        main=_table(cells, differences),
+        pairs=_pairs(differences),
+        figures=list(_figures(tables, statistics, loss_curve)),
+        rescored=[(title, *_rescored(runs, other, made["resamples"])) for title, (runs, other) in rescored.items()],
+        questions=len(next(iter(tables.values()))),
+        groups=differences[0]["groups"] if differences else 0,
+        facts=list(_flat(facts)),
+        resamples=made["resamples"],
+        meanings=[metric for metric in METRICS if any(cell.metric == metric.name for cell in cells)],
+        packages=[(name, version) for name, version in made["packages"].items() if version],
+        hashes=[(name, a.sha256) for name, a in [*zip(tables, results, strict=True), ("comparison", comparison)]],
+        data=embedded(tables, rollouts),
+        css=_asset("report.css"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _asset(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
+def _headline(differences: Sequence[Row], tables: Mapping[str, Sequence[Row]]) -> dict[str, Any] | None:
+    """The sentence that the report opens with, in the parts that are set apart on the page."""
+    row = compare.headline(differences)
+    if row is None:
+        return None
+    unseen = all(question["split"] == "test" for question in tables[row["run"]])
+    return {
+        "run": row["run"],
+        "run_number": list(tables).index(row["run"]),
+        "share": show(HEADLINE, row["run_mean"]),
+        "questions": f"{row['n']} questions" + (" about unseen documents" if unseen else ""),
+        "baseline": row["baseline"],
+        "baseline_number": list(tables).index(row["baseline"]),
+        "baseline_share": show(HEADLINE, row["baseline_mean"]),
+        "points": compare.points(row["difference"]),
+        "interval": show_interval(HEADLINE, row["low"], row["high"], signed=True),
+        "verdict": row["verdict"],
+        "verdict_text": compare.verdict_text(row),
+        "others": [
+            compare.sentence(other)
+            for other in differences
+            if other["metric"] == HEADLINE and other["run"] == row["run"] and other is not row
+        ],
+    }
+
+
+def _tile(number: int, cell: Cell) -> dict[str, Any]:
+    return {
+        "run": cell.run,
+        "number": number % 6,
+        "share": show(cell.metric, cell.mean),
+        "interval": show_interval(cell.metric, cell.low, cell.high),
+        "mean": round(100 * cell.mean, 2),
+        "low": round(100 * (cell.mean if cell.low is None else cell.low), 2),
+        "high": round(100 * (cell.mean if cell.high is None else cell.high), 2),
+    }
+
+
+def _table(cells: Sequence[Cell], differences: Sequence[Row]) -> dict[str, Any]:
+    """The metric table: sections of rows, a column a run, and the last run's difference from the one before it."""
+    runs = list(dict.fromkeys(cell.run for cell in cells))
+    by_place = {(cell.metric, cell.run): cell for cell in cells}
+    first = compare.headline(differences)
+    judged = {r["metric"]: _difference(r) for r in differences if first and _pair(r) == _pair(first)}
+    sections = []
+    for title, names in _SECTIONS.items():
+        rows = [
+            {
+                "label": BY_NAME[name].label,
+                "cells": [_shown(by_place.get((name, run))) for run in runs],
+                "difference": judged.get(name),
+            }
+            for name in names
+            if any((name, run) in by_place for run in runs)
+        ]
+        if rows:
+            sections.append((title, rows))
+    return {"runs": runs, "pair": _pair(first) if first else None, "sections": sections}
+
+
+def _shown(cell: Cell | None) -> dict[str, str] | None:
+    if cell is None:
+        return None
+    return {"mean": show(cell.metric, cell.mean), "interval": show_interval(cell.metric, cell.low, cell.high)}
+
+
+def _pair(row: Row) -> tuple[str, str]:
+    return row["run"], row["baseline"]
+
+
+def _difference(row: Row) -> dict[str, str]:
+    return {
+        "label": BY_NAME[row["metric"]].label,
+        "points": compare.points(row["difference"]),
+        "interval": show_interval(row["metric"], row["low"], row["high"], signed=True),
+        "p": compare.p_text(row["p_value"]).removeprefix("p = ").removeprefix("p "),
+        "smallest": "–" if row["smallest_visible"] is None else f"{100 * row['smallest_visible']:.1f}",
+        "mark": _MARKS[row["verdict"]],
+        "verdict": row["verdict"],
+        "verdict_text": compare.verdict_text(row),
+    }
+
+
+def _pairs(differences: Sequence[Row]) -> list[dict[str, Any]]:
+    """Each pair of runs, the last run's first, with its figure and its rows."""
+    pairs = list(dict.fromkeys(_pair(row) for row in reversed(differences)))
+    found = [(pair, [row for row in differences if _pair(row) == pair]) for pair in pairs]
+    return [
+        {"run": run, "baseline": baseline, "figure": plots.forest(rows), "rows": [_difference(row) for row in rows]}
+        for (run, baseline), rows in found
+    ]
+
+
+def _figures(
+    tables: Mapping[str, Sequence[Row]], statistics: Mapping[str, Any] | None, loss_curve: Sequence[Row]
+) -> Iterator[tuple[str, str, str]]:
+    """Title, note and SVG of each figure that there is data for."""
+    ranks = {run: [row["first_rank"] for row in rows] for run, rows in tables.items()}
+    yield (
+        "How far down must one look?",
+        "Share of all questions whose first search has a page with the answer among the first k.",
+        plots.hit_curves(ranks),
+    )
+    yield (
+        "Where does the first search put the page?",
+        "Every question counts; “missed” are those whose page is not among the first ten.",
+        plots.rank_bars(ranks),
+    )
+    if statistics and statistics["rank_score"]:
+        yield (
+            "What was there to learn from?",
+            "Collected rollouts by the rank score of their best search: 1 is rank 1, 0 is not found.",
+            plots.rank_scores(statistics["rank_score"]),
+        )
+    if loss_curve:
+        yield "How did training go?", "Loss by optimizer step.", plots.loss_curve(loss_curve)
+
+
+def _rescored(results: Sequence[Artifact], comparison: Artifact, resamples: int) -> tuple[dict[str, Any], list[str]]:
+    differences = read_rows(comparison)
+    sentences = [compare.sentence(row) for row in differences if row["metric"] == HEADLINE]
+    return _table(metric_cells(read_runs(results), resamples), differences), sentences
+
+
+def _flat(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Facts as (term, text): a mapping becomes "name value, name value", a list its items."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield name, ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+        else:
+            yield name, _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "(" + ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items()) + ")"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value)) or "none"
+    return (
+        {None: "none", True: "yes", False: "no"}.get(value, str(value))
+        if value is None or isinstance(value, bool)
+        else str(value)
+    )

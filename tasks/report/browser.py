@@ -1,0 +1,110 @@
+"""The data of a report's browser for trajectories: what each run did with each question, small enough for one file."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+MAX_BYTES = 4_000_000
+_TEXT, _LONG = 400, 1200  # characters of short and of long texts that are kept
+
+
+def embedded(results: Mapping[str, Sequence[Row]], trajectories: Mapping[str, Sequence[Row]]) -> str:
+    """JSON to stand in a script element: runs, and questions with each run's ranks, queries and turns.
+
+    When all would take more than `MAX_BYTES`, questions whose first rank differs between the last two runs go in first,
+    then the others, each in the order of their ids; `all` says how many there are. No character of it can end the script
+    element or begin a comment.
+    """
+    runs = list(results)
+    rows = {run: {row["question_id"]: row for row in found} for run, found in results.items()}
+    rollouts = {run: {row["question_id"]: row for row in found} for run, found in trajectories.items()}
+    ids = sorted(rows[runs[-1]])
+
+    def changed(question_id: str) -> bool:
+        return len({rows[run][question_id]["first_rank"] for run in runs[-2:]}) > 1
+
+    kept: dict[str, str] = {}
+    size = 0
+    for question_id in sorted(ids, key=lambda id_: not changed(id_)):
+        entry = _json(_question(question_id, rows, rollouts))
+        size += len(entry) + 1
+        if size > MAX_BYTES:
+            break
+        kept[question_id] = entry
+    questions = ",".join(kept[question_id] for question_id in ids if question_id in kept)
+    return f'{{"runs":{_json(runs)},"all":{len(ids)},"questions":[{questions}]}}'
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _cut(text: str | None, limit: int) -> str | None:
+    if text is None or len(text) <= limit:
+        return text
+    return text[:limit] + " …"
+
+
+def _question(
+    question_id: str, rows: Mapping[str, Mapping[str, Row]], rollouts: Mapping[str, Mapping[str, Row]]
+) -> dict[str, Any]:
+    row = next(iter(rows.values()))[question_id]
+    wanted = {(place["document"], place["page"]) for place in row["answer_locations"] or []}
+    return {
+        "id": question_id,
+        "question": _cut(row["question"], _LONG),
+        "category": row["category"] or "",
+        "answers": [_cut(", ".join(reference), _TEXT) for reference in row["answers"] or []],
+        "pages": [list(page) for page in sorted(wanted)],
+        "runs": [
+            {
+                "first": found[question_id]["first_rank"],
+                "best": found[question_id]["best_rank"] if found[question_id]["best_known"] else None,
+                "query": _cut(found[question_id]["first_query"], _TEXT),
+                "rollout": _rollout(rollouts.get(run, {}).get(question_id), wanted),
+            }
+            for run, found in rows.items()
+        ],
+    }
+
+
+def _rollout(row: Row | None, wanted: set[tuple[str, int]]) -> dict[str, Any] | None:
+    if row is None:
+        return None
+    return {
+        "failed": row["status"] == "failed",
+        "outcome": row["outcome"],
+        "detail": _cut(row["failure_detail"], _TEXT),
+        "seconds": None if row["elapsed_s"] is None else round(row["elapsed_s"], 1),
+        "turns": [_turn(turn, wanted) for turn in row["turns"] or []],
+        "answer": _cut(", ".join(row["answer"] or []), _LONG) or None,
+        "cited": [
+            [place["file"], place["page"], (place["file"], place["page"]) in wanted] for place in row["citations"] or []
+        ],
+    }
+
+
+def _turn(turn: Row, wanted: set[tuple[str, int]]) -> dict[str, Any]:
+    return {
+        "reasoning": _cut(turn["reasoning"], _LONG),
+        "action": turn["action"],
+        "failure": turn["failure"],
+        # What was understood is shown as what it was understood as; what was not, as it came.
+        "raw": _cut(turn["raw_text"], _LONG) if turn["failure"] else None,
+        "searches": [
+            {
+                "query": _cut(search["query"], _TEXT),
+                "searched": _cut(search["searched"], _TEXT) if search["searched"] != search["query"] else None,
+                "words": search["read_as"] == "words",
+                "rank": search["gt_rank"],
+                "results": [
+                    [hit["file"], hit["page_number"], (hit["file"], hit["page_number"]) in wanted]
+                    for hit in search["results"] or []
+                ],
+            }
+            for search in turn["searches"] or []
+        ],
+    }
