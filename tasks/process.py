@@ -154,7 +154,7 @@ def _measure(row: Row, scored: Row | None, kept: bool) -> Rollout:
         read_as=tuple(search["read_as"] for search in searches),
         empty_searches=sum(not search["results"] for search in searches),
         turns=len(row["turns"]),
-        valid_turns=sum(turn["action"] != "none" for turn in row["turns"]),
+        valid_turns=sum(turn["failure"] is None for turn in row["turns"]),
         turn_failures=tuple(turn["failure"] for turn in row["turns"] if turn["failure"]),
     )
 

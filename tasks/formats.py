@@ -1,0 +1,274 @@
+"""Training sets, made of scored rollouts and preference pairs.
+
+A format is a function that yields examples, and a line in `FORMATS`. Examples are neutral: the question, what was said
+since the prompt, and what is to be learned; the prompt itself is put before them here, and is byte for byte the one that
+is served under the same agent settings. The reference pipeline's JSONL is made of the same examples (tasks/jsonl.py).
+
+    <uri>/sft_best.parquet   <uri>/dpo.parquet   …   <uri>/jsonl/sft_best_train.jsonl   …
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any
+
+import pyarrow as pa
+
+from tasks import artifact, jsonl, storage
+from tasks.agent import prompts
+from tasks.agent.trajectory import Message
+from tasks.artifact import Artifact
+from tasks.config import Agent, Format, FormatName
+from tasks.errors import ConfigError, EmptyError
+from tasks.pairs import fold
+from tasks.schemas import TABLES
+
+_CHUNK = 1024  # examples
+_SERVED_ALIKE = ("protocol", "observation", "top_k")
+
+Example = dict[str, Any]
+Say = Callable[[str | None, str], list[Message]]
+"""(reasoning, query) → the assistant's turn that searches so, as messages."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What examples are made of."""
+
+    processed: Artifact
+    pairs: Artifact
+    settings: Format
+
+    def rollouts(self, *columns: str) -> Iterator[dict[str, Any]]:
+        """Those columns of the scored rollouts, row by row; only a batch is in memory."""
+        for table in artifact.read_batches(self.processed, columns):
+            yield from table.to_pylist()
+
+
+def sft_best(source: Source, say: Say) -> Iterator[Example]:
+    """Question → the best query of a rollout. Of a question's best queries identical ones are one.
+
+    With `best_per_question`, only so many of them: by rank score, then by effort score, then the shorter.
+    """
+    found: dict[str, dict[str, Example]] = {}
+    columns = ("question_id", "question", "best_query", "best_rank", "rank_score", "effort", "reasoning")
+    for row in source.rollouts(*columns):
+        if row["best_query"] is not None:
+            own, key = found.setdefault(row["question_id"], {}), fold(row["best_query"])
+            own[key] = min(own.get(key, row), row, key=_merit)
+    for question_id in sorted(found):
+        for row in sorted(found[question_id].values(), key=_merit)[: source.settings.best_per_question]:
+            yield {
+                **_weights(row),
+                "gt_rank": row["best_rank"],
+                "earlier": [],
+                "completion": say(row["reasoning"], row["best_query"]),
+            }
+
+
+def _merit(row: Example) -> tuple[Any, ...]:
+    query = row["best_query"]
+    return -row["rank_score"], -row["effort"], len(query), query, row["reasoning"] or "", row["best_rank"]
+
+
+def sft_trajectory(source: Source, say: Say) -> Iterator[Example]:
+    """Question → the whole conversation of a rollout that found the page, wasted no turn and answered."""
+    columns = ("question_id", "question", "outcome", "best_rank", "rank_score", "effort")
+    for row in source.rollouts(*columns, "search_messages", "messages", "prompt_messages"):
+        start, messages = row["prompt_messages"], row["messages"]
+        spoken = {at for at in range(start, len(messages)) if messages[at]["role"] == "assistant"}
+        useful = {*row["search_messages"], max(spoken, default=None)}
+        if row["best_rank"] is not None and row["outcome"] == "answered" and spoken == useful:
+            yield {
+                **_weights(row),
+                "gt_rank": row["best_rank"],
+                "earlier": [],
+                "completion": messages[start : max(spoken) + 1],
+            }
+
+
+def sft_context(source: Source, say: Say) -> Iterator[Example]:
+    """Question, and earlier searches with what they found → a search that ranked the page better than all of them."""
+    columns = ("question_id", "question", "effort", "searches", "reasonings", "search_messages")
+    for row in source.rollouts(*columns, "messages", "prompt_messages"):
+        best_before: float | None = None
+        tried = zip(row["search_messages"], row["searches"], row["reasonings"], strict=True)
+        # one message may hold several searches, none of which saw the others' results
+        for at, turn in groupby(tried, key=lambda t: t[0]):
+            _, search, reasoning = max(turn, key=lambda t: t[1]["rank_score"])
+            score = search["rank_score"]
+            if best_before is not None and score > best_before:
+                yield {
+                    **_weights({**row, "rank_score": score}),
+                    "gt_rank": search["gt_rank"],
+                    "earlier": row["messages"][row["prompt_messages"] : at],
+                    "completion": say(reasoning, search["query"]),
+                }
+            best_before = max(score, best_before or 0.0)
+
+
+def _weights(row: Example) -> Example:
+    return {name: row[name] for name in ("question_id", "question", "rank_score", "effort")}
+
+
+def dpo(source: Source, say: Say) -> Iterator[Example]:
+    """Question → a better query, rather than a worse one."""
+    for table in artifact.read_batches(source.pairs):
+        for pair in table.to_pylist():
+            yield {
+                **{name: pair[name] for name in ("question_id", "question", "chosen_score", "rejected_score")},
+                "earlier": [],
+                "chosen": say(pair["chosen_reasoning"], pair["chosen"]),
+                "rejected": say(pair["rejected_reasoning"], pair["rejected"]),
+            }
+
+
+def reward(source: Source, say: Say) -> Iterator[Example]:
+    """(Question, query) → score, of all searches of the rollouts and of both sides of the pairs; identical ones once.
+
+    The pairs bring queries of rollouts that never found the page, which the filters may have taken out.
+    """
+    found: dict[tuple[str, str], Example] = {}
+
+    def add(question_id: str, question: str, query: str, score: float) -> None:
+        row = {"question_id": question_id, "question": question, "query": query, "score": score}
+        key = question_id, fold(query)
+        found[key] = min(found.get(key, row), row, key=lambda r: (-r["score"], r["query"]))
+
+    for row in source.rollouts("question_id", "question", "searches"):
+        for search in row["searches"]:
+            add(row["question_id"], row["question"], search["query"], search["rank_score"])
+    for table in artifact.read_batches(source.pairs):
+        for pair in table.to_pylist():
+            for which in ("chosen", "rejected"):
+                add(pair["question_id"], pair["question"], pair[which], pair[f"{which}_score"])
+    yield from (found[key] for key in sorted(found))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A format: the schema of its table, what yields its examples, and what to change when there are none."""
+
+    schema: str
+    examples: Callable[[Source, Say], Iterator[Example]]
+    when_empty: str
+    conversation: bool = False  # shows turns as they were collected
+
+
+FORMATS: dict[FormatName, Kind] = {
+    "sft_best": Kind("sft/1", sft_best, "no kept rollout found its page; collect more samples"),
+    "sft_trajectory": Kind(
+        "sft/1",
+        sft_trajectory,
+        "no kept rollout found its page, answered and wasted no turn; collect more samples, with worked examples in the "
+        "prompt, or train on sft_best",
+        conversation=True,
+    ),
+    "sft_context": Kind(
+        "sft/1",
+        sft_context,
+        "no kept rollout searched again and found more; collect with max_iterations of 3 or more and more samples, or "
+        "train on sft_best",
+        conversation=True,
+    ),
+    "dpo": Kind(
+        "dpo/1",
+        dpo,
+        "there are no preference pairs; collect several samples a question, and process with max_pairs above 0",
+    ),
+    "reward": Kind("reward/1", reward, "no kept rollout made a search; process with include_failed"),
+}
+
+
+def format_training(
+    processed: Artifact, pairs: Artifact, settings: Format, agent: Agent, uri: str
+) -> dict[str, Artifact]:
+    """Make the training sets that `settings` names.
+
+    All rows of a question are on one side of train and val, by hash of the question's id.
+
+    Args:
+        agent: the agent as it will be served, which need not be as it was collected (worked examples are in the prompt of
+            an untrained model, not in that of a trained one).
+        uri: folder for what is written.
+
+    Returns:
+        The artifact of each format by its name, and "jsonl" for the folder of JSONL files when it was asked for.
+
+    Raises:
+        EmptyError: a format has no example, or none of them fell into the training part.
+        ConfigError: conversations are wanted under another protocol or view of pages than they were collected with.
+    """
+    source = Source(processed, pairs, settings)
+    facts = artifact.provenance(
+        {"processed": processed, "pairs": pairs},
+        settings=settings.model_dump(mode="json"),
+        agent=agent.model_dump(mode="json"),
+        prompt_fingerprint=prompts.prompt_fingerprint(agent),
+    )
+    names = list(dict.fromkeys(settings.formats))
+    if any(FORMATS[name].conversation for name in names):
+        _refuse_other_conversations(source, agent)
+    made: dict[str, Artifact] = {
+        name: artifact.write_tables(
+            _tables(name, source, agent), storage.join(uri, f"{name}.parquet"), FORMATS[name].schema, facts
+        )
+        for name in names
+    }
+    if settings.jsonl:
+        files = [f"{name}_{part}.jsonl" for name in names for part in ("train", "val")]
+        made["jsonl"] = jsonl.write(_lines(names, source), files, storage.join(uri, "jsonl"), facts)
+    return made
+
+
+def _tables(name: FormatName, source: Source, agent: Agent) -> Iterator[pa.Table]:
+    """A format's rows, in tables, so that conversations are never all in memory."""
+    kind = FORMATS[name]
+    examples = kind.examples(source, lambda reasoning, query: [prompts.search_message(reasoning, query, agent)])
+    tools = prompts.tool_definitions(agent)
+    common = {
+        "format": name,
+        "tools": None if tools is None else json.dumps(tools, ensure_ascii=False),
+        "prompt_fingerprint": prompts.prompt_fingerprint(agent),
+    }
+    parts: set[str] = set()
+    while chunk := list(islice(examples, _CHUNK)):
+        rows = []
+        for example in chunk:
+            part = side(example["question_id"], source.settings.train_ratio)
+            prompt = [*prompts.prompt_messages(example["question"], agent), *example.get("earlier", [])]
+            row = {**common, **example, "split": part, "prompt": prompt}
+            rows.append({column: row[column] for column in TABLES[kind.schema].names})
+            parts.add(part)
+        yield artifact.table_of(rows, kind.schema)
+    if not parts:
+        raise EmptyError(f"the training set {name} is empty: {kind.when_empty}")
+    if "train" not in parts:
+        raise EmptyError(
+            f"no question of {name} fell into the training part: raise train_ratio, or collect more questions"
+        )
+
+
+def _lines(names: list[FormatName], source: Source) -> Iterator[tuple[str, Example]]:
+    for name in names:
+        for example in FORMATS[name].examples(source, jsonl.say):
+            yield f"{name}_{side(example['question_id'], source.settings.train_ratio)}.jsonl", example
+
+
+def _refuse_other_conversations(source: Source, agent: Agent) -> None:
+    """A conversation is only what a model will be served if it was collected under the same protocol and view of pages."""
+    table = artifact.read_table(source.processed, list(_SERVED_ALIKE))
+    for name, served in ((name, getattr(agent, name)) for name in _SERVED_ALIKE):
+        if others := set(table[name].unique().to_pylist()) - {served}:
+            raise ConfigError(
+                f"conversations were collected with {name} {', '.join(sorted(map(str, others)))}, but will be served with "
+                f"{served}: give the agent the same {name}, collect again, or train on sft_best"
+            )
+
+
+def side(question_id: str, train_ratio: float) -> str:
+    """ "train" or "val": the same for all rows of a question, on every machine; more go to "train" as the ratio rises."""
+    digest = hashlib.sha256(f"train/val\0{question_id}".encode()).digest()
+    return "train" if int.from_bytes(digest[:8]) / 2**64 < train_ratio else "val"

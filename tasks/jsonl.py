@@ -1,0 +1,73 @@
+"""The reference pipeline's JSONL: plain text in tags, whatever protocol the agent speaks.
+
+sft_*    {"input": "<question>…</question>", "output": "<think>…</think>\\n<search>…</search>", rank_score, effort, …}
+dpo      {"prompt", "chosen", "rejected", "chosen_score", "rejected_score", …}
+reward   {"input": "<question>…</question>\\n<search>…</search>", "score", …}
+"""
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TextIO
+
+from tasks import artifact
+from tasks.agent.trajectory import Message
+from tasks.artifact import Artifact
+
+
+def say(reasoning: str | None, query: str) -> list[Message]:
+    """An assistant's turn that searches.
+
+    >>> say("It is about fees.", "annual fee")[0]["content"]
+    '<think>It is about fees.</think>\\n<search>annual fee</search>'
+    """
+    thought = f"<think>{reasoning}</think>\n" if reasoning else ""
+    return [{"role": "assistant", "content": f"{thought}<search>{query}</search>"}]
+
+
+def record(example: Mapping[str, Any]) -> dict[str, Any]:
+    """A neutral example (tasks/formats.py) as a line of JSONL."""
+    asked = f"<question>{example['question']}</question>"
+    if "query" in example:
+        text = {"input": f"{asked}\n<search>{example['query']}</search>"}
+    elif "chosen" in example:
+        text = {
+            "prompt": _joined([asked], example["earlier"]),
+            "chosen": _joined([], example["chosen"]),
+            "rejected": _joined([], example["rejected"]),
+        }
+    else:
+        text = {"input": _joined([asked], example["earlier"]), "output": _joined([], example["completion"])}
+    numbers = {
+        name: example[name]
+        for name in ("rank_score", "effort", "gt_rank", "score", "chosen_score", "rejected_score")
+        if name in example
+    }
+    return {**text, **numbers, "question_id": example["question_id"]}
+
+
+def _joined(before: list[str], messages: Iterable[Message]) -> str:
+    return "\n".join([*before, *(message["content"] for message in messages)])
+
+
+def write(
+    lines: Iterable[tuple[str, Mapping[str, Any]]], names: Iterable[str], uri: str, facts: Mapping[str, Any]
+) -> Artifact:
+    """Store JSONL files as one folder artifact.
+
+    Args:
+        lines: (file name, its next example), files in any order.
+        names: all file names, so that one without a line is there too.
+    """
+    rows = 0
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as files:
+        opened: dict[str, TextIO] = {
+            name: files.enter_context((Path(folder) / name).open("w", encoding="utf-8", newline="\n")) for name in names
+        }
+        for name, example in lines:
+            opened[name].write(json.dumps(record(example), ensure_ascii=False) + "\n")
+            rows += 1
+        files.close()  # everything is on disk before it is hashed and stored
+        return artifact.write_folder(Path(folder), uri, "jsonl/1", rows, facts)
