@@ -8,21 +8,32 @@ share what `open_attempts` opens: one connection pool, one index, one gate.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
+import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from tasks import artifact, config, storage
+from tasks.agent.completion import Complete, Completion, CompletionError
+from tasks.agent.rollout import rollout, search_with
+from tasks.agent.sampling import ResolvedSampling, resolve
+from tasks.agent.trajectory import Question, to_row
 from tasks.artifact import Artifact
-from tasks.errors import ArtifactError
+from tasks.errors import ArtifactError, ConfigError, ServerError
+from tasks.pages import PageStore
+from tasks.search.index import open_index
+from tasks.serve import served_models
 
 SCHEMA = "trajectories/1"
+_LOST = 3
+_ASK_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class RolloutSpec:
 
     rollout_id: str
     question_id: str
-    sampling: str
+    sampling: config.SamplingName
     sample: int
     seed: int
 
@@ -108,6 +119,107 @@ def _best_attempts(table: pa.Table) -> dict[str, int]:
     return {rollout_id: row for rollout_id, (_, row) in best.items()}
 
 
+@contextlib.asynccontextmanager
+async def open_attempts(
+    questions: Artifact,
+    pages: Artifact,
+    index: Artifact,
+    *,
+    agent: config.Agent,
+    search: config.Search,
+    sampling: config.Sampling,
+    server: config.Server,
+    fingerprints: Mapping[str, str],
+) -> AsyncIterator[Attempt]:
+    """Open what rollouts need, once for all shards of a process: the server's client, the index, pages, the gate.
+
+    At most `server.concurrency` rollouts run at once, whichever shards they belong to, so no shard's end leaves the server
+    idle. Once the server is seen to be gone, rollouts end at once with a typed failure, until it answers again.
+
+    Args:
+        fingerprints: model_fingerprint, index_fingerprint and code_fingerprint, as the rows shall carry them.
+
+    Raises:
+        ArtifactError: an artifact is missing or of another schema.
+        ConfigError: the server's address is not set.
+    """
+    from tasks.agent.client import open_client  # the openai package takes half a second to import
+
+    if server.base_url is None:
+        raise ConfigError("collecting needs the address of a running server: set base_url")
+    rows = await asyncio.to_thread(artifact.read_rows, questions)
+    asked = {row["question_id"]: Question.from_row(row) for row in rows}
+    find = search_with(await asyncio.to_thread(open_index, index, search), agent.top_k)
+    page_store = await asyncio.to_thread(PageStore, pages)
+    gate = asyncio.Semaphore(server.concurrency)
+
+    async with open_client(server, base_url=server.base_url, model=server.model) as complete:
+        breaker = _Breaker(complete, server.base_url)
+
+        async def attempt(spec: RolloutSpec, number: int) -> dict[str, Any]:
+            async with gate:
+                trajectory = await rollout(
+                    asked[spec.question_id],
+                    settings=agent,
+                    sampling=resolve(spec.sampling, sampling),
+                    seed=spec.seed,
+                    complete=breaker.complete,
+                    search=find,
+                    page_text=page_store.text,
+                    deadline_s=server.rollout_timeout,
+                )
+            if trajectory.status == "failed":
+                breaker.lost += 1
+            return to_row(
+                trajectory,
+                rollout_id=spec.rollout_id,
+                attempt=number,
+                sample=spec.sample,
+                model=server.model,
+                **fingerprints,
+            )
+
+        yield attempt
+
+
+class _Breaker:
+    """Makes model calls, but none to a server that is gone: otherwise each rollout would try again for long, for nothing.
+
+    After `_LOST` failed rollouts without a completion between them, the server is asked for its models. While it does not
+    answer that either, every call fails at once.
+    """
+
+    def __init__(self, complete: Complete, base_url: str) -> None:
+        self.lost = 0  # rollouts that failed since the last completion
+        self._complete, self._base_url = complete, base_url
+        self._asking = asyncio.Lock()
+        self._gone: tuple[float, str] | None = None  # when the server was last found gone, and how
+
+    async def complete(
+        self, messages: Sequence[Mapping[str, Any]], request: Mapping[str, Any], sampling: ResolvedSampling, seed: int
+    ) -> Completion:
+        """Of type `Complete`."""
+        if self.lost >= _LOST:
+            await self._ask()
+        completion = await self._complete(messages, request, sampling, seed)
+        self.lost = 0
+        return completion
+
+    async def _ask(self) -> None:
+        async with self._asking:
+            if self.lost < _LOST:
+                return
+            if self._gone is None or time.monotonic() - self._gone[0] > _ASK_EVERY_S:
+                try:
+                    await asyncio.to_thread(served_models, self._base_url)
+                except ServerError as error:
+                    self._gone = time.monotonic(), str(error)
+                else:
+                    self._gone, self.lost = None, 0
+                    return
+            raise CompletionError("connection", f"not tried, as the server is gone: {self._gone[1]}")
+
+
 def _earlier(folder: str) -> tuple[dict[str, dict[str, Any]], int]:
     """What a shard's stored parts say of each rollout, and the number of runs that wrote them."""
     table = artifact.read_parts(folder, SCHEMA, ["rollout_id", "attempt", "status", "outcome"])
@@ -123,7 +235,7 @@ async def run_shard(
     uri: str,
     flush_every: int,
     attempt: Attempt,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_done: Callable[[int], None] = lambda rollouts: None,
 ) -> ShardReport:
     """Run the rollouts of a shard that have no finished attempt yet; store every attempt in parts as rollouts finish.
 
@@ -135,7 +247,7 @@ async def run_shard(
     Args:
         uri: folder of the run, which all its shards share.
         attempt: runs one rollout, see `open_attempts`; its gate decides how many run at once.
-        on_progress: told (rollouts done, rollouts of this shard) at the start and after each rollout.
+        on_done: told how many more rollouts have ended: at the start those of earlier runs, then each as it ends.
 
     Raises:
         ArtifactError: parts of an earlier run have another schema; `forget` them to start again.
@@ -171,10 +283,10 @@ async def run_shard(
         row = await attempt(spec, known.get(spec.rollout_id, {}).get("attempt", 0) + 1)
         waiting.append(row)
         outcomes[row["status"], row["outcome"]] += 1
-        on_progress(report.found_finished + outcomes.total(), report.planned)
+        on_done(1)
         await flush(flush_every)
 
-    on_progress(report.found_finished, report.planned)
+    on_done(report.found_finished)
     tasks = [asyncio.create_task(run(spec)) for spec in todo]
     try:
         await asyncio.gather(*tasks)
