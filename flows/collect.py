@@ -1,0 +1,90 @@
+"""collect: questions × sampling configurations × samples → trajectories, in shards that are one task run each.
+
+    drag collect --sampling-config default diverse --samples 4 --limit 500 --concurrency 32
+
+Killed, or with failed rollouts: the same command again redoes only what is not finished.
+"""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.serving import Connect, model_server
+from flows.summary import show_stages, work_dir
+from tasks import artifact, config, storage
+from tasks import collect as shards
+from tasks.artifact import Artifact, load_ref
+from tasks.cache import stage_key
+from tasks.model import fetch_model, model_fingerprint
+from tasks.stage_tasks import collect_trajectories
+from tasks.stages import StageRun, run_stage
+
+# how fast a run goes, how it is cut up and when it counts as done change no rollout
+_PACE = {
+    "collect": {"resume", "flush_every", "allow_failed_share"},
+    "server": {"base_url", "concurrency", "request_timeout", "rollout_timeout", "max_retries"},
+}
+# these choose rollouts without changing any: a larger limit goes on from a smaller one's
+_CHOICE = {"limit"}
+
+
+def collected(
+    root: str, settings: config.CollectRun, connect: Connect, adapter: Artifact | None, title: str
+) -> StageRun:
+    """Run every rollout that is not finished, and fold them into one trajectories artifact.
+
+    Args:
+        adapter: the adapter to ask, or None for the base model.
+        title: what the progress bar says is collected.
+
+    Raises:
+        CollectError: more rollouts failed than `allow_failed_share`; the others are kept.
+        SelfTestError: the model yields no parsable search under these settings.
+    """
+    inputs: dict[str, Any] = {name: load_ref(root, name) for name in ("questions", "pages", "index")}
+    if adapter:
+        inputs["adapter"] = adapter
+    fingerprint = settings.server.model if settings.server.base_url else _weights(settings.server.model)
+
+    def key(without: set[str]) -> str:
+        chosen = {
+            "collect": settings.collect.model_dump(mode="json", exclude=_PACE["collect"] | without),
+            "server": settings.server.model_dump(mode="json", exclude=_PACE["server"]),
+        }
+        fixed = {"agent": settings.agent, "search": settings.search, "sampling": settings.sampling}
+        return stage_key("tasks.collect", settings=fixed, inputs=inputs, facts={**chosen, "model": fingerprint})
+
+    run_uri = storage.join(root, "rollouts", key(_CHOICE))
+    if not settings.collect.resume:
+        shards.forget(run_uri)
+    return run_stage(
+        collect_trajectories,
+        root=root,
+        key=key(set()),
+        uri=storage.join(root, "trajectories", key(set())),
+        refresh=not settings.collect.resume,
+        run_uri=run_uri,
+        run_key=key(_CHOICE),
+        settings=settings,
+        connect=connect,
+        adapter=adapter,
+        title=title,
+        model=fingerprint,
+        **{name: inputs[name] for name in ("questions", "pages", "index")},
+    )
+
+
+def _weights(model: str) -> str:
+    return model_fingerprint(fetch_model(model))
+
+
+@flow(name="collect")
+def collect(settings: config.CollectRun) -> list[StageRun]:
+    """Collect search trajectories of the base model, or of the newest adapter."""
+    root = storage.resolve(settings.storage)
+    adapter = load_ref(root, "adapter") if settings.adapter else None
+    with model_server(settings.server, settings.serve, work_dir(root)) as connect:
+        runs = [collected(root, settings, connect, adapter, title=f"{settings.collect.split} questions")]
+    artifact.save_ref(root, "trajectories", runs[0].artifacts["trajectories"])
+    show_stages(runs)
+    return runs

@@ -13,6 +13,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
 from tasks import watchdog
@@ -56,7 +58,11 @@ def prefect_server() -> Iterator[str]:
             time.sleep(0.2)
         url = f"http://127.0.0.1:{port}/api"
         with temporary_settings({PREFECT_API_URL: url}):
-            yield url
+            try:
+                yield url
+            finally:  # what is still waiting to be sent would find nobody
+                APILogHandler().flush()
+                EventsWorker.drain_all(timeout=5)
     finally:
         watchdog.stop(process)
 

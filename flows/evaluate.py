@@ -4,23 +4,25 @@ drag evaluate --split test
 drag compare --compare question base adapter
 """
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from prefect import flow
+from prefect.artifacts import create_link_artifact
 from rich.console import Console
 from rich.markdown import Markdown
-from tasks.agent.prompts import prompt_fingerprint
 
 from flows.collect import collected
 from flows.serving import Connect, model_server
 from flows.summary import show_markdown, show_stages, work_dir
 from tasks import artifact, config, storage
+from tasks.agent.prompts import prompt_fingerprint
 from tasks.artifact import Artifact, load_ref, read_provenance, read_rows
 from tasks.cache import stage_key
-from tasks.compare import comparison_markdown, headline, sentence
+from tasks.compare import comparison_markdown
 from tasks.errors import ConfigError
-from tasks.metrics import metrics_markdown, read_runs
+from tasks.metrics import metric_cells, metrics_markdown, read_runs
+from tasks.progress import slug
 from tasks.stage_tasks import compare_runs, rescore_run, score_run, write_html_report
 from tasks.stages import StageRun, run_stage
 
@@ -40,8 +42,19 @@ def evaluated(root: str, settings: config.EvaluateRun, connect: Connect) -> list
         results = runs[-1].artifacts["results"]
         artifact.save_ref(root, f"results-{variant.name}", results)
         for search in settings.evaluate.rescore:
-            runs.append(_rescored(root, settings, search, f"{variant.name} {search_name(search)}", results))
+            runs.append(_rescored(root, settings, search, variant, results))
+            artifact.save_ref(root, results_ref(variant.name, search), runs[-1].artifacts["results"])
     return runs
+
+
+def results_ref(run: str, search: config.Search | None = None) -> str:
+    """The ref of a run's results: as it ran, or with its first queries ranked again under other search settings."""
+    return f"results-{run}" if search is None else f"results-{run}-{slug(search_name(search))}"
+
+
+def search_name(search: config.Search) -> str:
+    """How a table tells search settings apart, such as "AND" or "OR, question added"."""
+    return search.operator.upper() + (", question added" if search.expand == "question" else "")
 
 
 def _rollouts(root: str, settings: config.EvaluateRun, variant: config.Variant, connect: Connect) -> StageRun:
@@ -62,7 +75,7 @@ def _rollouts(root: str, settings: config.EvaluateRun, variant: config.Variant, 
     return collected(root, config.CollectRun(**values, collect=greedy), connect, adapter, title=variant.name)
 
 
-def _scored(root: str, settings: config.EvaluateRun, variant: config.Variant, source: dict[str, Artifact]) -> StageRun:
+def _scored(root: str, settings: config.EvaluateRun, variant: config.Variant, source: dict[str, Any]) -> StageRun:
     index = load_ref(root, "index")
     top_k = settings.agent.top_k
     key = stage_key(
@@ -85,28 +98,27 @@ def _scored(root: str, settings: config.EvaluateRun, variant: config.Variant, so
     )
 
 
-def _rescored(root: str, settings: config.EvaluateRun, search: config.Search, name: str, results: Artifact) -> StageRun:
+def _rescored(
+    root: str, settings: config.EvaluateRun, search: config.Search, variant: config.Variant, results: Artifact
+) -> StageRun:
     index = load_ref(root, "index")
     key = stage_key(
         "tasks.evaluate",
         settings={"evaluate": measuring(settings.evaluate), "search": search},
         inputs={"index": index, "results": results},
-        facts={"run": name},
+        facts={"run": variant.name},
     )
-    uri = storage.join(root, "results", key)
-    run = run_stage(
+    return run_stage(
         rescore_run,
         root=root,
         key=key,
-        uri=uri,
+        uri=storage.join(root, "results", key),
         settings=settings.evaluate,
         search=search,
-        run=name,
+        run=variant.name,
         index=index,
         results=results,
     )
-    artifact.save_ref(root, f"results-{name}", run.artifacts["results"])
-    return run
 
 
 def measuring(settings: config.Evaluate) -> config.Evaluate:
@@ -114,65 +126,60 @@ def measuring(settings: config.Evaluate) -> config.Evaluate:
     return settings.model_copy(update={"rescore": [], "resamples": 10_000, "allow_failed_share": 0.0})
 
 
-def search_name(search: config.Search) -> str:
-    """How a table tells search settings apart, such as "and" or "or + question"."""
-    return search.operator + (" + question" if search.expand == "question" else "")
-
-
-def all_runs(settings: config.EvaluateRun) -> Iterator[str]:
-    """Names of the runs that `evaluated` leaves behind: every variant as it ran, then under each further search."""
-    yield from (v.name for v in settings.variants)
-    for search, variant in itertools.product(settings.evaluate.rescore, settings.variants):
-        yield f"{variant.name} {search_name(search)}"
-
-
-def compared(root: str, names: Sequence[str], resamples: int) -> list[StageRun]:
-    """Compare runs, write the report, and show both.
+def compared(root: str, names: Sequence[str], rescore: Sequence[config.Search], resamples: int) -> list[StageRun]:
+    """Compare runs, each with those named before it, as they ran and under further searches; write the report.
 
     Raises:
-        ConfigError: runs were measured on different questions.
+        ArtifactError: a run was not measured.
+        InputError: runs were measured on different questions.
     """
-    results = {name: load_ref(root, f"results-{name}") for name in names}
-    inputs = {f"{n:03d} {name}": a for n, (name, a) in enumerate(results.items())}
-    key = stage_key("tasks.compare", inputs=inputs, facts={"resamples": resamples})
-    compare_uri = storage.join(root, "comparisons", key)
-    runs = [
-        run_stage(
-            compare_runs, root=root, key=key, uri=compare_uri, results=list(results.values()), resamples=resamples
-        )
-    ]
-    comparison = runs[0].artifacts["comparison"]
-    artifact.save_ref(root, "comparison", comparison)
-    further = {
-        name: load_ref(root, name)
-        for name in ("processed", "loss_curve", "adapter", *(f"trajectories-{run}" for run in names))
-        if artifact.has_ref(root, name)
-    }
-    key = stage_key("tasks.report", inputs={**inputs, "comparison": comparison, **further})
-    report_uri = storage.join(root, "reports", key)
+    sets = {"": [load_ref(root, results_ref(name)) for name in names]}
+    for search in rescore:
+        sets[search_name(search)] = [load_ref(root, results_ref(name, search)) for name in names]
+    runs = [_comparison(root, results, resamples) for results in sets.values()]
+    comparisons = {title: run.artifacts["comparison"] for title, run in zip(sets, runs, strict=True)}
+    artifact.save_ref(root, "comparison", comparisons[""])
+    learning = ("processed", "loss_curve", "adapter")
+    further: dict[str, Any] = {n: load_ref(root, n) for n in learning if artifact.has_ref(root, n)}
+    rollouts = {n: load_ref(root, f"trajectories-{n}") for n in names if artifact.has_ref(root, f"trajectories-{n}")}
+    key = stage_key(
+        "tasks.report", inputs={**comparisons, **further, **{f"rollouts {n}": a for n, a in rollouts.items()}}
+    )
     runs.append(
         run_stage(
             write_html_report,
             root=root,
             key=key,
-            uri=report_uri,
-            results=list(results.values()),
-            comparison=comparison,
-            further=further,
+            uri=storage.join(root, "reports", key),
+            results=sets,
+            comparisons=comparisons,
+            rollouts=rollouts,
+            **further,
         )
     )
-    artifact.save_ref(root, "report", runs[-1].artifacts["report"])
-    _show(list(results.values()), comparison, storage.join(runs[-1].artifacts["report"].uri, "index.html"))
+    report = runs[-1].artifacts["report"]
+    artifact.save_ref(root, "report", report)
+    _show(sets, comparisons, storage.join(report.uri, "index.html"))
     return runs
 
 
-def _show(results: list[Artifact], comparison: Artifact, report: str) -> None:
-    rows = read_rows(comparison)
-    first = headline(rows)
-    text = "\n\n".join(
-        [metrics_markdown(read_runs(results).cells), comparison_markdown(rows), *([sentence(first)] if first else [])]
-    )
+def _comparison(root: str, results: list[Artifact], resamples: int) -> StageRun:
+    inputs = {f"{n:03d}": a for n, a in enumerate(results)}
+    key = stage_key("tasks.compare", inputs=inputs, facts={"resamples": resamples})
+    uri = storage.join(root, "comparisons", key)
+    return run_stage(compare_runs, root=root, key=key, uri=uri, results=results, resamples=resamples)
+
+
+def _show(sets: Mapping[str, list[Artifact]], comparisons: Mapping[str, Artifact], report: str) -> None:
+    """The tables, on the terminal and in the UI, and where the report lies."""
+    parts = []
+    for title, results in sets.items():
+        rows = read_rows(comparisons[title])
+        cells = metric_cells(read_runs(results), read_provenance(comparisons[title])["resamples"])
+        parts += [f"## {title or 'As it ran'}", metrics_markdown(cells), comparison_markdown(rows)]
+    text = "\n\n".join(parts)
     show_markdown("Comparison", f"{text}\n\nReport: {report}")
+    create_link_artifact(report if storage.is_s3(report) else f"file://{report}", key="report", link_text="Report")
     console = Console(stderr=True)
     console.print(Markdown(text))
     console.print(f"Report: {report}", soft_wrap=True)
@@ -184,7 +191,7 @@ def evaluate(settings: config.EvaluateRun) -> list[StageRun]:
     root = storage.resolve(settings.storage)
     with model_server(settings.server, settings.serve, work_dir(root)) as connect:
         runs = evaluated(root, settings, connect)
-    runs += compared(root, list(all_runs(settings)), settings.evaluate.resamples)
+    runs += compared(root, [v.name for v in settings.variants], settings.evaluate.rescore, settings.evaluate.resamples)
     show_stages(runs)
     return runs
 
@@ -192,6 +199,6 @@ def evaluate(settings: config.EvaluateRun) -> list[StageRun]:
 @flow(name="compare")
 def compare(settings: config.CompareRun) -> list[StageRun]:
     """Compare runs that were measured before, each with those named before it, and write the report."""
-    runs = compared(storage.resolve(settings.storage), settings.compare, settings.resamples)
+    runs = compared(storage.resolve(settings.storage), settings.compare, [], settings.resamples)
     show_stages(runs)
     return runs

@@ -8,7 +8,7 @@ A second run with nothing changed does no work and says so; a changed setting re
 from prefect import flow
 
 from flows.collect import collected
-from flows.evaluate import all_runs, compared, evaluated
+from flows.evaluate import compared, evaluated
 from flows.finetune import finetuned
 from flows.ingest import ingested
 from flows.prepare import formatted, processed
@@ -40,6 +40,6 @@ def improve(settings: config.Improve) -> list[StageRun]:
     measuring = config.EvaluateRun(**asking, evaluate=settings.evaluate, variants=settings.variants)
     with model_server(settings.server, settings.serve, work_dir(root)) as connect:
         runs += evaluated(root, measuring, connect)
-    runs += compared(root, list(all_runs(measuring)), settings.evaluate.resamples)
+    runs += compared(root, [v.name for v in settings.variants], settings.evaluate.rescore, settings.evaluate.resamples)
     show_stages(runs)
     return runs

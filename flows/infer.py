@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
-from tasks.agent.client import open_client
-from tasks.agent.rollout import rollout
 
 from flows.serving import model_server
 from flows.summary import work_dir
 from tasks import config, storage
+from tasks.agent.client import open_client
+from tasks.agent.rollout import rollout, search_with
 from tasks.agent.sampling import resolve
 from tasks.agent.trajectory import Question, Trajectory
 from tasks.artifact import load_ref
 from tasks.pages import PageStore
-from tasks.search import open_index
+from tasks.search.index import open_index
 
 
 def infer(settings: config.InferRun) -> None:
@@ -37,14 +37,15 @@ def infer(settings: config.InferRun) -> None:
     sampling = resolve(settings.sampling_config, settings.sampling)
 
     async def ask(server: config.Server, question: str) -> Trajectory:
-        async with open_client(server) as complete:
+        assert server.base_url is not None
+        async with open_client(server, base_url=server.base_url, model=server.model) as complete:
             return await rollout(
                 Question("asked", question),
                 settings=settings.agent,
                 sampling=sampling,
                 seed=0,
                 complete=complete,
-                searcher=searcher,
+                search=search_with(searcher, settings.agent.top_k),
                 page_text=pages.text,
                 deadline_s=server.rollout_timeout,
             )

@@ -4,15 +4,17 @@ drag process
 drag format --formats sft_best dpo --jsonl
 """
 
+import json
+from typing import Any
+
 from prefect import flow
 
 from flows.summary import show_markdown, show_stages
-from tasks import artifact, config, storage
+from tasks import artifact, config, statistics, storage
 from tasks.artifact import Artifact, load_ref
 from tasks.cache import stage_key
 from tasks.stage_tasks import format_training_sets, process_trajectories
 from tasks.stages import StageRun, run_stage
-from tasks.statistics import read_statistics, statistics_markdown
 
 
 def processed(root: str, settings: config.Process, trajectories: Artifact) -> StageRun:
@@ -22,13 +24,14 @@ def processed(root: str, settings: config.Process, trajectories: Artifact) -> St
     run = run_stage(process_trajectories, root=root, key=key, uri=uri, settings=settings, trajectories=trajectories)
     for name, made in run.artifacts.items():
         artifact.save_ref(root, name, made)
-    show_markdown("Statistics of the rollouts", statistics_markdown(read_statistics(uri)))
+    found = json.loads(storage.read_bytes(storage.join(uri, "statistics.json")))
+    show_markdown("Statistics of the rollouts", statistics.markdown(found))
     return run
 
 
 def formatted(root: str, settings: config.Format, agent: config.Agent) -> StageRun:
     """Make the training sets for an agent that is to be served with these settings."""
-    inputs = {"processed": load_ref(root, "processed"), "pairs": load_ref(root, "pairs")}
+    inputs: dict[str, Any] = {"processed": load_ref(root, "processed"), "pairs": load_ref(root, "pairs")}
     key = stage_key("tasks.formats", settings={"format": settings, "agent": agent}, inputs=inputs)
     uri = storage.join(root, "training-sets", key)
     run = run_stage(format_training_sets, root=root, key=key, uri=uri, settings=settings, agent=agent, **inputs)

@@ -162,6 +162,9 @@ class Collect(Settings):
     resume: bool = Field(
         default=True, description="Go on from what an earlier run finished; otherwise collect all of it again."
     )
+    allow_failed_share: Share = Field(
+        default=0.0, description="Share of rollouts that may have failed for the run to count as done."
+    )
 
 
 class Process(Settings):
@@ -229,14 +232,18 @@ class Evaluate(Settings):
     )
     depth: int = Field(default=10, ge=10, description="Depth to which first searches are ranked, for Hit@k and MRR.")
     resamples: int = Field(default=10_000, ge=100, description="Bootstrap resamples behind an interval.")
-    allow_failed_share: Share = Field(default=0.0, description="Share of rollouts that may have failed; each counts as a miss.")
+    allow_failed_share: Share = Field(
+        default=0.0, description="Share of rollouts that may have failed; each counts as a miss."
+    )
 
 
 class Variant(Settings):
     """One run of the comparison."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9 -]*$", description="Its name in tables.")
-    model: Literal["question", "base", "adapter"] = Field(description="'question' searches the raw question, without a model.")
+    model: Literal["question", "base", "adapter"] = Field(
+        description="'question' searches the raw question, without a model."
+    )
     examples: bool = Field(default=False, description="Worked examples in the prompt.")
 
 
@@ -286,7 +293,9 @@ class ProcessRun(Run):
 class FormatRun(Run):
     """Parameters of the flow `format`."""
 
-    agent: Agent = Field(default=Agent(), description="The agent as it will be served; its prompt goes into the training sets.")
+    agent: Agent = Field(
+        default=Agent(), description="The agent as it will be served; its prompt goes into the training sets."
+    )
     format: Format = Field(default=Format(), description="Training sets.")
 
 
@@ -298,7 +307,9 @@ class FinetuneRun(Run):
     """Parameters of the flow `finetune`."""
 
     model: str = Field(default=Server().model, description="Base model: a model hub name or a local folder.")
-    training_set: Literal["sft_best", "sft_trajectory", "sft_context"] = Field(default="sft_best", description="Training set to learn from.")
+    training_set: Literal["sft_best", "sft_trajectory", "sft_context"] = Field(
+        default="sft_best", description="Training set to learn from."
+    )
     finetune: Finetune = Field(default=Finetune(), description="Training.")
 
 
@@ -334,7 +345,11 @@ class EvaluateRun(ModelRun):
 class CompareRun(Run):
     """Parameters of the flow `compare`."""
 
-    compare: list[str] = Field(default=[v.name for v in VARIANTS], min_length=2, description="Names of runs that were evaluated; each is compared with those before it.")
+    compare: list[str] = Field(
+        default=[v.name for v in VARIANTS],
+        min_length=2,
+        description="Names of runs that were evaluated; each is compared with those before it.",
+    )
     resamples: int = Field(default=10_000, ge=100, description="Bootstrap resamples behind an interval.")
 
 
@@ -344,9 +359,14 @@ class Improve(ModelRun):
     ingest: Ingest = Field(description="Input.")
     index: Index = Field(default=Index(), description="Index.")
     collect: Collect = Field(default=Collect(), description="Collection.")
-    collect_examples: bool = Field(default=True, description="Collect with worked examples in the prompt, which the training prompt then leaves out.")
+    collect_examples: bool = Field(
+        default=True,
+        description="Collect with worked examples in the prompt, which the training prompt then leaves out.",
+    )
     process: Process = Field(default=Process(), description="Scoring and pairs.")
     format: Format = Field(default=Format(), description="Training sets; the first named one is learned from.")
     finetune: Finetune = Field(default=Finetune(), description="Training.")
     evaluate: Evaluate = Field(default=Evaluate(), description="Measurement.")
-    variants: list[Variant] = Field(default=list(VARIANTS), description="Runs to compare; each is compared with those before it.")
+    variants: list[Variant] = Field(
+        default=list(VARIANTS), description="Runs to compare; each is compared with those before it."
+    )

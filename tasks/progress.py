@@ -5,6 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import cast
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -60,7 +61,7 @@ def progress(title: str) -> Iterator[OnProgress]:
             told = time.monotonic()
             share = 100 * done / total
             if artifact is None:
-                artifact = create_progress_artifact(share, key=slug(title), description=title)
+                artifact = cast(UUID, create_progress_artifact(share, key=slug(title), description=title))
             else:
                 update_progress_artifact(artifact, share, description=f"{title}: {done} of {total}")
         if bar.disable and 10 * done // total > tenth:

@@ -4,6 +4,8 @@ Every one takes `key` (it is cached by that), `uri` (the folder to write to), se
 imported when it runs, so that the command line starts fast and ingest needs no training packages.
 """
 
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +41,29 @@ def read_questions(key: str, uri: str, settings: config.Ingest, pages: Artifact)
 @stage("index pages")
 def index_pages(key: str, uri: str, settings: config.Index, pages: Artifact) -> dict[str, Artifact]:
     """Pages → search index."""
-    from tasks import search
+    from tasks.search.index import build_index
 
-    return {"index": search.build_index(pages, settings, storage.join(uri, "index"))}
+    return {"index": build_index(pages, settings, storage.join(uri, "index"))}
+
+
+@stage("collect", retries=0)
+def collect_trajectories(
+    key: str,
+    uri: str,
+    settings: config.CollectRun,
+    connect: Callable[[Artifact | None], config.Server],
+    adapter: Artifact | None,
+    title: str,
+    **run: Any,
+) -> dict[str, Artifact]:
+    """Questions → trajectories of the base model, or of an adapter. Its shards are task runs that retry by themselves."""
+    from tasks import collect_run
+
+    server = connect(adapter)
+    with progress(f"Collecting: {title}") as on_progress:
+        return {
+            "trajectories": collect_run.collect_all(settings, server=server, uri=uri, on_progress=on_progress, **run)
+        }
 
 
 @stage("process")
@@ -106,7 +128,7 @@ def score_run(
 ) -> dict[str, Artifact]:
     """Trajectories (or, for the raw question, the questions) → one result a question."""
     from tasks import evaluate
-    from tasks.search import open_index
+    from tasks.search.index import open_index
 
     searcher = open_index(index, search)
     out = storage.join(uri, "results.parquet")
@@ -122,7 +144,7 @@ def rescore_run(
 ) -> dict[str, Artifact]:
     """A run's first queries, ranked again under other search settings."""
     from tasks import evaluate
-    from tasks.search import open_index
+    from tasks.search.index import open_index
 
     out = storage.join(uri, "results.parquet")
     return {"results": evaluate.rescore(results, open_index(index, search), settings, run, out)}
@@ -134,3 +156,48 @@ def compare_runs(key: str, uri: str, results: list[Artifact], resamples: int) ->
     from tasks import compare
 
     return {"comparison": compare.compare(results, resamples, storage.join(uri, "comparison.parquet"))}
+
+
+@stage("report")
+def write_html_report(
+    key: str,
+    uri: str,
+    results: Mapping[str, Sequence[Artifact]],
+    comparisons: Mapping[str, Artifact],
+    rollouts: Mapping[str, Artifact],
+    processed: Artifact | None = None,
+    loss_curve: Artifact | None = None,
+    adapter: Artifact | None = None,
+) -> dict[str, Artifact]:
+    """Results and their comparisons, as they ran ("") and under further searches by title → one HTML file."""
+    from tasks import report
+    from tasks.artifact import read_provenance, read_rows
+
+    made = {name: read_provenance(a) for name, a in rollouts.items()}
+    statistics = None
+    if processed:
+        statistics = json.loads(storage.read_bytes(storage.join(processed.uri.rpartition("/")[0], "statistics.json")))
+    written = report.write_report(
+        results[""],
+        comparisons[""],
+        uri=storage.join(uri, "report"),
+        facts=_facts(made, read_provenance(adapter) if adapter else None),
+        trajectories=rollouts,
+        statistics=statistics,
+        loss_curve=read_rows(loss_curve) if loss_curve else (),
+        rescored={title: (results[title], comparisons[title]) for title in results if title},
+    )
+    return {"report": written}
+
+
+def _facts(rollouts: Mapping[str, Mapping[str, Any]], adapter: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How it was measured, as people read it, from the provenance of what was measured."""
+    facts: dict[str, Any] = {}
+    for name, made in rollouts.items():
+        settings = made["settings"]
+        facts["Model"] = made["model"]
+        facts["Search"] = settings["search"]
+        facts[f"Agent of {name}"] = settings["agent"]
+    if adapter:
+        facts["Training"] = adapter.get("settings", {})
+    return facts

@@ -35,17 +35,19 @@ def _key(_: Any, parameters: dict[str, Any]) -> str:
 
 
 def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
-    """Whether trying again could help: not where the user must act first."""
+    """Whether trying again could help: not where the user must act first, nor where our code is wrong."""
     try:
         state.result()
     except DragError:
         return False
     except Exception as error:  # noqa: BLE001 - whatever it was, it is in the state, and Prefect reports it
-        return not isinstance(error, AssertionError | TypeError)
+        return not isinstance(error, AssertionError | AttributeError | ImportError | NameError | TypeError)
     return False
 
 
-def stage(name: str, retries: int = 2) -> Callable[[Callable[..., dict[str, Artifact]]], Task[..., dict[str, Artifact]]]:
+def stage(
+    name: str, retries: int = 2
+) -> Callable[[Callable[..., dict[str, Artifact]]], Task[..., dict[str, Artifact]]]:
     """Make a function(key=…, uri=…, …) → {name: artifact} a Prefect task that is cached by `key` and retried."""
     return task(
         name=name,
@@ -85,7 +87,13 @@ def _slug(root: str) -> str:
 
 
 def run_stage(
-    stage_task: Task[..., dict[str, Artifact]], *, root: str, key: str, uri: str, **parameters: Any
+    stage_task: Task[..., dict[str, Artifact]],
+    *,
+    root: str,
+    key: str,
+    uri: str,
+    refresh: bool = False,
+    **parameters: Any,
 ) -> StageRun:
     """Run a stage, or take what it made before.
 
@@ -93,12 +101,13 @@ def run_stage(
         root: storage root.
         key: of `tasks.cache.stage_key`.
         uri: folder that the stage writes to.
+        refresh: run it although it was run before.
 
     Raises:
         whatever the stage raises.
     """
     started = time.monotonic()
-    configured = stage_task.with_options(result_storage=result_storage(root), result_storage_key=None)
+    configured = stage_task.with_options(result_storage=result_storage(root), refresh_cache=refresh)
     state = configured(key=f"{stage_task.name}-{key}", uri=uri, **parameters, return_state=True)
     made: dict[str, Artifact] = state.result()
     if state.name == "Cached" and not _all_there(made.values()):
