@@ -5,8 +5,8 @@ than the agent was shown, so that Hit@10 and MRR do not end at its top 3. A roll
 all the same, and a miss: nothing is scored over survivors.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from anls_star import anls_score
 
@@ -15,32 +15,12 @@ from tasks.artifact import Artifact, provenance, read_provenance, read_rows, tab
 from tasks.collect import select
 from tasks.errors import ArtifactError, InputError
 from tasks.reward import best_search, first_success, gt_rank, set_f1
+from tasks.search.index import Searcher
+from tasks.search.query import as_words
 
 SCHEMA = "results/1"
 Row = Mapping[str, Any]
 _QUESTION = ("question_id", "question", "answers", "answer_locations", "category", "split")
-
-
-class Hit(Protocol):
-    """A page that a search found."""
-
-    @property
-    def file(self) -> str: ...
-    @property
-    def page_number(self) -> int: ...
-
-
-class Found(Protocol):
-    """What a search brought."""
-
-    @property
-    def hits(self) -> Sequence[Hit]: ...
-
-
-class Searcher(Protocol):
-    """An open index with its search settings (tasks/search)."""
-
-    def search(self, query: str, top_k: int, question: str | None = None) -> Found: ...
 
 
 def score(trajectories: Artifact, searcher: Searcher, settings: config.Evaluate, run: str, uri: str) -> Artifact:
@@ -94,7 +74,7 @@ def score_question_baseline(
     results = []
     for row in read_rows(questions):
         if row["question_id"] in chosen:
-            rank, found = _rank(searcher, plain_words(row["question"]), settings.depth, row)
+            rank, found = _rank(searcher, as_words(row["question"]), settings.depth, row)
             results.append(
                 {
                     **_unanswered(run, row, row["question"], rank, found),
@@ -119,21 +99,12 @@ def rescore(results: Artifact, searcher: Searcher, settings: config.Evaluate, ru
     for row in read_rows(results):
         query, rank, found = row["first_query"], None, None
         if query is not None and row["rollout_id"] is None:  # the raw question, which adds nothing to itself
-            rank, found = _rank(searcher, plain_words(query), settings.depth, row)
+            rank, found = _rank(searcher, as_words(query), settings.depth, row)
         elif query is not None:
             rank, found = _rank(searcher, query, settings.depth, row, question=row["question"])
         rescored.append({**_unanswered(run, row, query, rank, found), "rollout_id": row["rollout_id"]})
     facts = provenance({"results": results}, run=run, settings=settings.model_dump(), results=read_provenance(results))
     return write_table(table_of(rescored, SCHEMA), uri, SCHEMA, facts)
-
-
-def plain_words(question: str) -> str:
-    """The words of a question, none of which the query language reads as an operator, field, wildcard or quote.
-
-    >>> plain_words('What does "EBITDA*" mean: profit AND/OR (loss)?')
-    'what does ebitda mean profit and or loss'
-    """
-    return " ".join("".join(c if c.isalnum() else " " for c in question.lower()).split())
 
 
 def _one_each(rows: list[dict[str, Any]], trajectories: Artifact) -> list[dict[str, Any]]:
