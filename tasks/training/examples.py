@@ -1,0 +1,172 @@
+"""Rows of a training set (sft/1) → token sequences, and which of their tokens are learned.
+
+The text of a sequence is what serving would produce, byte for byte: the chat template's prompt (with the tools, ending in
+the generation prompt), the assistant's raw text, the end-of-turn token. A template may render a conversation's earlier turns
+otherwise than it did when they were generated (Qwen3 drops their reasoning, say); the row then becomes several sequences,
+one for each such turn, so that every turn is learned behind the very prompt that it will be asked with.
+
+Each piece (prompt, turn, what comes between two turns) is tokenized by itself, as a server does: the prompt's tokens do not
+depend on the answer.
+
+What each mask strategy learns, of the assistant turns of the completion:
+
+    none         every token, the prompt's too
+    assistant    the whole turn, and its end
+    search-think turns that search: the reasoning and the search call
+    search-only  turns that search: the search call alone
+
+A search call is learned with its opening and closing tags (`<search>…</search>`, or `<tool_call>{"name": "search_documents",
+…}</tool_call>`): without the opening one a model need not ever search, without the closing one it need not ever stop. When
+nothing but white space follows the call, the end of the turn is learned too. Prompts, observations and tool results are
+learned under `none` alone.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.config import Finetune
+from tasks.training.weights import weigh
+
+Span = tuple[int, int]
+Row = Mapping[str, Any]
+
+_SEARCH = re.compile(
+    r'<search>.*?</search>|<tool_call>\s*\{[^{}]*"name"\s*:\s*"search_documents".*?</tool_call>', re.DOTALL
+)
+_REASONING = re.compile(r"\A.*?</think>\s*", re.DOTALL)  # a template may have opened the <think> itself
+
+
+@dataclass(frozen=True)
+class Example:
+    """One token sequence. `targets` are the positions, from 1, of the tokens that are learned; `weight` scales its loss."""
+
+    ids: tuple[int, ...]
+    targets: tuple[int, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A training set as token sequences: to learn from, to measure the loss on, and how many rows were set aside why."""
+
+    train: list[Example]
+    val: list[Example]
+    set_aside: dict[str, int]
+
+
+def load_examples(rows: Sequence[Row], tokenizer: Any, settings: Finetune) -> Examples:
+    """Tokenize a training set, whole: a sequence that is too long is set aside, never cut.
+
+    Set aside are sequences with more than `max_length` tokens ("too long"), without a token to learn under the mask strategy
+    ("nothing to learn"), and rows to learn from that weigh 0 ("weight 0"). Those to measure on all weigh 1.
+    """
+    train_rows = [row for row in rows if row["split"] == "train"]
+    weights = weigh(train_rows, settings.weight_scheme)
+    aside: Counter[str] = Counter()
+    train: list[Example] = []
+    for row, weight in zip(train_rows, weights, strict=True):
+        if weight == 0:
+            aside["weight 0"] += 1
+        else:
+            train += _kept(encode(row, tokenizer, settings.mask_strategy, weight), settings.max_length, aside)
+    val: list[Example] = []
+    for row in rows:
+        if row["split"] != "train":
+            val += _kept(encode(row, tokenizer, settings.mask_strategy), settings.max_length, aside)
+    return Examples(train, val, dict(aside))
+
+
+def _kept(examples: Iterable[Example], max_length: int, aside: Counter[str]) -> list[Example]:
+    kept = []
+    for example in examples:
+        if len(example.ids) > max_length:
+            aside["too long"] += 1
+        elif not example.targets:
+            aside["nothing to learn"] += 1
+        else:
+            kept.append(example)
+    return kept
+
+
+def encode(row: Row, tokenizer: Any, strategy: str, weight: float = 1.0) -> list[Example]:
+    """The token sequences of one row, each ending with an assistant turn.
+
+    Args:
+        row: of sft/1.
+        tokenizer: a fast tokenizer with a chat template.
+        strategy: a mask strategy, see the module's docstring.
+    """
+    examples = []
+    for pieces in sequences(row, tokenizer):
+        encoded = tokenizer(pieces, add_special_tokens=False, return_offsets_mapping=True)
+        ids: list[int] = []
+        learned: list[int] = []
+        for index, (piece, piece_ids) in enumerate(zip(pieces, encoded["input_ids"], strict=True)):
+            if strategy == "none":
+                spans = [(0, len(piece))]
+            elif index % 2:
+                spans = learned_spans(piece, len(piece) - len(tokenizer.eos_token), strategy)
+            else:
+                spans = []
+            learned += [len(ids) + i for i in _overlapping(encoded["offset_mapping"][index], spans)]
+            ids += piece_ids
+        # the first token follows nothing, so nothing predicts it
+        examples.append(Example(tuple(ids), tuple(i for i in learned if i > 0), weight))
+    return examples
+
+
+def sequences(row: Row, tokenizer: Any) -> list[list[str]]:
+    """The texts of one row's sequences, each in pieces: prompt, turn, what comes between, turn, …
+
+    A turn is the assistant's raw text and the end-of-turn token.
+    """
+    tools = json.loads(row["tools"]) if row["tools"] else None
+    messages = list(row["prompt"])
+    found: list[list[str]] = []
+    for message in row["completion"]:
+        if message["role"] == "assistant":
+            prompt = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
+            before = "".join(found[-1]) if found else None
+            turn = message["content"] + tokenizer.eos_token
+            if before is not None and prompt.startswith(before):
+                found[-1] += [prompt[len(before) :], turn]
+            else:
+                found.append([prompt, turn])
+        messages.append(message)
+    return found
+
+
+def learned_spans(turn: str, end: int, strategy: str) -> list[Span]:
+    """The characters of an assistant turn that are learned.
+
+    Args:
+        turn: its raw text and the end-of-turn token.
+        end: where the raw text ends.
+        strategy: "assistant", "search-think" or "search-only".
+    """
+    if strategy == "assistant":
+        return [(0, len(turn))]
+    reasoning = _REASONING.match(turn)
+    start = reasoning.end() if reasoning else 0
+    searches = [match.span() for match in _SEARCH.finditer(turn, start, end)]
+    if not searches:
+        return []
+    if not turn[searches[-1][1] : end].strip():
+        searches[-1] = (searches[-1][0], len(turn))
+    return [(0, start), *searches] if strategy == "search-think" and start else searches
+
+
+def _overlapping(offsets: Sequence[Span], spans: Sequence[Span]) -> list[int]:
+    """Indexes of the tokens that hold a character of any span."""
+    return [i for i, (a, b) in enumerate(offsets) if any(a < end and start < b for start, end in spans)]
+
+
+def shared_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
+    """Number of leading tokens that all sequences share, leaving each at least one token of its own."""
+    first, last = min(sequences), max(sequences)  # in lexical order: what these two share, all share
+    limit = min(len(s) for s in sequences) - 1
+    return next((i for i in range(limit) if first[i] != last[i]), max(0, limit))

@@ -1,0 +1,55 @@
+"""What the trainer is told: the JSON file between tasks/training/launch.py and tasks/training/sft.py."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.artifact import Artifact
+from tasks.config import Finetune
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One training.
+
+    Attributes:
+        training: a hash of all that decides its result: checkpoints carry it.
+        training_set: sft/1.
+        model: folder of the base model.
+        base_name: how the adapter names its base.
+        work_dir: local folder for checkpoints and what is made.
+        checkpoints_uri: s3:// folder where other machines find checkpoints, if there is one.
+    """
+
+    training: str
+    training_set: Artifact
+    model: str
+    base_name: str
+    settings: Finetune
+    work_dir: Path
+    checkpoints_uri: str | None
+
+
+def write_spec(spec: Spec, file: Path) -> None:
+    """Write a spec as JSON."""
+    content: dict[str, Any] = {
+        name: getattr(spec, name) for name in ("training", "model", "base_name", "checkpoints_uri")
+    }
+    content |= {
+        "training_set": asdict(spec.training_set),
+        "settings": spec.settings.model_dump(mode="json"),
+        "work_dir": str(spec.work_dir.absolute()),
+    }
+    file.write_text(json.dumps(content, indent=1))
+
+
+def read_spec(file: Path) -> Spec:
+    """Read what `write_spec` wrote."""
+    content = json.loads(file.read_text())
+    made = {
+        "training_set": Artifact(**content["training_set"]),
+        "settings": Finetune(**content["settings"]),
+        "work_dir": Path(content["work_dir"]),
+    }
+    return Spec(**(content | made))
