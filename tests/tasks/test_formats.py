@@ -1,0 +1,243 @@
+"""Training sets, made of conversations that the real agent loop has with a scripted model over a real index."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as tune
+from hypothesis import strategies as st
+
+from tasks import artifact, formats, storage
+from tasks.agent import prompts
+from tasks.agent.completion import Completion
+from tasks.agent.protocol import Answer, as_stored
+from tasks.agent.rollout import rollout, search_with
+from tasks.agent.sampling import resolve
+from tasks.agent.trajectory import Question, to_row
+from tasks.artifact import Artifact
+from tasks.config import FORMAT_NAMES, Agent, Format, Index, Process, Sampling, Search
+from tasks.errors import ConfigError, EmptyError
+from tasks.formats import format_training
+from tasks.pairs import fold
+from tasks.process import process
+from tasks.search.index import Searcher, build_index, open_index
+
+# "budget" finds the answer page (plan.pdf, 1) at rank 1, "common" at rank 3, "weather" not at all
+PAGES = {
+    "plan.pdf": "The budget is forty two, says the common plan of the town, with many further words about it.",
+    "a.pdf": "common common common",
+    "b.pdf": "common common filler",
+    "c.pdf": "weather",
+}
+# what the model says in each turn: a query, an answer ("=…"), or anything else ("!…")
+SCRIPTS: dict[str, Sequence[str]] = {
+    "improves": ["weather", "common", "Budget", "=42"],
+    "wastes": ["!hm", "budget", "=42"],
+    "talks": ["common", "!a", "!b", "!c", "!d"],
+    "at once": ["budget", "=42"],
+    "fails": ["weather", "=7"],
+}
+QUESTIONS = [f"q{n}" for n in range(12)]
+
+
+@pytest.fixture(scope="module")
+def searcher(tmp_path_factory: pytest.TempPathFactory) -> Searcher:
+    root = str(tmp_path_factory.mktemp("index"))
+    rows = [{"file": file, "page_number": 1, "total_pages": 1, "text": text} for file, text in PAGES.items()]
+    pages = artifact.write_table(artifact.table_of(rows, "pages/1"), root + "/pages.parquet", "pages/1", {})
+    return open_index(build_index(pages, Index(), root + "/index"), Search())
+
+
+def _said(step: str, agent: Agent) -> str:
+    if step.startswith("!"):
+        return step
+    if step.startswith("="):
+        given = Answer((step[1:],), (("plan.pdf", 1),))
+        return as_stored(prompts.PROTOCOLS[agent.protocol].answer("Seen.", given))["content"]
+    return prompts.search_message(f"I need {step}.", step, agent)["content"]
+
+
+def converse(searcher: Searcher, question: str, script: str, agent: Agent) -> tuple[dict[str, Any], list[Any]]:
+    """A rollout of the scripted model: its row, and what the model was sent at each call, as stored."""
+    sent: list[Any] = []
+
+    async def complete(messages: Any, options: Any, sampling: Any, seed: int) -> Completion:
+        text = _said(SCRIPTS[script][len(sent)], agent)
+        sent.append([as_stored(message) for message in messages])
+        return Completion(text, None, (), "stop", 10, 5, 0.0)
+
+    trajectory = asyncio.run(
+        rollout(
+            Question(question, f"What is the figure of {question}?", [["42"]], [("plan.pdf", 1)], split="train"),
+            settings=agent,
+            sampling=resolve("default", Sampling()),
+            seed=0,
+            complete=complete,
+            search=search_with(searcher, agent.top_k),
+            page_text=lambda file, page: PAGES[file],
+            deadline_s=60,
+        )
+    )
+    names = dict.fromkeys(("model", "model_fingerprint", "index_fingerprint", "code_fingerprint"), "x")
+    return to_row(trajectory, rollout_id=f"{question} {script}", attempt=1, sample=0, **names), sent
+
+
+def prepared(searcher: Searcher, root: str, agent: Agent, scripts: Sequence[str] = tuple(SCRIPTS)) -> Any:
+    rows = [converse(searcher, question, script, agent)[0] for question in QUESTIONS for script in scripts]
+    stored = artifact.write_table(
+        artifact.table_of(rows, "trajectories/1"), storage.join(root, "t.parquet"), "trajectories/1", {}
+    )
+    return process(stored, Process(), storage.join(root, "processed"))[:2]
+
+
+def _rows(made: dict[str, Artifact], name: str) -> list[dict[str, Any]]:
+    return artifact.read_rows(made[name])
+
+
+@pytest.mark.parametrize("protocol", ["tags", "tools"])
+def test_every_format_says_what_was_found_under_the_prompt_that_is_served(searcher, storage_root, protocol):
+    collected = Agent(protocol=protocol, examples=True)
+    served = Agent(protocol=protocol)
+    processed, pairs = prepared(searcher, storage_root, collected)
+    made = format_training(
+        processed, pairs, Format(formats=list(FORMAT_NAMES)), served, storage.join(storage_root, "out")
+    )
+    assert list(made) == list(FORMAT_NAMES)
+    _, sent = converse(searcher, "q0", "improves", served)  # what the served model would see in the same conversation
+
+    best = [row for row in _rows(made, "sft_best") if row["question_id"] == "q0"]
+    said = {row["completion"][0]["content"]: row for row in best}
+    assert set(said) == {_said("budget", served), _said("common", served)}  # "Budget" is the same query as "budget"
+    row = said[_said("budget", served)]
+    assert (row["rank_score"], row["effort"], row["gt_rank"], row["format"]) == (1.0, 1.0, 1, "sft_best")
+    assert row["prompt"] == sent[0]
+    assert row["prompt_fingerprint"] == prompts.prompt_fingerprint(served) != prompts.prompt_fingerprint(collected)
+    assert (None if row["tools"] is None else json.loads(row["tools"])) == prompts.tool_definitions(served)
+
+    trajectories = [row for row in _rows(made, "sft_trajectory") if row["question_id"] == "q0"]
+    assert [len(row["completion"]) for row in trajectories] == [7, 3]  # neither wasted turns nor talk without an answer
+    assert trajectories[0]["prompt"] == sent[0]
+    assert trajectories[0]["prompt"] + trajectories[0]["completion"][:-1] == sent[3]
+    assert trajectories[0]["completion"][-1]["content"] == _said("=42", served)
+
+    context = [row for row in _rows(made, "sft_context") if row["question_id"] == "q0"]
+    assert [row["prompt"] for row in context] == [sent[1], sent[2]]
+    assert [row["completion"][0]["content"] for row in context] == [_said("common", served), _said("Budget", served)]
+    assert [row["gt_rank"] for row in context] == [3, 1]
+
+    preferred = [row for row in _rows(made, "dpo") if row["question_id"] == "q0"]
+    assert {(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in preferred} == {
+        (_said("Budget", served), _said("weather", served)),
+        (_said("Budget", served), _said("common", served)),
+        (_said("common", served), _said("weather", served)),
+    }
+    assert all(row["prompt"] == sent[0] and row["chosen_score"] > row["rejected_score"] for row in preferred)
+
+    scored = {fold(row["query"]): row["score"] for row in _rows(made, "reward") if row["question_id"] == "q0"}
+    assert scored == {"budget": 1.0, "common": pytest.approx(1 / 3), "weather": 0.0}
+
+    sides: dict[str, set[str]] = {}
+    for name in FORMAT_NAMES:
+        for row in _rows(made, name):
+            sides.setdefault(row["question_id"], set()).add(row["split"])
+    assert set(sides) == set(QUESTIONS)
+    assert {len(found) for found in sides.values()} == {1}
+    assert set.union(*sides.values()) == {"train", "val"}
+
+
+def test_jsonl_of_the_reference(searcher, storage_root):
+    agent = Agent(protocol="tools")
+    processed, pairs = prepared(searcher, storage_root, agent)
+    settings = Format(formats=list(FORMAT_NAMES), jsonl=True)
+    made = format_training(processed, pairs, settings, agent, storage.join(storage_root, "out"))
+    folder = artifact.fetch_folder(made["jsonl"])
+    names = {f"{name}_{part}.jsonl" for name in FORMAT_NAMES for part in ("train", "val")}
+    assert names <= {path.name for path in folder.iterdir()}
+    lines = {name: [json.loads(line) for line in (folder / name).read_text().splitlines()] for name in names}
+    assert made["jsonl"].rows == sum(map(len, lines.values())) == sum(made[name].rows for name in FORMAT_NAMES)
+    for name in FORMAT_NAMES:
+        for part in ("train", "val"):
+            there = sorted(row["question_id"] for row in _rows(made, name) if row["split"] == part)
+            assert sorted(line["question_id"] for line in lines[f"{name}_{part}.jsonl"]) == there
+    best = next(line for line in lines["sft_best_train.jsonl"] if line["rank_score"] == 1)
+    asked = f"<question>What is the figure of {best['question_id']}?</question>"
+    assert best == {
+        "input": asked,
+        "output": "<think>I need budget.</think>\n<search>budget</search>",
+        "rank_score": 1.0,
+        "effort": 1.0,
+        "gt_rank": 1,
+        "question_id": best["question_id"],
+    }
+    pair = lines["dpo_train.jsonl"][0]
+    assert set(pair) == {"prompt", "chosen", "rejected", "chosen_score", "rejected_score", "question_id"}
+    scored = lines["reward_train.jsonl"][0]
+    assert scored["input"].endswith(f"</question>\n<search>{scored['input'].split('<search>')[1]}")
+    assert 0 <= scored["score"] <= 1
+
+
+def test_best_per_question_keeps_the_best(searcher, tmp_path):
+    agent = Agent(protocol="tags")
+    processed, pairs = prepared(searcher, str(tmp_path), agent)
+    made = format_training(processed, pairs, Format(best_per_question=1), agent, str(tmp_path / "out"))
+    rows = _rows(made, "sft_best")
+    assert [row["question_id"] for row in rows] == sorted(QUESTIONS)
+    assert {row["completion"][0]["content"] for row in rows} == {_said("budget", agent)}
+
+
+def test_the_same_input_gives_the_same_bytes_in_any_order_of_rollouts(searcher, tmp_path):
+    agent = Agent(protocol="tags")
+    names = ["sft_best", "dpo", "reward"]
+    hashes = []
+    for place, scripts in (("a", tuple(SCRIPTS)), ("b", tuple(reversed(SCRIPTS)))):
+        root = str(tmp_path / place)
+        processed, pairs = prepared(searcher, root, agent, scripts)
+        made = format_training(processed, pairs, Format(formats=names), agent, root + "/out")
+        hashes.append([artifact.read_table(made[name]) for name in names])
+    assert all(one.equals(other) for one, other in zip(*hashes, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "scripts", "says"),
+    [
+        ("sft_trajectory", ["talks"], "wasted no turn"),
+        ("sft_context", ["at once"], "max_iterations"),
+        ("dpo", ["at once"], "no preference pairs"),
+    ],
+)
+def test_an_empty_training_set_says_what_to_change(searcher, tmp_path, name, scripts, says):
+    agent = Agent(protocol="tags")
+    processed, pairs = prepared(searcher, str(tmp_path), agent, scripts)
+    with pytest.raises(EmptyError, match=says):
+        format_training(processed, pairs, Format(formats=[name]), agent, str(tmp_path / "out"))
+    with pytest.raises(EmptyError, match="raise train_ratio"):
+        format_training(processed, pairs, Format(train_ratio=0), agent, str(tmp_path / "out"))
+    assert not storage.exists(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("served", [{"protocol": "tools"}, {"observation": "none"}, {"top_k": 5}])
+def test_conversations_are_not_taught_where_they_would_look_otherwise(searcher, tmp_path: Path, served):
+    processed, pairs = prepared(searcher, str(tmp_path), Agent(protocol="tags"), ["improves"])
+    other = Agent(**{"protocol": "tags", **served})
+    for name in ("sft_trajectory", "sft_context"):
+        with pytest.raises(ConfigError, match=f"collected with {next(iter(served))}"):
+            format_training(processed, pairs, Format(formats=[name]), other, str(tmp_path / "out"))
+    assert format_training(processed, pairs, Format(), other, str(tmp_path / "out"))["sft_best"].rows
+
+
+@tune(max_examples=60, deadline=None)
+@given(st.text(), st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_train_ratio_only_adds_questions_to_train(question, one, other):
+    low, high = sorted((one, other))
+    assert formats.side(question, low) == "val" or formats.side(question, high) == "train"
+    assert formats.side(question, 1) == "train"
+    assert formats.side(question, 0) == "val"
+
+
+def test_sides_follow_the_ratio():
+    share = sum(formats.side(f"question {n}", 0.9) == "train" for n in range(2000)) / 2000
+    assert share == pytest.approx(0.9, abs=0.03)
