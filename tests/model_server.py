@@ -103,15 +103,17 @@ class ModelServer:
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
+        self._loop.call_soon_threadsafe(self._gone.set)
         self._thread.join(10)
 
     async def _in_thread(self, ready: threading.Event) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._loop, self._gone, self._stop = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
         runner = await self.listen(0)
-        self._on_death = self._stop.set
+        self._on_death = self._gone.set
         ready.set()
-        await self._stop.wait()
+        await self._gone.wait()
         await runner.cleanup()
+        await self._stop.wait()
 
     async def listen(self, port: int) -> web.AppRunner:
         """Serve on a port, 0 for a free one, until the returned runner is cleaned up."""
@@ -120,7 +122,7 @@ class ModelServer:
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/health", self._counts)
         app.router.add_get("/counts", self._counts)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.0)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)  # 0 would wait for hanging requests
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", port, backlog=1024)
         await site.start()
