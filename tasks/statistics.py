@@ -204,6 +204,7 @@ def picture(statistics: Mapping[str, Any]) -> bytes:
             axes.bar(list(statistics[name]), list(statistics[name].values()), color="#4477aa")
             axes.set_title(title, fontsize=9)
             axes.tick_params(axis="x", labelsize=7)
+            axes.yaxis.get_major_locator().set_params(integer=True)
             axes.spines[["top", "right"]].set_visible(False)
         figure.supylabel("rollouts", fontsize=9)
         buffer = io.BytesIO()
