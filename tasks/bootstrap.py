@@ -19,6 +19,7 @@ LEVEL = 0.95
 POWER = 0.80
 SEED = 0
 _CHUNK_CELLS = 8_000_000
+_NO_SPREAD = 1e-12
 
 
 def document_groups(questions: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.intp]:
@@ -69,17 +70,23 @@ def ratio(numerator: Floats, denominator: Floats) -> Floats:
     return np.divide(numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator != 0)
 
 
-def interval(estimates: Floats, groups: int) -> tuple[float, float] | None:
+def interval(estimates: Floats, groups: int, limits: tuple[float, float] | None = None) -> tuple[float, float] | None:
     """95 % percentile interval of resampled estimates; None when fewer than two groups leave nothing to say.
 
     The percentiles are widened for few groups as a t interval is wider than a normal one (Hesterberg, What Teachers Should
     Know About the Bootstrap, 2015, section 5.3, "expanded percentile interval"); with many it is the plain one.
+
+    Args:
+        limits: the least and greatest possible value of a share, or of a difference of shares. Where all groups agree,
+            resampling shows no spread; the interval is then as wide as what could have gone unseen (`never_seen`).
     """
     estimates = estimates[~np.isnan(estimates)]
     if groups < 2 or not len(estimates):
         return None
     tail = stats.norm.cdf(-np.sqrt(groups / (groups - 1)) * stats.t.ppf((1 + LEVEL) / 2, groups - 1))
     low, high = np.quantile(estimates, [tail, 1 - tail])
+    if limits and np.ptp(estimates) < _NO_SPREAD:
+        low, high = max(limits[0], low - never_seen(groups)), min(limits[1], high + never_seen(groups))
     return float(low), float(high)
 
 
@@ -87,7 +94,6 @@ def never_seen(groups: int) -> float:
     """The largest rate at which something may happen and yet be seen in none of `groups` groups, with 95 % confidence.
 
     The exact form of the rule of three (Hanley and Lippman-Hand, If Nothing Goes Wrong, Is Everything All Right?, 1983).
-    It stands in where all groups agree and resampling them shows no spread at all.
     """
     return 1 - (1 - LEVEL) ** (1 / groups)
 
@@ -100,11 +106,10 @@ def smallest_visible(differences: Floats, groups: int) -> float | None:
     differences = differences[~np.isnan(differences)]
     if groups < 2 or not len(differences):
         return None
-    error = float(np.std(differences, ddof=1))
-    if error == 0:
+    if np.ptp(differences) < _NO_SPREAD:
         return never_seen(groups)
     multiple = stats.t.ppf((1 + LEVEL) / 2, groups - 1) + stats.t.ppf(POWER, groups - 1)
-    return float(multiple * error)
+    return float(multiple * np.std(differences, ddof=1))
 
 
 def swap_p_values(run: tuple[Floats, Floats], baseline: tuple[Floats, Floats], resamples: int) -> Floats:

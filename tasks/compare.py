@@ -53,7 +53,7 @@ def _pair(runs: Runs, run: int, baseline: int, totals: bootstrap.Floats, resampl
         means = [float(top[:, place].sum() / bottom[:, place].sum()) for top, bottom in sides]
         estimates = [_estimates(totals, r, m) for r in (run, baseline)]
         differences = estimates[0] - estimates[1]
-        low, high = bootstrap.interval(differences, runs.groups) or (None, None)
+        low, high = bootstrap.interval(differences, runs.groups, (-1.0, 1.0)) or (None, None)
         rows.append(
             {
                 "metric": METRICS[m].name,

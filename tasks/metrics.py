@@ -230,7 +230,6 @@ class Runs:
     numerators: tuple[bootstrap.Floats, ...]
     denominators: tuple[bootstrap.Floats, ...]
     counted: tuple[tuple[int, ...], ...]
-    perfect: tuple[tuple[bool, ...], ...]  # all of a share's parts are 0, or all are whole: resampling shows no spread
 
     def sums(self) -> bootstrap.Floats:
         """All of them side by side, (groups × runs · 2 · metrics), for one resampling that all runs share."""
@@ -260,7 +259,6 @@ def read_runs(results: Sequence[Artifact]) -> Runs:
             raise InputError(_difference(names[0], set(ids[0]), name, set(found)), file=artifact.uri)
     groups = bootstrap.document_groups(tables[0])
     parts = [_parts(table) for table in tables]
-    shares = [metric.kind == "share" for metric in METRICS]
     return Runs(
         names=names,
         questions=len(groups),
@@ -268,9 +266,6 @@ def read_runs(results: Sequence[Artifact]) -> Runs:
         numerators=tuple(bootstrap.group_sums(top, groups) for top, _ in parts),
         denominators=tuple(bootstrap.group_sums(bottom, groups) for _, bottom in parts),
         counted=tuple(tuple((bottom > 0).sum(axis=0).tolist()) for _, bottom in parts),
-        perfect=tuple(
-            tuple((shares & ((top == 0).all(axis=0) | (top == bottom).all(axis=0))).tolist()) for top, bottom in parts
-        ),
     )
 
 
@@ -299,11 +294,9 @@ def metric_cells(runs: Runs, resamples: int) -> list[Cell]:
                 continue
             mean = float(runs.numerators[r][:, m].sum() / runs.denominators[r][:, m].sum())
             column = 2 * r * width + m
-            bounds = bootstrap.interval(bootstrap.ratio(totals[:, column], totals[:, column + width]), runs.groups)
-            if bounds and runs.perfect[r][m]:
-                edge = bootstrap.never_seen(runs.groups)
-                bounds = (0.0, edge) if mean == 0 else (1 - edge, 1.0)
-            low, high = bounds or (None, None)
+            estimates = bootstrap.ratio(totals[:, column], totals[:, column + width])
+            limits = (0.0, 1.0) if metric.kind == "share" else None
+            low, high = bootstrap.interval(estimates, runs.groups, limits) or (None, None)
             cells.append(Cell(metric.name, name, runs.counted[r][m], mean, low, high))
     return cells
 

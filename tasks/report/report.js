@@ -49,7 +49,7 @@
         make("div", { class: "turn" }, make("p", {}, make("b", {}, "Answer: "), record.answer),
           cited.length ? make("p", { class: "cited" }, "Cites: ", ...cited) : null),
       );
-    } else if (!record.failed) parts.push(make("div", { class: "turn failure" }, `No answer: ${record.outcome.replaceAll("_", " ")}.`));
+    } else if (!record.failed) parts.push(make("div", { class: "turn note" }, `No answer: ${record.outcome.replaceAll("_", " ")}.`));
     return parts;
   };
 
@@ -146,5 +146,5 @@
   current = data.questions.find((question) => question.id === linked) || null;
   $("browser").hidden = false;
   update();
-  if (linked && current && current.id === linked) $("questions").scrollIntoView();
+  if (linked && current && current.id === linked) $("questions").scrollIntoView({ behavior: "instant" });
 })();

@@ -101,6 +101,7 @@ def test_a_run_never_differs_from_itself(tmp_path_factory: pytest.TempPathFactor
     for row in compared(folder, stored(folder, "a", found), stored(folder, "b", found)):
         assert (row["difference"], row["p_value"], row["verdict"]) == (0, 1, "cannot tell")
         assert row["smallest_visible"] > 0
+        assert row["low"] < 0 < row["high"]
 
 
 def test_a_clear_gain_a_clear_loss_and_too_few_questions(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import plots
+from tasks import plots, storage
 from tasks.artifact import Artifact, provenance, read_provenance, table_of, write_table
 from tasks.compare import compare
 from tasks.report import browser, write_report
@@ -247,6 +247,15 @@ def test_one_run_alone_is_reported_without_a_verdict(tmp_path: Path) -> None:
     text = Page(report(tmp_path, {"adapter": [1, None, 2]})).text
     assert "3 questions, one run" in text
     assert "finds the page first" not in text
+
+
+def test_it_lies_on_either_storage(storage_root: str, tmp_path: Path) -> None:
+    made = [results(tmp_path, run, ranks) for run, ranks in RUNS.items()]
+    comparison = compare(made, 100, storage.join(storage_root, "comparison.parquet"))
+    written = write_report(made, comparison, uri=storage.join(storage_root, "report"), facts={})
+    text = storage.read_bytes(storage.join(written.uri, "index.html")).decode()
+    assert "finds the page first" in text
+    assert read_provenance(written)["inputs"]["comparison"] == comparison.sha256
 
 
 def test_reporting_again_gives_the_same_bytes(tmp_path: Path) -> None:
