@@ -22,8 +22,11 @@ from tasks import artifact, records, storage
 from tasks.artifact import Artifact
 from tasks.config import Ingest
 from tasks.errors import InputError
-from tasks.pdf import Pdf, read_pdf
+from tasks.pdf import Pdf, end_with_parent, read_pdf
 from tasks.set_aside import Refused, SetAside, first_reasons, printable, write_set_aside
+
+CPU_LIMIT_S = 120.0
+"""A PDF that keeps a core busy for longer is set aside as crashed; a thousand pages take about two seconds."""
 
 _BATCH_ROWS = 2048
 _MAX_INT32 = 2**31 - 1
@@ -139,12 +142,12 @@ def _cores() -> int:
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Spawned, because forking a process that has threads (an orchestrator's, S3's) can deadlock.
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent)
 
 
 def _submit(pool: ProcessPoolExecutor, uri: str) -> "Future[Pdf]":
     try:
-        return pool.submit(read_pdf, uri)
+        return pool.submit(read_pdf, uri, CPU_LIMIT_S)
     except BrokenProcessPool as error:
         failed: Future[Pdf] = Future()
         failed.set_exception(error)
@@ -181,9 +184,9 @@ def _read_all(files: dict[str, str], workers: int) -> Iterator[tuple[str, Pdf]]:
 def _read_alone(uri: str) -> Pdf:
     with _pool(1) as pool:
         try:
-            return pool.submit(read_pdf, uri).result()
+            return pool.submit(read_pdf, uri, CPU_LIMIT_S).result()
         except BrokenProcessPool:
-            return Pdf("", "", [], [], ("crashed", "its reading process ended"))
+            return Pdf("", "", [], [], ("crashed", f"its reading process ended, or took {CPU_LIMIT_S:.0f} s"))
 
 
 # ---- OCR JSONL

@@ -4,14 +4,14 @@ Imports little, because every reading process imports it.
 """
 
 import hashlib
+import multiprocessing
+import os
 import signal
+import threading
 from typing import Any, NamedTuple
 
 from tasks import storage
 from tasks.set_aside import Refused, printable
-
-TIME_LIMIT_S = 300
-"""A PDF that takes longer ends its process, and is set aside as crashed."""
 
 
 class Pdf(NamedTuple):
@@ -24,20 +24,34 @@ class Pdf(NamedTuple):
     refused: tuple[str, str] | None  # reason (tasks/set_aside.py), detail
 
 
-def read_pdf(uri: str) -> Pdf:
+def end_with_parent() -> None:
+    """Make this process end when the one that started it does, kill -9 included; a pool's processes would stay."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def read_pdf(uri: str, cpu_limit_s: float) -> Pdf:
     """Text and title of the PDF at `uri`. Nothing that the file holds makes this raise.
+
+    To be called in the main thread of a process of its own: a PDF that takes more than `cpu_limit_s` ends that process.
 
     Raises:
         ArtifactError, ConfigError: the storage does not answer, or the file has gone.
     """
     try:
         data = storage.read_bytes(uri)
-    except PermissionError as error:
-        return Pdf("", "", [], [], ("unreadable", str(error.strerror)))
+    except (PermissionError, MemoryError) as error:
+        return Pdf("", "", [], [], ("unreadable", _said(error)))
     digest = hashlib.sha256(data).hexdigest()
     # With the default action a hang inside the C library ends too, where a Python handler would never get its turn.
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(TIME_LIMIT_S)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, cpu_limit_s)
     try:
         title, texts, bad_pages = _read(data)
     except Refused as refused:
@@ -45,7 +59,7 @@ def read_pdf(uri: str) -> Pdf:
     except Exception as error:  # noqa: BLE001 - the library has no common base, and the fault lies in the file
         return Pdf(digest, "", [], [], ("damaged", _said(error)))
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return Pdf(digest, title, texts, bad_pages, None)
 
 
