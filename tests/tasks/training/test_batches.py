@@ -1,0 +1,106 @@
+"""Batches: every example once an epoch, hardly any padding, and each example computed as if it were alone."""
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.training.batches import lay_out, plan, rows_of, size
+from tasks.training.examples import Example, shared_prefix
+from tasks.training.loading import load_model
+
+BATCHING = st.sampled_from(["length-grouped", "packing"])
+LENGTHS = st.lists(st.integers(2, 2000), min_size=1, max_size=60)
+
+
+@given(
+    lengths=LENGTHS, batch_size=st.integers(1, 9), batching=BATCHING, epochs=st.integers(1, 3), seed=st.integers(0, 9)
+)
+def test_every_epoch_holds_every_example_once(
+    lengths: list[int], batch_size: int, batching: str, epochs: int, seed: int
+) -> None:
+    made = plan(lengths, batch_size, batching, epochs, seed)
+    assert made == plan(lengths, batch_size, batching, epochs, seed)
+    each = math.ceil(len(lengths) / batch_size)
+    assert len(made) == epochs * each
+    for epoch in range(epochs):
+        batches = made[epoch * each : (epoch + 1) * each]
+        assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+        assert max(len(batch) for batch in batches) <= batch_size
+
+
+@given(lengths=LENGTHS, epochs=st.floats(0.1, 3))
+def test_a_part_of_an_epoch_is_the_beginning_of_a_longer_training(lengths: list[int], epochs: float) -> None:
+    made = plan(lengths, 4, "length-grouped", epochs, 0)
+    whole = plan(lengths, 4, "length-grouped", math.ceil(epochs), 0)
+    assert made == whole[: len(made)]
+    assert len(made) == pytest.approx(len(whole) * epochs / math.ceil(epochs), abs=1.001)
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple), min_size=1, max_size=5))
+def test_shared_prefix(sequences: list[tuple[int, ...]]) -> None:
+    length = shared_prefix(sequences)
+    limit = min(len(s) for s in sequences) - 1
+    assert len({s[:length] for s in sequences}) == 1
+    assert length == limit or len({s[: length + 1] for s in sequences}) > 1
+
+
+@given(lengths=st.lists(st.integers(2, 500), min_size=1, max_size=12), prefix=st.integers(0, 1))
+def test_rows_hold_every_example_once(lengths: list[int], prefix: int) -> None:
+    rows = rows_of(lengths, prefix)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert all(rows)
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 1000), batching=BATCHING)
+def test_at_least_nine_tenths_of_what_is_computed_is_real(seed: int, batching: str) -> None:
+    rng = random.Random(seed)
+    system = tuple(range(150))
+    examples = [Example(system + (1000 + i,) * int(rng.lognormvariate(3.5, 0.6) + 2), (1,)) for i in range(400)]
+    made = plan([len(example.ids) for example in examples], 8, batching, 1, seed)
+    sizes = [size([examples[i] for i in batch], batching) for batch in made]
+    assert sum(real for _, _, real in sizes) / sum(computed for _, computed, _ in sizes) >= 0.9
+
+
+@pytest.fixture(scope="module")
+def network(model: Path) -> Any:
+    return load_model(model, bf16=False).eval()
+
+
+@settings(max_examples=8, deadline=None)
+@given(data=st.data(), batching=BATCHING, attention=st.sampled_from(["eager", "sdpa"]))
+def test_logits_are_those_of_each_example_alone(network: Any, data: Any, batching: str, attention: str) -> None:
+    import torch
+
+    rng = random.Random(data.draw(st.integers(0, 10**6)))
+    prefix = tuple(rng.randrange(900) for _ in range(data.draw(st.integers(0, 20))))
+    examples = []
+    for _ in range(data.draw(st.integers(1, 6))):
+        ids = prefix + tuple(rng.randrange(900) for _ in range(rng.randrange(2, 60)))
+        examples.append(
+            Example(ids, tuple(sorted(rng.sample(range(1, len(ids)), rng.randrange(1, len(ids))))), rng.random())
+        )
+
+    network.set_attn_implementation(attention)
+    batch = lay_out(examples, batching, torch.float32)
+    inputs = {k: v for k, v in batch.items() if k in ("input_ids", "position_ids", "attention_mask")}
+    with torch.no_grad():
+        found = network(**inputs).logits.flatten(0, 1)[batch["positions"]]
+        alone = {i: network(input_ids=torch.tensor([example.ids])).logits[0] for i, example in enumerate(examples)}
+    expected: dict[tuple[int, ...], list[tuple[int, float, Any]]] = {}
+    for i, example in enumerate(examples):
+        for target in example.targets:
+            key = (example.ids[target], round(example.weight * 1e6))
+            expected.setdefault(key, []).append((i, target, alone[i][target - 1]))
+    labels, weights = batch["labels"].tolist(), batch["weights"].tolist()
+    assert len(labels) == sum(len(example.targets) for example in examples)
+    for logits, label, weight in zip(found, labels, weights, strict=True):
+        candidates = expected[(label, round(weight * 1e6))]
+        distances = [(logits - candidate).abs().max().item() for _, _, candidate in candidates]
+        assert min(distances) < 1e-4
+        candidates.pop(distances.index(min(distances)))

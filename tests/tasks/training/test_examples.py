@@ -1,0 +1,128 @@
+"""What a model is trained on is what it is served, byte for byte, and the masks are exact."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.config import Finetune
+from tasks.training.examples import encode, load_examples, sequences
+from tests.tasks.training.training_rows import TOOLS, row
+
+END = "<|im_end|>"
+# no tag and no special token inside what stands for a model's words
+WORDS = st.text(st.characters(exclude_characters="<>|{}", exclude_categories=["Cs"]), max_size=40)
+
+
+def learned(tokenizer: Any, example: Any) -> str:
+    return tokenizer.decode([example.ids[i] for i in example.targets])
+
+
+def tool_call(query: str) -> str:
+    call = {"name": "search_documents", "arguments": {"query": query}}
+    return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
+
+
+@settings(max_examples=40, deadline=None)
+@given(question=WORDS, thought=WORDS, query=WORDS, tools=st.booleans())
+def test_masks_are_exact(tokenizer: Any, question: str, thought: str, query: str, tools: bool) -> None:
+    reasoning = f"<think>{thought}</think>\n"
+    search = tool_call(query) if tools else f"<search>{query}</search>"
+    example = row(question, reasoning + search, tools=TOOLS if tools else None)
+    expected = {
+        "search-only": search + END,
+        "search-think": reasoning + search + END,
+        "assistant": reasoning + search + END,
+    }
+    for strategy, text in expected.items():
+        (encoded,) = encode(example, tokenizer, strategy)
+        assert learned(tokenizer, encoded).lstrip("\n") == text.lstrip("\n")
+        assert encoded.targets == tuple(range(encoded.targets[0], len(encoded.ids)))
+    (encoded,) = encode(example, tokenizer, "none")
+    assert encoded.targets == tuple(range(1, len(encoded.ids)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(question=WORDS, answer=st.text(st.characters(exclude_categories=["Cs"]), max_size=60), tools=st.booleans())
+def test_training_text_is_the_serving_prompt_and_the_answer(
+    tokenizer: Any, question: str, answer: str, tools: bool
+) -> None:
+    example = row(question, answer, tools=TOOLS if tools else None)
+    # exactly what a server does with a request
+    prompt = tokenizer.apply_chat_template(
+        example["prompt"], tools=json.loads(TOOLS) if tools else None, tokenize=False, add_generation_prompt=True
+    )
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    (encoded,) = encode(example, tokenizer, "assistant")
+    assert list(encoded.ids[: len(prompt_ids)]) == prompt_ids
+    assert tokenizer.decode(encoded.ids) == prompt + answer + END
+    assert encoded.targets == tuple(range(len(prompt_ids), len(encoded.ids)))
+
+
+@pytest.mark.parametrize("tools", [None, TOOLS])
+def test_a_trajectory_is_one_sequence_and_nothing_shown_is_learned(tokenizer: Any, tools: str | None) -> None:
+    call = tool_call if tools else "<search>{}</search>".format
+    turns = [
+        call("pump"),
+        f"page 1 says {call('nothing')}",
+        "Hm.\n" + call("pump warranty") + "\n",
+        "page 2",
+        "24 months",
+    ]
+    example = row("How long is the warranty?", *turns, tools=tools)
+    (pieces,) = sequences(example, tokenizer)
+    messages = example["prompt"] + example["completion"][:-1]
+    serving = tokenizer.apply_chat_template(
+        messages, tools=json.loads(tools) if tools else None, tokenize=False, add_generation_prompt=True
+    )
+    assert "".join(pieces) == serving + "24 months" + END
+    (searches,) = encode(example, tokenizer, "search-only")
+    assert learned(tokenizer, searches) == call("pump") + END + call("pump warranty") + "\n" + END
+    (assistant,) = encode(example, tokenizer, "assistant")
+    assert learned(tokenizer, assistant) == "".join(turns[i] + END for i in (0, 2, 4))
+
+
+def test_a_template_that_drops_earlier_reasoning_gives_one_sequence_a_turn(tokenizer: Any) -> None:
+    kept = tokenizer.chat_template
+    tokenizer.chat_template = kept.replace("+ message.content }}", "+ message.content.split('</think>')[-1] }}")
+    turns = ["<think>a</think><search>pump</search>", "page 1", "<think>b</think><search>pump warranty</search>"]
+    try:
+        encoded = encode(row("How long?", *turns), tokenizer, "assistant")
+    finally:
+        tokenizer.chat_template = kept
+    assert [learned(tokenizer, example) for example in encoded] == [turns[0] + END, turns[2] + END]
+    assert "<think>a" not in tokenizer.decode(encoded[1].ids)
+
+
+def test_what_is_no_search_call_is_not_learned_as_one(tokenizer: Any) -> None:
+    answer = '<tool_call>{"name": "provide_answer", "arguments": {"answer": ["x"]}}</tool_call>'
+    for text in ("It lasts 24 months.", answer, "<think>try <search>pump</search></think>\nI give up."):
+        for strategy in ("search-only", "search-think"):
+            assert encode(row("How long?", text), tokenizer, strategy)[0].targets == ()
+    # words after the call are not learned, nor that the turn ends with them
+    (encoded,) = encode(row("How long?", "So: <search>pump</search> I think"), tokenizer, "search-only")
+    assert learned(tokenizer, encoded).strip() == "<search>pump</search>"
+
+
+def test_reasoning_whose_opening_tag_the_template_wrote(tokenizer: Any) -> None:
+    text = "The pump.</think>\n\n<search>pump</search>"
+    (encoded,) = encode(row("How long?", text), tokenizer, "search-think")
+    assert learned(tokenizer, encoded) == text + END
+
+
+def test_set_aside_never_cut(tokenizer: Any) -> None:
+    given_rows = [
+        row("How long?", "<search>pump</search>"),
+        row("How " + "very " * 60 + "long?", "<search>pump</search>"),
+        row("How long?", "No idea."),
+        row("How long?", "<search>manual</search>", gt_rank=2),
+        row("How long?", "<search>pump</search>", split="val", gt_rank=3),
+    ]
+    examples = load_examples(given_rows, tokenizer, Finetune(max_length=100, weight_scheme="binary"))
+    assert examples.set_aside == {"too long": 1, "nothing to learn": 1, "weight 0": 1}
+    assert len(examples.train) == len(examples.val) == 1
+    assert examples.val[0].weight == 1
+    assert re.search(r"How long\?", tokenizer.decode(examples.train[0].ids))

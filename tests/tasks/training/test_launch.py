@@ -1,0 +1,121 @@
+"""Finetuning as a whole: killed, it goes on to the same adapter; what goes wrong is said."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import storage
+from tasks.artifact import Artifact, fetch_folder, read_provenance, read_rows
+from tasks.config import Finetune
+from tasks.errors import TrainingError
+from tasks.training import launch
+
+SETTINGS = Finetune(epochs=4, batch_size=5, gradient_accumulation=2, save_steps=3, lora_dropout=0.1, batching="packing")
+STEPS = 14
+
+# The same call in a process of its own, which a test can kill.
+STARTER = """
+import json, sys
+from pathlib import Path
+from tasks.artifact import Artifact
+from tasks.config import Finetune
+from tasks.training import launch
+training_set, model, settings, uri, work_dir = json.loads(sys.argv[1])
+def on_progress(*told):
+    print(*told, flush=True)
+launch.finetune(Artifact(**training_set), model, Finetune(**settings), uri, Path(work_dir), on_progress)
+"""
+
+
+def weights(adapter: Artifact) -> bytes:
+    return (fetch_folder(adapter) / "adapter_model.safetensors").read_bytes()
+
+
+def follow(steps: list[int]) -> launch.OnProgress:
+    def on_progress(step: int, total: int, loss: float) -> None:
+        assert total == STEPS
+        assert loss > 0
+        steps.append(step)
+
+    return on_progress
+
+
+@pytest.fixture(scope="module")
+def whole(training_set: Artifact, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A training that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    steps: list[int] = []
+    made = launch.finetune(training_set, str(model), SETTINGS, str(folder / "out"), folder / "work", follow(steps))
+    assert steps == list(range(1, STEPS + 1))
+    return made
+
+
+def test_what_is_made(whole: tuple[Artifact, Artifact, dict[str, Any]], training_set: Artifact) -> None:
+    adapter, curve, facts = whole
+    assert (adapter.schema, curve.schema, curve.rows) == ("adapter/1", "loss_curve/1", STEPS)
+    rows = read_rows(curve)
+    assert [r["step"] for r in rows] == list(range(1, STEPS + 1))
+    assert rows[-1]["epoch"] == 4
+    assert [r["step"] for r in rows if r["eval_loss"]] == [4, 7, 10, 14]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["tokens"] == facts["tokens"] > facts["computed_tokens"]
+    assert facts["real_share"] >= 0.9
+    assert (facts["examples"], facts["measured_on"], facts["set_aside"]) == (35, 7, {})
+    made_of = read_provenance(adapter)
+    assert made_of["prompt_fingerprints"] == ["prompt"]
+    assert made_of["inputs"] == {"training_set": training_set.sha256}
+    assert {p.name for p in fetch_folder(adapter).iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "provenance.json",
+    }
+
+
+def test_killed_it_goes_on_to_the_same_adapter(
+    whole: tuple[Artifact, Artifact, dict[str, Any]],
+    training_set: Artifact,
+    model: Path,
+    storage_root: str,
+    tmp_path: Path,
+) -> None:
+    uri = storage.join(storage_root, "adapters")
+    call = [asdict(training_set), str(model), SETTINGS.model_dump(), uri, str(tmp_path / "work")]
+    starter = subprocess.Popen([sys.executable, "-c", STARTER, json.dumps(call)], stdout=subprocess.PIPE, text=True)
+    assert starter.stdout is not None
+    for line in starter.stdout:
+        if line.startswith("8 "):
+            os.kill(starter.pid, signal.SIGKILL)
+    starter.wait()
+    assert starter.returncode == -signal.SIGKILL
+
+    work = "work" if not storage.is_s3(uri) else "work of another machine"
+    steps: list[int] = []
+    adapter, curve, _ = launch.finetune(training_set, str(model), SETTINGS, uri, tmp_path / work, follow(steps))
+    assert 6 < steps[0] <= 13, "it began again from the start"
+    assert steps == list(range(steps[0], STEPS + 1))
+    assert weights(adapter) == weights(whole[0])
+    assert adapter.sha256 == whole[0].sha256
+    losses = [(r["step"], r["loss"], r["eval_loss"], r["tokens"]) for r in read_rows(curve)]
+    assert losses == [(r["step"], r["loss"], r["eval_loss"], r["tokens"]) for r in read_rows(whole[1])]
+    assert not storage.exists(storage.join(uri, "checkpoints"))
+
+
+def test_the_trainer_s_last_words_are_in_the_error(tmp_path: Path) -> None:
+    crash = "print('loading'); print('{\"step\": 1, \"total\": 2, \"loss\": 3.0}'); raise MemoryError('no room')"
+    seen: list[tuple[int, int, float]] = []
+    with pytest.raises(TrainingError, match=r"(?s)code 1.*loading.*MemoryError: no room"):
+        launch.run([sys.executable, "-c", crash], lambda *told: seen.append(told))
+    assert seen == [(1, 2, 3.0)]
+
+
+def test_an_error_that_the_user_can_mend_comes_without_the_log() -> None:
+    refuse = "print('loading'); print('{\"error\": \"collect more\"}'); raise SystemExit(6)"
+    with pytest.raises(TrainingError, match=r"\Acollect more\Z"):
+        launch.run([sys.executable, "-c", refuse], lambda *_: None)

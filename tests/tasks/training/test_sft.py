@@ -1,0 +1,66 @@
+"""The trainer itself: its loss is the one that is documented, and a loss that is no number stops it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.artifact import Artifact, read_rows, table_of, write_table
+from tasks.config import Finetune
+from tasks.errors import TrainingError
+from tasks.training.examples import load_examples
+from tasks.training.loading import load_model, load_tokenizer
+from tasks.training.sft import main, train
+from tasks.training.spec import Spec, read_spec, write_spec
+from tests.tasks.training.training_rows import row
+
+
+@pytest.fixture
+def spec(training_set: Artifact, model: Path, tmp_path: Path) -> Spec:
+    return Spec("training", training_set, str(model), "tiny", Finetune(bf16=False, epochs=1), tmp_path, None)
+
+
+def test_spec_survives_its_file(spec: Spec) -> None:
+    write_spec(spec, spec.work_dir / "spec.json")
+    assert read_spec(spec.work_dir / "spec.json") == spec
+
+
+@pytest.mark.parametrize("batching", ["length-grouped", "packing"])
+def test_the_first_loss_is_the_mean_over_learned_tokens(spec: Spec, batching: str) -> None:
+    import torch
+
+    # one step over everything, so that order and layout cannot matter
+    settings = spec.settings.model_copy(
+        update={"batch_size": 7, "gradient_accumulation": 5, "batching": batching, "weight_scheme": "rank-score"}
+    )
+    train(replace(spec, settings=settings))
+    history = json.loads((spec.work_dir / "history.json").read_text())["history"]
+
+    network = load_model(spec.model, bf16=False)
+    examples = load_examples(read_rows(spec.training_set), load_tokenizer(spec.model), settings)
+    total, count = 0.0, 0
+    for example in examples.train:
+        with torch.no_grad():
+            logits = network(input_ids=torch.tensor([example.ids])).logits[0]
+        for target in example.targets:
+            total -= example.weight * torch.log_softmax(logits[target - 1], 0)[example.ids[target]].item()
+            count += 1
+    assert history[-2]["loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_nothing_to_learn_from_says_what_to_do(spec: Spec) -> None:
+    rows = [row("How long?", "No idea."), row("How long?", "<search>pump</search>", split="val")]
+    training_set = write_table(table_of(rows, "sft/1"), str(spec.work_dir / "sft.parquet"), "sft/1", {})
+    with pytest.raises(TrainingError, match=r"nothing to learn from.*'nothing to learn': 1.*--mask-strategy"):
+        train(replace(spec, training_set=training_set))
+
+
+def test_a_loss_that_is_no_number_stops_it(spec: Spec, capsys: Any) -> None:
+    broken = replace(spec, settings=spec.settings.model_copy(update={"lr": 1e30, "epochs": 3}))
+    with pytest.raises(TrainingError, match="lower the learning rate"):
+        train(broken)
+    write_spec(broken, spec.work_dir / "spec.json")
+    assert main(["--spec", str(spec.work_dir / "spec.json")]) == TrainingError.exit_code
+    assert '{"error": "the loss is' in capsys.readouterr().out
