@@ -225,8 +225,8 @@ def _earlier(folder: str) -> tuple[dict[str, dict[str, Any]], int]:
     table = artifact.read_parts(folder, SCHEMA, ["rollout_id", "attempt", "status", "outcome"])
     best = _best_attempts(table)
     rows = table.take(list(best.values())).to_pylist() if best else []
-    runs = {name.rpartition("/")[2].split("-")[1] for name in storage.iter_files(folder)}
-    return {row["rollout_id"]: row for row in rows}, len(runs)
+    parts = [storage.relative(file, folder) for file in storage.iter_files(folder) if file.endswith(".parquet")]
+    return {row["rollout_id"]: row for row in rows}, len({name.rsplit("-", 2)[0] for name in parts})
 
 
 async def run_shard(

@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import random
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -53,7 +52,7 @@ async def gather(shards: Sequence[Shard], run_shard: RunShard) -> None:
 def run(quick: bool = False, run_all: RunAll = gather) -> list[dict[str, Any]]:
     """Measure; one row a number: {name, ours, peer, ratio, target, unit}.
 
-    Each number is the median of rounds in which ours and the peer take turns, so that both meet the same machine.
+    Ours and the peer take turns, and the best round of each counts: what else the machine does can only slow them.
     """
     rollouts, rounds = (192, 1) if quick else (1000, 3)
     ours, peer, sharded, alone = [], [], [], []
@@ -71,15 +70,15 @@ def run(quick: bool = False, run_all: RunAll = gather) -> list[dict[str, Any]]:
     return [
         _row(
             f"collect, {AT_ONCE} rollouts at once, against the bare openai client",
-            calls / statistics.median(ours),
-            calls / statistics.median(peer),
+            calls / min(ours),
+            calls / min(peer),
             "≥ 0.95",
             "calls/s",
         ),
         _row(
             f"shards and Parquet, {rollouts} rollouts, against the rollouts alone",
-            statistics.median(sharded),
-            statistics.median(alone),
+            min(sharded),
+            min(alone),
             "≤ 1.05",
             "s",
         ),
