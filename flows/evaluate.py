@@ -60,10 +60,10 @@ def search_name(search: config.Search) -> str:
 def _rollouts(root: str, settings: config.EvaluateRun, variant: config.Variant, connect: Connect) -> StageRun:
     agent = settings.agent.model_copy(update={"examples": variant.examples})
     adapter = load_ref(root, "adapter") if variant.model == "adapter" else None
-    if adapter and (taught := read_provenance(adapter)["prompt_fingerprint"]) != prompt_fingerprint(agent):
+    if adapter and prompt_fingerprint(agent) not in (taught := read_provenance(adapter)["prompt_fingerprints"]):
         raise ConfigError(
-            f"the adapter was trained on prompt {taught}, run {variant.name!r} would serve it {prompt_fingerprint(agent)}: "
-            "use the agent settings that `format` was given"
+            f"the adapter was trained on prompt {', '.join(taught)}, run {variant.name!r} would serve it "
+            f"{prompt_fingerprint(agent)}: use the agent settings that `format` was given"
         )
     greedy = config.Collect(
         split=settings.evaluate.split,

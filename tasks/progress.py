@@ -61,9 +61,9 @@ def progress(title: str) -> Iterator[OnProgress]:
             told = time.monotonic()
             share = 100 * done / total
             if artifact is None:
-                artifact = cast(UUID, create_progress_artifact(share, key=slug(title), description=title))
+                artifact = cast(UUID, create_progress_artifact(share, key=slug(title), description=title, _sync=True))
             else:
-                update_progress_artifact(artifact, share, description=f"{title}: {done} of {total}")
+                update_progress_artifact(artifact, share, description=f"{title}: {done} of {total}", _sync=True)
         if bar.disable and 10 * done // total > tenth:
             tenth = 10 * done // total
             get_run_logger().info("%s: %d of %d", title, done, total)
