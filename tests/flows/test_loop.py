@@ -1,0 +1,185 @@
+"""The stages joined: a real Prefect server, a model server on a socket, real training; on disk and on S3.
+
+The model that is asked is scripted, so what it searches is known; the model that is trained is tiny and random.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pymupdf
+import pytest
+
+from flows.collect import collect
+from flows.evaluate import compare, evaluate
+from flows.finetune import finetune, merge
+from flows.ingest import ingest
+from flows.prepare import format_, prepare, process
+from tasks import config, storage
+from tasks.artifact import fetch_folder, load_ref, read_provenance, read_rows
+from tasks.errors import CollectError, ConfigError
+from tasks.stages import StageRun
+from tests.model_server import ModelServer, Reply, Status
+from tests.tiny_model import tiny_model
+
+AGENT = config.Agent(protocol="tags", max_iterations=3)
+TOPICS = ["pump", "valve", "motor", "filter", "boiler", "sensor", "gasket", "rotor", "piston", "turbine"]
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten manuals of two pages; the second page of each says how heavy its part is."""
+    folder = tmp_path_factory.mktemp("documents")
+    (folder / "pdfs").mkdir()
+    lines = []
+    for number, topic in enumerate(TOPICS):
+        pdf = pymupdf.open()
+        for text in (f"Safety of the {topic}. Read before use.", f"Data. The mass of the {topic} is {number + 3} kg."):
+            pdf.new_page().insert_text((72, 72), text)
+        pdf.save(folder / "pdfs" / f"{topic}.pdf")
+        lines.append(
+            f'{{"id": "q{number}", "question": "How heavy is the {topic}?", "answers": [["{number + 3} kg"]], '
+            f'"answer_locations": [{{"document": "{topic}.pdf", "page": 2}}], "category": "mass"}}'
+        )
+    (folder / "questions.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def searcher(request: dict[str, Any], call: int) -> Reply:
+    """Searches for too little first, then for the right words, then answers."""
+    del call
+    messages = request["messages"]
+    asked = max(n for n, m in enumerate(messages) if "Question:" in m["content"])  # worked examples come before it
+    topic = next((t for t in TOPICS if t in messages[asked]["content"]), "lamp")
+    tries = sum(m["role"] == "assistant" for m in messages[asked:])
+    said = [f"<search>read {topic}</search>", f"<search>mass {topic}</search>", "<answer>7 kg</answer>"]
+    return Reply(f"<think>So.</think>\n{said[min(tries, 2)]}")
+
+
+def _ingest(root: str, documents: Path) -> list[StageRun]:
+    found = config.Ingest(
+        documents=str(documents / "pdfs"), questions=str(documents / "questions.jsonl"), train_ratio=0.5, dev_ratio=0.0
+    )
+    return ingest(config.IngestRun(storage=root, ingest=found))
+
+
+def _collect(root: str, url: str, **changes: Any) -> config.CollectRun:
+    server = config.Server(base_url=url, model="base", max_retries=0, concurrency=4)
+    chosen = {"split": "all", "shard_size": 4, "flush_every": 2} | changes
+    return config.CollectRun(storage=root, agent=AGENT, server=server, collect=config.Collect(**chosen))
+
+
+def _cached(runs: list[StageRun]) -> dict[str, bool]:
+    return {run.stage: run.cached for run in runs}
+
+
+def test_every_stage_and_what_each_leaves(storage_root: str, documents: Path, tmp_path: Path) -> None:
+    root = storage_root
+    assert _cached(_ingest(root, documents)) == dict.fromkeys(["read documents", "read questions", "index pages"], False)
+    assert load_ref(root, "pages").rows == 20
+    assert load_ref(root, "questions").rows == 10
+
+    with ModelServer(searcher) as server:
+        collect(_collect(root, server.url))
+        asked = server.calls
+        assert _cached(collect(_collect(root, server.url))) == {"collect": True}
+        assert server.calls == asked
+    trajectories = read_rows(load_ref(root, "trajectories"))
+    assert len(trajectories) == 10
+    assert {row["outcome"] for row in trajectories} == {"answered"}
+    assert read_provenance(load_ref(root, "trajectories"))["inputs"]["pages"] == load_ref(root, "pages").sha256
+
+    formats = config.Format(formats=["sft_best", "sft_trajectory", "sft_context", "dpo", "reward"], jsonl=True)
+    prepare(config.PrepareRun(storage=root, agent=AGENT, format=formats))
+    assert {row["best_query"] for row in read_rows(load_ref(root, "processed"))} == {f"mass {t}" for t in TOPICS}
+    assert all(load_ref(root, name).rows for name in formats.formats)
+    assert _cached(process(config.ProcessRun(storage=root))) == {"process": True}
+    assert _cached(format_(config.FormatRun(storage=root, agent=AGENT, format=formats))) == {"format": True}
+
+    model = str(tiny_model(tmp_path / "model"))
+    training = config.Finetune(epochs=1, batch_size=4, lora_r=4, bf16=False)
+    settings = config.FinetuneRun(storage=root, model=model, finetune=training)
+    assert _cached(finetune(settings)) == {"finetune": False}
+    assert _cached(finetune(settings)) == {"finetune": True}
+    more = settings.model_copy(update={"finetune": training.model_copy(update={"epochs": 2})})
+    assert _cached(finetune(more)) == {"finetune": False}
+    assert (fetch_folder(load_ref(root, "adapter")) / "adapter_config.json").is_file()
+    merge(config.MergeRun(storage=root, model=model))
+    assert (fetch_folder(load_ref(root, "merged_model")) / "model.safetensors").is_file()
+
+
+def test_evaluation_compares_runs_and_writes_a_report(tmp_path: Path, documents: Path) -> None:
+    root = str(tmp_path / "store")
+    _ingest(root, documents)
+    with ModelServer(searcher) as server:
+        base = _collect(root, server.url)
+        settings = config.EvaluateRun(
+            storage=root,
+            agent=base.agent,
+            server=base.server,
+            evaluate=config.Evaluate(split="all", resamples=500, rescore=[config.Search(operator="and")]),
+            variants=[
+                config.Variant(name="question", model="question"),
+                config.Variant(name="base", model="base"),
+                config.Variant(name="with examples", model="base", examples=True),
+            ],
+        )
+        evaluate(settings)
+        assert all(run.cached for run in evaluate(settings))
+    results = {row["question_id"]: row for row in read_rows(load_ref(root, "results-base"))}
+    assert len(results) == 10
+    assert all(row["searches_to_success"] == 2 for row in results.values() if row["first_rank"] is None)
+    page = storage.read_bytes(storage.join(load_ref(root, "report").uri, "index.html")).decode()
+    assert "How heavy is the turbine?" in page
+    compare(config.CompareRun(storage=root, compare=["question", "base"], resamples=500))
+    assert {row["baseline"] for row in read_rows(load_ref(root, "comparison"))} == {"question"}
+
+
+def test_an_adapter_is_not_measured_under_another_prompt(tmp_path: Path, documents: Path) -> None:
+    root = str(tmp_path / "store")
+    _ingest(root, documents)
+    with ModelServer(searcher) as server:
+        run = _collect(root, server.url)
+        collect(run)
+        prepare(config.PrepareRun(storage=root, agent=AGENT))
+        model = str(tiny_model(tmp_path / "model"))
+        training = config.Finetune(epochs=1, batch_size=4, lora_r=4, bf16=False)
+        finetune(config.FinetuneRun(storage=root, model=model, finetune=training))
+        other = AGENT.model_copy(update={"protocol": "tools"})
+        adapter = [config.Variant(name="adapter", model="adapter")]
+        with pytest.raises(ConfigError, match="trained on prompt"):
+            evaluate(config.EvaluateRun(storage=root, agent=other, server=run.server, variants=adapter))
+
+
+def test_failed_rollouts_are_told_and_only_they_are_redone(tmp_path: Path, documents: Path) -> None:
+    root = str(tmp_path / "store")
+    _ingest(root, documents)
+
+    def failing(request: dict[str, Any], call: int) -> Reply | Status:
+        asked = request["messages"][-1]["content"]
+        return Status(503) if "piston" in asked or "rotor" in asked else searcher(request, call)
+
+    with ModelServer(failing) as server:
+        run = _collect(root, server.url)
+        with pytest.raises(CollectError, match=r"2 of 10 rollouts failed \(server_error 2\)"):
+            collect(run)
+        server.script = searcher
+        before = len(server.requests)
+        collect(run)
+        again = {m["content"] for r in server.requests[before:] for m in r["messages"] if m["role"] == "user"}
+    assert any("piston" in text for text in again)
+    assert not any("turbine" in text for text in again)
+    rows = read_rows(load_ref(root, "trajectories"))
+    assert sorted(row["attempt"] for row in rows) == [1] * 8 + [2] * 2
+    assert {row["status"] for row in rows} == {"finished"}
+
+
+def test_a_larger_limit_goes_on_from_a_smaller_ones_rollouts(tmp_path: Path, documents: Path) -> None:
+    root = str(tmp_path / "store")
+    _ingest(root, documents)
+    with ModelServer(searcher) as server:
+        collect(_collect(root, server.url, limit=4))
+        before = server.calls
+        collect(_collect(root, server.url, limit=8))
+        self_test_calls = 4
+        assert server.calls - before <= before + self_test_calls
+    assert load_ref(root, "trajectories").rows == 8
