@@ -75,10 +75,12 @@ async def _ask(client: openai.AsyncOpenAI, body: Mapping[str, Any], timeout_s: f
     try:
         async with asyncio.timeout(timeout_s):
             return await client.post("/chat/completions", cast_to=str, body=body)
-    except (TimeoutError, openai.APITimeoutError) as error:
+    except TimeoutError as error:
         raise _TryError(CompletionError("deadline", f"no answer within {timeout_s:g} s"), can_pass=True) from error
-    except openai.APIConnectionError as error:
-        cause = error.__cause__ or error
+    except openai.APIConnectionError as error:  # also a refused connection that the transport calls a timeout
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
         detail = f"{type(cause).__name__}: {cause}"[:500]
         raise _TryError(CompletionError("connection", detail), can_pass=True) from error
     except openai.APIStatusError as error:

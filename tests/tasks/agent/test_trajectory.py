@@ -1,0 +1,51 @@
+"""A trajectory's row is a row of trajectories/1, and survives Parquet."""
+
+from pathlib import Path
+
+from tasks import artifact, schemas
+from tasks.agent.trajectory import Question, SearchRecord, Trajectory, Turn, to_row
+
+FACTS = {"model": "m", "model_fingerprint": "mf", "index_fingerprint": "if", "code_fingerprint": "cf"}
+
+
+def _trajectory() -> Trajectory:
+    question = Question("q1", "What?", [["a", "b"]], [("x.pdf", 3)], "table", "train")
+    search = SearchRecord("q", "q OR w", "query", [(1, "y.pdf", 1, 2.5), (2, "x.pdf", 3, 1.5)], 2, 0.5)
+    turns = [
+        Turn(1, "<search>q</search>", None, "search", [search], None, None, "stop", 10, 5, 0.1),
+        Turn(2, "no", None, "none", [], "no_action", "why", "stop", None, None, 0.1),
+    ]
+    return Trajectory(
+        question=question,
+        protocol="tags",
+        observation="text",
+        top_k=2,
+        sampling="greedy",
+        seed=7,
+        sampling_fingerprint="sf",
+        prompt_fingerprint="pf",
+        tools=None,
+        turns=turns,
+        answer=("42",),
+        citations=[("x.pdf", 3)],
+        messages=[{"role": "user", "content": "What?"}],
+    )
+
+
+def test_row_is_of_the_declared_schema_and_survives_parquet(tmp_path: Path) -> None:
+    row = to_row(_trajectory(), rollout_id="r1", attempt=2, sample=0, **FACTS)
+    assert set(row) == set(schemas.TABLES["trajectories/1"].names)
+    table = artifact.table_of([row], "trajectories/1")
+    stored = artifact.write_table(table, str(tmp_path / "t.parquet"), "trajectories/1", {})
+    (read,) = artifact.read_rows(stored)
+    assert read == row
+    assert read["prompt_tokens"] == 10
+    assert read["turns"][0]["searches"][0]["results"][1] == {"rank": 2, "file": "x.pdf", "page_number": 3, "score": 1.5}
+
+
+def test_question_from_row_and_back() -> None:
+    question = _trajectory().question
+    row = to_row(_trajectory(), rollout_id="r", attempt=1, sample=0, **FACTS)
+    assert Question.from_row(row) == question
+    empty = {**row, "answers": None, "answer_locations": None, "category": None}
+    assert Question.from_row(empty).answer_locations == []
