@@ -157,12 +157,12 @@ def _submit(pool: ProcessPoolExecutor, uri: str) -> "Future[Pdf]":
 def _read_all(files: dict[str, str], workers: int) -> Iterator[tuple[str, Pdf]]:
     """Each file's name and content, in order. A file that kills its process is found out and set aside.
 
-    A dying process takes the whole pool with it, so everything that was then under way is read once more, each file in a
-    process of its own: the one that dies there, too, is the culprit.
+    A dying process takes the whole pool with it, so everything that was then under way is read once more, one file at a
+    time: one that kills its process there, too, is the culprit.
     """
     waiting = deque(files.items())
     under_way: deque[tuple[str, ProcessPoolExecutor, Future[Pdf]]] = deque()
-    pool = _pool(workers)
+    pool, alone = _pool(workers), _pool(1)  # their processes start when there is work
     try:
         while waiting or under_way:
             while waiting and len(under_way) < 4 * workers:  # bounds what is held in memory
@@ -173,20 +173,16 @@ def _read_all(files: dict[str, str], workers: int) -> Iterator[tuple[str, Pdf]]:
                 pdf = future.result()
             except BrokenProcessPool:
                 if its_pool is pool:
-                    pool.shutdown(wait=False)
                     pool = _pool(workers)
-                pdf = _read_alone(files[name])
+                try:
+                    pdf = _submit(alone, files[name]).result()
+                except BrokenProcessPool:
+                    alone = _pool(1)
+                    pdf = Pdf("", "", [], [], ("crashed", f"its reading process ended, or took {CPU_LIMIT_S:.0f} s"))
             yield name, pdf
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _read_alone(uri: str) -> Pdf:
-    with _pool(1) as pool:
-        try:
-            return pool.submit(read_pdf, uri, CPU_LIMIT_S).result()
-        except BrokenProcessPool:
-            return Pdf("", "", [], [], ("crashed", f"its reading process ended, or took {CPU_LIMIT_S:.0f} s"))
+        alone.shutdown(cancel_futures=True)
 
 
 # ---- OCR JSONL

@@ -1,7 +1,4 @@
-"""Read one PDF, in a process of its own: whatever the file does to the reader stays there.
-
-Imports little, because every reading process imports it.
-"""
+"""Read one PDF, in a process of its own: whatever the file does to the reader stays there."""
 
 import hashlib
 import multiprocessing
@@ -44,6 +41,8 @@ def read_pdf(uri: str, cpu_limit_s: float) -> Pdf:
     Raises:
         ArtifactError, ConfigError: the storage does not answer, or the file has gone.
     """
+    import pymupdf  # noqa: F401 - takes a second, which is not the file's
+
     try:
         data = storage.read_bytes(uri)
     except (PermissionError, MemoryError) as error:
