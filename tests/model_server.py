@@ -102,8 +102,7 @@ class ModelServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._loop.call_soon_threadsafe(self._gone.set)
+        self._loop.call_soon_threadsafe(lambda: (self._gone.set(), self._stop.set()))
         self._thread.join(10)
 
     async def _in_thread(self, ready: threading.Event) -> None:

@@ -1,0 +1,149 @@
+"""The client against a real server: what it sends, what it reads, what it tries again and what not."""
+
+import asyncio
+import time
+
+import pytest
+
+from tasks import config
+from tasks.agent import client as module
+from tasks.agent.client import open_client
+from tasks.agent.completion import Completion, CompletionError
+from tasks.agent.sampling import resolve
+from tests.model_server import Drop, Hang, ModelServer, Reply, Script, Status
+
+MESSAGES = [{"role": "user", "content": "Frage: où?"}]
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(module, "_FIRST_DELAY_S", 0.01)
+
+
+async def ask(url: str, retries: int = 2, timeout: float = 10.0, name: config.SamplingName = "default") -> Completion:
+    server = config.Server(max_retries=retries, request_timeout=timeout)
+    async with open_client(server, base_url=url, model="base") as complete:
+        return await complete(MESSAGES, {"stop": ["</search>"]}, resolve(name, config.Sampling(max_tokens=9)), 5)
+
+
+async def failure(script: Script, retries: int = 2, timeout: float = 10.0) -> tuple[CompletionError, int]:
+    with ModelServer(script) as server, pytest.raises(CompletionError) as caught:
+        await ask(server.url, retries, timeout)
+    return caught.value, server.calls
+
+
+def replies(*actions: object) -> Script:
+    """Each call gets the next action, later ones the last."""
+    return lambda request, call: actions[min(call, len(actions)) - 1]  # type: ignore[return-value]
+
+
+async def test_request_and_reply() -> None:
+    reply = Reply("ja", reasoning="weil", tool_calls=[("search_documents", '{"query": "x"}')])
+    with ModelServer(replies(reply)) as server:
+        completion = await ask(server.url, name="diverse")
+    assert server.requests == [
+        {
+            "model": "base",
+            "messages": MESSAGES,
+            "temperature": 0.9,
+            "top_p": 0.98,
+            "repetition_penalty": 1.1,
+            "max_tokens": 9,
+            "seed": 5,
+            "stop": ["</search>"],
+        }
+    ]
+    assert (completion.raw_text, completion.reasoning, completion.finish_reason) == ("ja", "weil", "stop")
+    assert [(c.name, c.arguments) for c in completion.tool_calls] == [("search_documents", '{"query": "x"}')]
+    assert completion.prompt_tokens
+    assert completion.latency_s > 0
+
+
+async def test_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ModelServer() as server:
+        await ask(server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-geheim")
+        await ask(server.url)
+    assert [headers["Authorization"] for headers in server.headers] == ["Bearer EMPTY", "Bearer sk-geheim"]
+
+
+@pytest.mark.parametrize("fault", [Status(503), Status(429), Status(408), Status(409), Status(500), Drop()])
+async def test_what_can_pass_is_tried_again(fault: Status | Drop) -> None:
+    with ModelServer(replies(fault, fault, Reply("ja"))) as server:
+        completion = await ask(server.url)
+    assert (completion.raw_text, server.calls) == ("ja", 3)
+
+
+@pytest.mark.parametrize(
+    "body", ["", "not json", "[]", '{"choices": []}', '{"choices": [{"message": null}]}', '{"choices": null}']
+)
+async def test_an_answer_that_is_none_is_tried_again(body: str) -> None:
+    with ModelServer(replies(Status(200, body), Reply("ja"))) as server:
+        assert (await ask(server.url)).raw_text == "ja"
+    error, calls = await failure(replies(Status(200, body)))
+    assert (error.failure, calls) == ("server_error", 3)
+
+
+async def test_every_try_fails() -> None:
+    for action, kind in [(Status(503, "busy"), "server_error"), (Drop(), "connection")]:
+        error, calls = await failure(replies(action))
+        assert (error.failure, calls) == (kind, 3)
+        assert "try 3" in error.detail
+    error, calls = await failure(replies(Hang()), retries=1, timeout=0.2)
+    assert (error.failure, calls) == ("deadline", 2)
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 422])
+async def test_what_cannot_pass_is_not_tried_again(code: int) -> None:
+    error, calls = await failure(replies(Status(code, "no such thing")))
+    assert (error.failure, calls, error.out_of_context) == ("http_status", 1, False)
+    assert "no such thing" in error.detail
+
+
+async def test_too_long_a_conversation_is_told_apart() -> None:
+    body = '{"error": {"message": "This model\'s maximum context length is 4096 tokens."}}'
+    error, calls = await failure(replies(Status(400, body)))
+    assert (error.out_of_context, calls) == (True, 1)
+
+
+async def test_nobody_listens() -> None:
+    with ModelServer() as server:
+        url = server.url
+    with pytest.raises(CompletionError) as caught:
+        await ask(url, retries=1)
+    assert caught.value.failure == "connection"
+
+
+async def test_retry_after_is_kept() -> None:
+    with ModelServer(replies(Status(429, headers={"Retry-After": "0.4"}), Reply("ja"))) as server:
+        start = time.monotonic()
+        await ask(server.url)
+        assert time.monotonic() - start >= 0.4
+
+
+def test_retry_after_forms() -> None:
+    assert module._retry_after(None) is None
+    assert module._retry_after("soon") is None
+    assert module._retry_after("nan") is None
+    assert module._retry_after("7") == 7
+    assert module._retry_after("-7") == 0
+    assert module._retry_after("9999999") == module._LONGEST_RETRY_AFTER_S
+    assert module._retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+
+
+def test_backoff_grows_to_a_bound_and_is_jittered() -> None:
+    for tries in range(20):
+        delays = [module._delay(tries, None) for _ in range(50)]
+        assert 0 <= min(delays) <= max(delays) <= min(module._LONGEST_DELAY_S, module._FIRST_DELAY_S * 2**tries)
+        assert len(set(delays)) > 1
+    assert 3 <= module._delay(5, 3.0) <= 3 + module._FIRST_DELAY_S
+
+
+async def test_connections_suffice_for_all_at_once() -> None:
+    with ModelServer(replies(Reply("ja")), delay_s=0.3) as server:
+        settings = config.Server(concurrency=150)
+        async with open_client(settings, base_url=server.url, model="base") as complete:
+            sampling = resolve("greedy", config.Sampling())
+            await asyncio.gather(*[complete(MESSAGES, {}, sampling, n) for n in range(150)])
+    assert server.most_in_flight == 150
