@@ -35,7 +35,8 @@ Span = tuple[int, int]
 Row = Mapping[str, Any]
 
 _SEARCH = re.compile(
-    r'<search>.*?</search>|<tool_call>\s*\{[^{}]*"name"\s*:\s*"search_documents".*?</tool_call>', re.DOTALL
+    r'<search>.*?</\s*search\s*>|<tool_call>\s*\{[^{}]*"name"\s*:\s*"search_documents".*?</tool_call>',
+    re.DOTALL | re.IGNORECASE,
 )
 _REASONING = re.compile(r"\A.*?</think>\s*", re.DOTALL)  # a template may have opened the <think> itself
 

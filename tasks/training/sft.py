@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from tasks.artifact import read_rows
@@ -191,6 +191,7 @@ def train(spec: Spec) -> None:
             target_modules="all-linear",
         ),
     )
+    trainer.remove_callback(PrinterCallback)  # `tell` is how progress is reported
     per_step = settings.gradient_accumulation * arguments.world_size
     tokens = [sum(len(example.ids) for example in batch) for batch in batched]
     tokens_by_step = [sum(tokens[: step * per_step]) for step in range(math.ceil(len(plan) / per_step) + 1)]
