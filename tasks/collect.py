@@ -222,7 +222,7 @@ class _Breaker:
 
 def _earlier(folder: str) -> tuple[dict[str, dict[str, Any]], int]:
     """What a shard's stored parts say of each rollout, and the number of runs that wrote them."""
-    table = artifact.read_parts(folder, SCHEMA, ["rollout_id", "attempt", "status", "outcome"])
+    table = artifact.read_parts(folder, SCHEMA, ["rollout_id", "attempt", "status"])
     best = _best_attempts(table)
     rows = table.take(list(best.values())).to_pylist() if best else []
     parts = [storage.relative(file, folder) for file in storage.iter_files(folder) if file.endswith(".parquet")]
@@ -239,10 +239,10 @@ async def run_shard(
 ) -> ShardReport:
     """Run the rollouts of a shard that have no finished attempt yet; store every attempt in parts as rollouts finish.
 
-    A part is written after every `flush_every` rollouts, at the end, and when the run is cancelled or fails, so that only
-    a killed process loses anything, and then less than `flush_every` rollouts of a shard. A failed rollout is a row with
-    its reason, and the shard goes on; the caller decides what share of failures it bears. Two processes may run the same
-    shard at once: both are right, the work is done twice.
+    A part is written after every `flush_every` rollouts, at the end, and when the run is cancelled or fails. So only a
+    killed process loses anything: less than `flush_every` rollouts, and those that ended while a part was being written.
+    A failed rollout is a row with its reason, and the shard goes on; the caller decides what share of failures it bears.
+    Two processes may run the same shard at once: both are right, the work is done twice.
 
     Args:
         uri: folder of the run, which all its shards share.

@@ -23,6 +23,7 @@ from tasks.agent.protocol import clean
 from tasks.agent.sampling import ResolvedSampling
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _LONGEST_RETRY_AFTER_S = 0.5, 30.0, 120.0
+_MOST_TOKENS = 10**8
 _CAN_PASS = frozenset({408, 409, 429})  # and every 5xx
 
 
@@ -148,19 +149,25 @@ def _completion(data: str, latency_s: float) -> Completion:
         choice, usage = body["choices"][0], body.get("usage") or {}
         message = choice["message"]
         calls = tuple(
-            ToolCall(str(c["id"]), str(c["function"]["name"]), str(c["function"]["arguments"]))
+            ToolCall(clean(str(c["id"])), str(c["function"]["name"]), str(c["function"]["arguments"]))
             for c in message.get("tool_calls") or ()
         )
         reasoning = message.get("reasoning") or message.get("reasoning_content")
+        finish_reason = choice.get("finish_reason")
         return Completion(
             raw_text=clean(message.get("content") or ""),
             reasoning=clean(reasoning) if reasoning else None,
             tool_calls=calls,
-            finish_reason=choice.get("finish_reason"),
-            prompt_tokens=usage.get("prompt_tokens"),
-            completion_tokens=usage.get("completion_tokens"),
+            finish_reason=None if finish_reason is None else clean(str(finish_reason)),
+            prompt_tokens=_count(usage.get("prompt_tokens")),
+            completion_tokens=_count(usage.get("completion_tokens")),
             latency_s=latency_s,
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         final = CompletionError("server_error", f"the answer is no completion: {clean(data)[:400]}")
         raise _TryError(final, can_pass=True) from error
+
+
+def _count(value: object) -> int | None:
+    """A number of tokens; None for what cannot be one, as no odd answer may make a rollout that cannot be stored."""
+    return value if isinstance(value, int) and 0 <= value <= _MOST_TOKENS else None

@@ -4,6 +4,7 @@ This file is also the program that the tests kill: python test_collect_faults.py
 """
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -275,6 +276,32 @@ async def test_a_model_that_garbles_its_calls_finishes_every_rollout(local, serv
         {"no_action", "unparsable_call", "bad_arguments", "unknown_tool"} if protocol == "tools" else {"no_action"}
     )
     assert expected <= failures
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"finish_reason": 7},
+        {"finish_reason": "\ud800"},
+        {"message": {"tool_calls": [{"id": "\ud800", "function": {"name": "search_documents", "arguments": "{}"}}]}},
+        {"usage": {"prompt_tokens": "many", "completion_tokens": 1e9}},
+        {"usage": {"prompt_tokens": 10**12}},
+        {"usage": []},
+        {"message": {"content": ["parts"], "reasoning": {"no": "text"}}},
+        {"message": None},
+    ],
+    ids=str,
+)
+async def test_an_odd_answer_never_stops_a_collection(local, server: ModelServer, odd: dict[str, Any]) -> None:
+    root, inputs = local
+    choice = {"message": {"content": "hm"}, "finish_reason": "stop"}
+    choice |= {name: value for name, value in odd.items() if name != "usage"}
+    body = json.dumps({"choices": [choice], "usage": odd.get("usage")})
+    server.script = _by_seed(lambda seed: seed % 4 == 0, lambda request, call: Status(200, body))
+    await _collect(root, inputs, server.url, max_retries=0)
+    outcomes = _outcomes(_folded(root, inputs))
+    assert set(outcomes) <= {"answered", "out_of_turns", "server_error"}
+    assert outcomes["answered"] >= QUESTIONS
 
 
 async def test_when_the_server_dies_the_rest_ends_at_once_and_a_new_server_goes_on(local) -> None:
