@@ -7,54 +7,34 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tasks.agent import protocol_tags, protocol_tools
-from tasks.agent.observation import observe
-from tasks.agent.protocol import Answer, Ask, Protocol, Step, WireMessage, as_stored
-from tasks.agent.trajectory import Message, SearchRecord
+from tasks.agent.protocol import Protocol, WireMessage, as_stored
+from tasks.agent.trajectory import Message
 from tasks.config import Agent
-from tasks.reward import Page
 
 PROTOCOLS: Mapping[str, Protocol] = {"tags": protocol_tags.PROTOCOL, "tools": protocol_tools.PROTOCOL}
 
 
 class Example(NamedTuple):
-    """A worked example: a question that is searched for once, and answered from the page that was found."""
+    """A worked example: a question, and the search that a skilled person starts with."""
 
     question: str
-    reasoning: str
     query: str
-    file: str
-    page: int
-    text: str
-    answer: str
 
 
+# Searches alone: shown answers too, a small model answers from nothing instead of searching (SmolLM2-135M: of 40 first
+# turns, 11 were searches at temperature 0 with whole examples, 33 with these).
 EXAMPLES = (
     Example(
         "How long does the battery of the Aurora X2 lamp last on the dim setting?",
-        "I need the lamp's battery life.",
         "Aurora X2 lamp battery life dim hours",
-        "aurora-x2-guide.pdf",
-        4,
-        "Battery life of the Aurora X2: 30 hours dim, 6 hours bright. Charge it fully before first use.",
-        "30 hours",
     ),
     Example(
         "Who was put in charge of the harbour works at the council's May meeting?",
-        "I need who was appointed for the harbour works.",
         "council May harbour works appointed director",
-        "council-minutes-may.pdf",
-        2,
-        "Harbour works. The council appointed Ms Odile Brandt as project director, effective 1 June.",
-        "Odile Brandt",
     ),
     Example(
         "What did Fennel Foods earn per share in 2016?",
-        "I need the earnings per share for 2016.",
         "Fennel Foods 2016 earnings per share EPS",
-        "fennel-annual-report-2016.pdf",
-        31,
-        "Net income rose 4 %. Earnings per share (EPS) were $2.18 in 2016 and $2.05 in 2015.",
-        "$2.18",
     ),
 )
 
@@ -64,7 +44,10 @@ def wire_prompt(question: str, settings: Agent) -> list[WireMessage]:
     protocol = PROTOCOLS[settings.protocol]
     messages: list[WireMessage] = [{"role": "system", "content": protocol.system}]
     for example in EXAMPLES if settings.examples else ():
-        messages += _worked(example, protocol, settings)
+        searching = protocol.search(None, example.query)
+        # servers refuse a tool call that nothing answers
+        found = [{"role": "tool", "tool_call_id": c["id"], "content": "Found."} for c in searching.get("tool_calls", ())]
+        messages += [_asked(example.question), searching, *found]
     return [*messages, _asked(question)]
 
 
@@ -97,15 +80,3 @@ def prompt_fingerprint(settings: Agent) -> str:
 
 def _asked(question: str) -> WireMessage:
     return {"role": "user", "content": f"Question: {question}"}
-
-
-def _worked(example: Example, protocol: Protocol, settings: Agent) -> list[WireMessage]:
-    """An example as earlier turns of the chat, in the form that real turns have."""
-    page: Page = (example.file, example.page)
-    found = SearchRecord(example.query, example.query, "query", [(1, *page, 1.0)], 1, 1.0)
-    searching = protocol.search(example.reasoning, example.query)
-    call_id = searching["tool_calls"][0]["id"] if "tool_calls" in searching else None
-    step = Step("", searching, example.reasoning, (Ask(example.query, call_id=call_id),))
-    seen = observe(found, settings, lambda file, page: example.text)
-    answering = protocol.answer(None, Answer((example.answer,), (page,)))
-    return [_asked(example.question), searching, *protocol.reply(step, [seen]), answering]

@@ -26,8 +26,8 @@ from tasks.reward import Page
 
 SYSTEM = (
     "You answer questions from a collection of documents. "
-    "To find pages, write <think>what you need</think> and <search>a few words that are on the page</search>. "
-    "You can search again with other words. When the pages show the answer, write "
+    "First find pages: write <search>a few words that are on the page</search>. "
+    "You can think before in <think></think>, and search again with other words. When the pages show the answer, write "
     '<answer>the answer <cite file="name.pdf" page="1"/></answer>.'
 )
 LAST_TURN = "You cannot search any more. Write <answer>the answer</answer> now."
