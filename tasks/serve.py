@@ -5,6 +5,7 @@ DRAG_VLLM_PYTHON names another interpreter. The server binds to loopback and die
 """
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -147,12 +148,12 @@ def served_models(base_url: str) -> list[str]:
     """Names of the models and adapters that a server answers for.
 
     Raises:
-        ServerError: nothing answers at `base_url`.
+        ServerError: nothing answers at `base_url`, or not as a model server does.
     """
     try:
         with urllib.request.urlopen(_request(f"{base_url}/models"), timeout=30) as reply:
             return [entry["id"] for entry in json.load(reply)["data"]]
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
         raise ServerError(f"no model server answers at {base_url}: {error}") from error
 
 
