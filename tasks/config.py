@@ -207,7 +207,8 @@ class Finetune(Settings):
         description="How much an example counts: all alike, by its rank score, its square, one over effort spent, or hit at rank 1 only.",
     )
     batching: Literal["length-grouped", "packing"] = Field(
-        default="length-grouped", description="How examples share a batch without padding to a fixed length."
+        default="packing",
+        description="How examples share a batch without padding: by like length, or packed, a shared beginning computed once.",
     )
     max_length: int = Field(
         default=2048, ge=16, description="Examples with more tokens are set aside and counted, never cut."
