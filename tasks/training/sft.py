@@ -240,6 +240,7 @@ def _arguments(settings: Finetune, work_dir: Path) -> SFTConfig:
         save_strategy="steps",
         save_steps=settings.save_steps,
         save_total_limit=2,  # while one is written, the one before it still counts
+        ddp_find_unused_parameters=False,
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to=[],

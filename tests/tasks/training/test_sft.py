@@ -1,6 +1,8 @@
 """The trainer itself: its loss is the one that is documented, and a loss that is no number stops it."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,40 @@ def test_the_first_loss_is_the_mean_over_learned_tokens(spec: Spec, batching: st
             total -= example.weight * torch.log_softmax(logits[target - 1], 0)[example.ids[target]].item()
             count += 1
     assert history[-2]["loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_what_a_kill_may_leave_behind_gives_the_same_adapter(spec: Spec) -> None:
+    resumable = replace(spec, settings=spec.settings.model_copy(update={"save_steps": 2, "lora_dropout": 0.1}))
+    adapter, checkpoints = spec.work_dir / "adapter" / "adapter_model.safetensors", spec.work_dir / "checkpoints"
+    train(resumable)
+    whole = adapter.read_bytes()
+    assert {path.name for path in checkpoints.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-5"}
+    # all steps are done, but nothing was stored
+    adapter.unlink()
+    train(resumable)
+    assert adapter.read_bytes() == whole
+    # the last checkpoint was cut off in writing
+    (checkpoints / "checkpoint-5" / "complete.json").unlink()
+    (checkpoints / "checkpoint-5" / "adapter_model.safetensors").write_bytes(b"half")
+    adapter.unlink()
+    train(resumable)
+    assert adapter.read_bytes() == whole
+
+
+def test_two_processes_learn_what_one_learns_from_twice_the_batches(spec: Spec) -> None:
+    from safetensors.numpy import load_file
+
+    one, two = spec.work_dir / "one", spec.work_dir / "two"
+    for folder, accumulation in ((one, 2), (two, 1)):
+        folder.mkdir()
+        settings = spec.settings.model_copy(update={"batch_size": 3, "gradient_accumulation": accumulation})
+        write_spec(replace(spec, settings=settings, work_dir=folder), folder / "spec.json")
+    assert main(["--spec", str(one / "spec.json")]) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "tasks.training.sft"]
+    done = subprocess.run([*torchrun, "--spec", str(two / "spec.json")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (one, two))
+    assert max(abs(first[name] - second[name]).max() for name in first) < 1e-5
 
 
 def test_nothing_to_learn_from_says_what_to_do(spec: Spec) -> None:
