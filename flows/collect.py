@@ -29,13 +29,20 @@ _CHOICE = {"limit"}
 
 
 def collected(
-    root: str, settings: config.CollectRun, connect: Connect, adapter: Artifact | None, title: str
+    root: str,
+    settings: config.CollectRun,
+    connect: Connect,
+    adapter: Artifact | None,
+    title: str,
+    *,
+    check_first: bool = True,
 ) -> StageRun:
     """Run every rollout that is not finished, and fold them into one trajectories artifact.
 
     Args:
         adapter: the adapter to ask, or None for the base model.
         title: what the progress bar says is collected.
+        check_first: try a few questions before, and stop when none yields a search. A measurement takes what comes.
 
     Raises:
         CollectError: more rollouts failed than `allow_failed_share`; the others are kept.
@@ -70,6 +77,7 @@ def collected(
         adapter=adapter,
         title=title,
         model=fingerprint,
+        check_first=check_first,
         **{name: inputs[name] for name in ("questions", "pages", "index")},
     )
 

@@ -72,7 +72,9 @@ def _rollouts(root: str, settings: config.EvaluateRun, variant: config.Variant, 
         allow_failed_share=settings.evaluate.allow_failed_share,
     )
     values = {name: getattr(settings, name) for name in config.ModelRun.model_fields} | {"agent": agent}
-    return collected(root, config.CollectRun(**values, collect=greedy), connect, adapter, title=variant.name)
+    return collected(
+        root, config.CollectRun(**values, collect=greedy), connect, adapter, title=variant.name, check_first=False
+    )
 
 
 def _scored(root: str, settings: config.EvaluateRun, variant: config.Variant, source: dict[str, Any]) -> StageRun:

@@ -30,6 +30,7 @@ def collect_all(
     run_key: str,
     run_uri: str,
     uri: str,
+    check_first: bool,
     on_progress: OnProgress,
 ) -> Artifact:
     """Run what is not finished, fold, and return the trajectories.
@@ -38,6 +39,7 @@ def collect_all(
         server: whom to ask: address and name.
         model: fingerprint of the model.
         run_uri: folder of the shards' parts.
+        check_first: try a few questions before, and stop when none yields a search.
 
     Raises:
         CollectError: more rollouts failed than `allow_failed_share`; the others are kept.
@@ -59,6 +61,7 @@ def collect_all(
             server=server,
             fingerprints=fingerprints,
             uri=run_uri,
+            check_first=check_first,
             on_progress=on_progress,
         )
     )
@@ -83,19 +86,17 @@ async def _run_shards(
     server: config.Server,
     fingerprints: dict[str, str],
     uri: str,
+    check_first: bool,
     on_progress: OnProgress,
 ) -> list[collect.ShardReport]:
     """All shards at once, under one gate: which of them a rollout belongs to does not matter to the server."""
-    done, total = 0, sum(len(shard.rollouts) for shard in shards)
+    done: Counter[int] = Counter()
+    total = sum(len(shard.rollouts) for shard in shards)
 
-    def on_done(rollouts: int) -> None:
-        nonlocal done
-        done += rollouts
-        on_progress(done, total)
-
-    assert server.base_url is not None
-    async with open_client(server, base_url=server.base_url, model=server.model) as complete:
-        await self_test(settings.agent, resolve(settings.collect.sampling_config[0], settings.sampling), complete)
+    if check_first:
+        assert server.base_url is not None
+        async with open_client(server, base_url=server.base_url, model=server.model) as complete:
+            await self_test(settings.agent, resolve(settings.collect.sampling_config[0], settings.sampling), complete)
     async with collect.open_attempts(
         questions,
         pages,
@@ -109,6 +110,12 @@ async def _run_shards(
 
         @task(name="shard", retries=2, retry_delay_seconds=5, persist_result=False)
         async def run_shard(number: int) -> collect.ShardReport:
+            done[number] = 0  # a shard that is tried again counts anew
+
+            def on_done(rollouts: int) -> None:
+                done[number] += rollouts
+                on_progress(done.total(), total)
+
             return await collect.run_shard(
                 shards[number], uri=uri, flush_every=settings.collect.flush_every, attempt=attempt, on_done=on_done
             )

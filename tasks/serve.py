@@ -51,7 +51,9 @@ def vllm_python() -> str:
     """
     python = os.environ.get("DRAG_VLLM_PYTHON") or str(Path(sys.prefix).parent / ".venv-serve" / "bin" / "python")
     if not Path(python).exists():
-        raise ServerError(f"no vLLM environment at {python}: run `make setup`, or set DRAG_VLLM_PYTHON, or give --base-url")
+        raise ServerError(
+            f"no vLLM environment at {python}: run `make setup`, or set DRAG_VLLM_PYTHON, or give --base-url"
+        )
     return python
 
 
@@ -142,7 +144,9 @@ def load_adapter(served: Served, adapter: Artifact) -> str:
     try:
         _post(f"{served.base_url}/load_lora_adapter", body, timeout=120)
     except urllib.error.HTTPError as error:
-        raise ServerError(f"vLLM refused adapter {adapter.uri}: {error.read().decode(errors='replace')[:500]}") from error
+        raise ServerError(
+            f"vLLM refused adapter {adapter.uri}: {error.read().decode(errors='replace')[:500]}"
+        ) from error
     return name
 
 
@@ -185,7 +189,9 @@ def _wait_until_it_answers(served: Served, timeout_s: float, on_wait: Callable[[
     while True:
         waited = time.monotonic() - started
         if served.process.poll() is not None:
-            raise ServerError(f"vLLM ended with code {served.process.returncode} while starting:\n{log_tail(served.log)}")
+            raise ServerError(
+                f"vLLM ended with code {served.process.returncode} while starting:\n{log_tail(served.log)}"
+            )
         if waited > timeout_s:
             raise ServerError(f"vLLM did not answer within {timeout_s:.0f} s:\n{log_tail(served.log)}")
         try:
@@ -193,7 +199,9 @@ def _wait_until_it_answers(served: Served, timeout_s: float, on_wait: Callable[[
             return
         except urllib.error.HTTPError as error:
             if error.code < 500:  # it is up, and says what is wrong
-                raise ServerError(f"vLLM answers with {error.code}: {error.read().decode(errors='replace')[:500]}") from error
+                raise ServerError(
+                    f"vLLM answers with {error.code}: {error.read().decode(errors='replace')[:500]}"
+                ) from error
         except (urllib.error.URLError, OSError):
             pass  # not listening yet: that is what we wait for
         if on_wait and waited - told >= 1:

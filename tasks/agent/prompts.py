@@ -46,7 +46,9 @@ def wire_prompt(question: str, settings: Agent) -> list[WireMessage]:
     for example in EXAMPLES if settings.examples else ():
         searching = protocol.search(None, example.query)
         # servers refuse a tool call that nothing answers
-        found = [{"role": "tool", "tool_call_id": c["id"], "content": "Found."} for c in searching.get("tool_calls", ())]
+        found = [
+            {"role": "tool", "tool_call_id": c["id"], "content": "Found."} for c in searching.get("tool_calls", ())
+        ]
         messages += [_asked(example.question), searching, *found]
     return [*messages, _asked(question)]
 

@@ -15,10 +15,11 @@ from typing import Any, Literal
 FIELDS = ("text", "file", "title")
 MAX_WORD_BYTES = 64  # a longer run of letters is the debris of a broken table or a hash; it is not indexed
 # Lucene's list, and what is left of "company's" and "don't" when it is split at the apostrophe
-_STOP_WORDS = """
+_LISTED = """
 a an and are as at be but by for if in into is it no not of on or s such t that the their then there these they this to was
 will with
 """
+STOP_WORDS = _LISTED.split()
 Form = Literal["stems", "written"]
 
 
@@ -36,7 +37,7 @@ def analyzer(form: Form) -> Any:
         TextAnalyzerBuilder(Tokenizer.simple())
         .filter(Filter.remove_long(MAX_WORD_BYTES + 1))
         .filter(Filter.lowercase())
-        .filter(Filter.custom_stopword(_STOP_WORDS.split()))
+        .filter(Filter.custom_stopword(STOP_WORDS))
     )
     return builder.filter(Filter.stemmer("english")).build() if form == "stems" else builder.build()
 

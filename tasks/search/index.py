@@ -7,6 +7,7 @@ that is in order of (file, page number)) and `engine/`, which only the engine re
 import importlib
 import json
 import tempfile
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks import artifact, config, storage
+from tasks import artifact, config
 from tasks.artifact import Artifact
 from tasks.errors import ArtifactError, ConfigError
 from tasks.search import ENGINES
@@ -80,7 +81,6 @@ def build_index(pages: Artifact, settings: config.Index, uri: str) -> Artifact:
         meta = {"engine": settings.engine, "pages": keys.num_rows}
         (folder / "meta.json").write_text(json.dumps(meta, indent=1))
         facts = artifact.provenance({"pages": pages}, settings=settings.model_dump())
-        storage.delete(uri)  # an engine names its files at random: those of an earlier build would stay
         return artifact.write_folder(folder, uri, "index/1", keys.num_rows, facts)
 
 
@@ -92,14 +92,20 @@ class Searcher:
     """
 
     def __init__(self, folder: Path, settings: config.Search) -> None:
+        from tasks.search import query
+
+        self._language = query  # imported here, for it loads Whoosh
         engine = _engine(json.loads((folder / "meta.json").read_text())["engine"])
         weights = {"text": 1.0, "file": settings.file_boost, "title": settings.title_boost}
         self.blocking: bool = engine.blocking
         self._engine = engine.Engine(folder / "engine", {field: weight for field, weight in weights.items() if weight})
         self._settings = settings
         pages = pq.read_table(folder / "pages.parquet")
-        self._files = pages["file"].combine_chunks().dictionary_encode()
-        self._numbers = pages["page_number"].to_numpy()
+        files = pages["file"].combine_chunks().dictionary_encode()
+        # by ordinal; plain Python values, because a search returns a few of them in microseconds
+        self._names: list[str] = files.dictionary.to_pylist()
+        self._files = array("L", files.indices.to_numpy())
+        self._numbers = array("L", pages["page_number"].to_numpy())
 
     def search(self, query: str, top_k: int, question: str | None = None) -> SearchResult:
         """The `top_k` best pages for a query. Never raises for anything in the query.
@@ -108,14 +114,13 @@ class Searcher:
         expand="question" (with operator="and" they add to the score and are not required).
         Hits are ordered by score, ties (scores that agree to four decimals) by file and page number.
         """
-        from tasks.search import query as language
-
+        language = self._language
         if question and self._settings.expand == "question" and language.is_plain(query):
             query = _expanded(query, language.as_words(question), self._settings.operator)
         reading = language.read(query, self._settings.operator)
         found = self._engine.find(reading.tree, top_k) if reading.tree is not None else []
         hits = tuple(
-            Hit(rank, self._files[ordinal].as_py(), int(self._numbers[ordinal]), score)
+            Hit(rank, self._names[self._files[ordinal]], self._numbers[ordinal], score)
             for rank, (ordinal, score) in enumerate(found, 1)
         )
         return SearchResult(hits, reading.searched, reading.read_as)

@@ -47,8 +47,10 @@ _MIN_BOOST, _MAX_BOOST = 0.001, 1_000.0
 _NAMES = "|".join((ANY, *analysis.FIELDS, PAGE))
 _QUESTION_MARKS = "?\u055e\u061f\u1367"  # Whoosh reads the Armenian, Arabic and Ethiopic ones as wildcards too
 _CHARACTERS = rf"[\"*()\[\]{{}}^~{_QUESTION_MARKS}]|(?<!\w)'"
-_OPERATORS = r"(?<!\S)(?:AND|OR|NOT|ANDNOT|ANDMAYBE|REQUIRE)(?!\S)"
+# with what the parser sees around an operator once question marks and colons are gone
+_OPERATORS = rf"(?<![^\s:{_QUESTION_MARKS}])(?:AND|OR|NOT|ANDNOT|ANDMAYBE|REQUIRE)(?![^\s:{_QUESTION_MARKS}])"
 _SYNTAX = re.compile(rf"{_CHARACTERS}|\b(?:{_NAMES}):(?=\S)|{_OPERATORS}")
+_SIMPLE = re.compile(r"[\w\s.,;!/$%&#@+=|\\<>`-]*\??\s*")
 _NOT_WORDS = re.compile(rf"{_CHARACTERS}|:")
 _ENDING = re.compile(rf"[{_QUESTION_MARKS}]+(?=[\s)\]}}\"',.;:!]|$)")
 _COLON = re.compile(rf"(\b(?:{_NAMES}):(?=\S)|\*:\*)|:")
@@ -71,6 +73,8 @@ class UnreadableQuery(ValueError):
 
 def is_plain(text: str) -> bool:
     """Whether a query is words only: no operator, quote, wildcard, field, boost or bracket."""
+    if _SIMPLE.fullmatch(text) and not ("AND" in text or "OR" in text or "NOT" in text or "REQUIRE" in text):
+        return True  # most questions, at a fifth of the cost
     return _SYNTAX.search(_ENDING.sub(" ", text)) is None
 
 
@@ -97,7 +101,7 @@ def read(text: str, operator: Operator) -> Reading:
 
 
 def _words_tree(text: str, operator: Operator) -> query.Query | None:
-    terms = [query.Term(ANY, stem) for stem in itertools.islice(dict.fromkeys(analysis.stems(text)), MAX_WORDS)]
+    terms = [query.Term(ANY, stem) for stem in dict.fromkeys(analysis.stems(text))][:MAX_WORDS]
     if len(terms) > 1:
         return query.Or(terms) if operator == "or" else query.And(terms)
     return terms[0] if terms else None
