@@ -27,7 +27,7 @@ def improve(settings: config.Improve) -> list[StageRun]:
 
     # The server goes before training starts: both want the whole machine.
     with model_server(settings.server, settings.serve, work_dir(root)) as connect:
-        agent = settings.agent.model_copy(update={"examples": settings.collect_examples})
+        agent = settings.collect_agent or settings.agent.model_copy(update={"examples": True})
         collecting = config.CollectRun(**asking | {"agent": agent}, collect=settings.collect)
         runs.append(collected(root, collecting, connect, adapter=None, title="training questions"))
         artifact.save_ref(root, "trajectories", runs[-1].artifacts["trajectories"])

@@ -10,7 +10,9 @@ from pathlib import Path
 from tasks import config, serve
 from tasks.artifact import Artifact
 from tasks.errors import ConfigError
+from tasks.model import fetch_model
 from tasks.progress import progress
+from tasks.training.merge import merge
 
 Connect = Callable[[Artifact | None], config.Server]
 """Server settings to ask the base model with, or an adapter, which is loaded if need be."""
@@ -24,24 +26,39 @@ def model_server(server: config.Server, settings: config.Serve, work_dir: Path) 
         ServerError: a server did not start, or refused an adapter.
     """
     with contextlib.ExitStack() as stack:
-        started: serve.Served | None = None
+        running: dict[str, serve.Served] = {}
 
-        def connect(adapter: Artifact | None) -> config.Server:
-            nonlocal started
-            if server.base_url:
-                return _remote(server, adapter)
-            if started is None:
+        def start(model: str) -> serve.Served:
+            """The server of a model, started when first asked for; another one makes room, as each wants the machine."""
+            if model not in running:
+                stack.close()
+                running.clear()
                 with progress("Starting vLLM") as on_progress:
                     timeout = round(settings.start_timeout)
-                    started = stack.enter_context(
-                        serve.serving(
-                            server.model, settings, work_dir, on_wait=lambda s: on_progress(round(s), timeout)
-                        )
+                    running[model] = stack.enter_context(
+                        serve.serving(model, settings, work_dir, on_wait=lambda s: on_progress(round(s), timeout))
                     )
-            name = serve.load_adapter(started, adapter) if adapter else serve.BASE_NAME
+            return running[model]
+
+        def connect(adapter: Artifact | None) -> config.Server:
+            if server.base_url:
+                return _remote(server, adapter)
+            if adapter and settings.adapters == "merged":
+                started, name = start(_merged(server.model, adapter, work_dir)), serve.BASE_NAME
+            else:
+                started = start(server.model)
+                name = serve.load_adapter(started, adapter) if adapter else serve.BASE_NAME
             return server.model_copy(update={"base_url": started.base_url, "model": name})
 
         yield connect
+
+
+def _merged(model: str, adapter: Artifact, work_dir: Path) -> str:
+    """A local folder with the adapter merged into its base, made once."""
+    folder = work_dir / "merged" / adapter.sha256[:16]
+    if not (folder.with_suffix(".artifact.json")).exists():
+        merge(adapter, str(fetch_model(model)), str(folder))
+    return str(folder)
 
 
 def _remote(server: config.Server, adapter: Artifact | None) -> config.Server:

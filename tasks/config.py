@@ -91,6 +91,9 @@ class Agent(Settings):
     )
     max_page_chars: int = Field(default=2000, ge=50, description="Characters of a page's text that the model sees.")
     max_iterations: int = Field(default=5, ge=1, description="Turns at most; the last one must answer.")
+    answer: bool = Field(
+        default=True, description="The last turn must answer. Off, the agent only searches, for as many turns."
+    )
     top_k: int = Field(default=3, ge=1, description="Pages that a search returns; the reward counts ranks up to it.")
     examples: bool = Field(
         default=False, description="Put worked examples into the prompt. An untrained small model needs them."
@@ -140,6 +143,10 @@ class Serve(Settings):
         default=None, description="vLLM's tool parser for the tools protocol, such as hermes."
     )
     reasoning_parser: str | None = Field(default=None, description="vLLM's reasoning parser, such as qwen3.")
+    adapters: Literal["lora", "merged"] = Field(
+        default="lora",
+        description="How an adapter is served: loaded beside its base, or merged into it in a server of its own, which is several times faster on a CPU.",
+    )
     start_timeout: float = Field(default=600, gt=0, description="Seconds until the server must answer.")
 
 
@@ -360,9 +367,9 @@ class Improve(ModelRun):
     ingest: Ingest = Field(description="Input.")
     index: Index = Field(default=Index(), description="Index.")
     collect: Collect = Field(default=Collect(), description="Collection.")
-    collect_examples: bool = Field(
-        default=True,
-        description="Collect with worked examples in the prompt, which the training prompt then leaves out.",
+    collect_agent: Agent | None = Field(
+        default=None,
+        description="Agent for collection where it is to differ; when empty, the same with worked examples in its prompt.",
     )
     process: Process = Field(default=Process(), description="Scoring and pairs.")
     format: Format = Field(default=Format(), description="Training sets; the first named one is learned from.")

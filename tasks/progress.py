@@ -1,10 +1,12 @@
 """Progress of long work: a bar on a terminal, log lines elsewhere, and a progress artifact in the Prefect UI."""
 
 import contextlib
+import contextvars
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 from uuid import UUID
 
@@ -48,25 +50,30 @@ def progress(title: str) -> Iterator[OnProgress]:
         disable=not sys.stderr.isatty(),
     )
     row = bar.add_task(title, total=None)
-    artifact: UUID | None = None
     told = 0.0
     tenth = -1
+    ui = ThreadPoolExecutor(1)  # calls of the API would hold up the event loop that reports progress
+    context = contextvars.copy_context()
+    artifact: list[UUID] = []
+
+    def tell_ui(done: int, total: int) -> None:
+        share = 100 * done / total
+        if artifact:
+            update_progress_artifact(artifact[0], share, description=f"{title}: {done} of {total}")
+        else:
+            artifact.append(cast(UUID, create_progress_artifact(share, key=slug(title), description=title)))
 
     def on_progress(done: int, total: int) -> None:
-        nonlocal artifact, told, tenth
+        nonlocal told, tenth
         bar.update(row, completed=done, total=total)
         if not in_a_run or not total:
             return
         if time.monotonic() - told >= _UI_EVERY_S or done == total:
             told = time.monotonic()
-            share = 100 * done / total
-            if artifact is None:
-                artifact = cast(UUID, create_progress_artifact(share, key=slug(title), description=title, _sync=True))
-            else:
-                update_progress_artifact(artifact, share, description=f"{title}: {done} of {total}", _sync=True)
+            ui.submit(context.run, tell_ui, done, total)
         if bar.disable and 10 * done // total > tenth:
             tenth = 10 * done // total
             get_run_logger().info("%s: %d of %d", title, done, total)
 
-    with bar:
+    with ui, bar:
         yield on_progress

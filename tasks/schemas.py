@@ -71,7 +71,7 @@ TABLES: dict[str, pa.Schema] = {
         rollout_id=_text,
         attempt=_int,
         status=_text,  # "finished" | "failed"
-        outcome=_text,  # finished: "answered" | "out_of_turns"; failed: a Failure (tasks/agent/trajectory.py)
+        outcome=_text,  # an Outcome when finished, else a Failure (tasks/agent/trajectory.py)
         failure_detail=_text,
         **_QUESTION,
         model=_text,

@@ -66,7 +66,9 @@ def command(model: Path, port: int, settings: config.Serve, adapters: Mapping[st
     """The command line that serves `model` as "base", and each adapter under its name."""
     args = [vllm_python(), "-m", "vllm.entrypoints.openai.api_server"]
     args += ["--model", str(model), "--served-model-name", BASE_NAME, "--host", "127.0.0.1", "--port", str(port)]
-    args += ["--enable-lora", "--max-lora-rank", str(settings.max_lora_rank), "--dtype", "bfloat16"]
+    args += ["--dtype", "bfloat16"]
+    if settings.adapters == "lora":
+        args += ["--enable-lora", "--max-lora-rank", str(settings.max_lora_rank)]
     args += ["--max-num-seqs", str(settings.max_num_seqs), "--tensor-parallel-size", str(settings.tensor_parallel_size)]
     if settings.max_model_len:
         args += ["--max-model-len", str(settings.max_model_len)]

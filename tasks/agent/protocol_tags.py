@@ -126,4 +126,14 @@ def answer(reasoning: str | None, answer: Answer) -> WireMessage:
     return _assistant(f"{_thought(reasoning)}<answer>{lines}{cites}</answer>")
 
 
-PROTOCOL = Protocol(SYSTEM, None, LAST_TURN, options, parse, reply, search, answer)
+PROTOCOL = Protocol(
+    SYSTEM,
+    None,
+    LAST_TURN,
+    options,
+    parse,
+    reply,
+    search,
+    answer,
+    plain_answer=read_answer,
+)

@@ -213,4 +213,14 @@ def answer(reasoning: str | None, answer: Answer) -> WireMessage:
     return _calling(reasoning, "provide_answer", {"answer": list(answer.texts), "citations": citations})
 
 
-PROTOCOL = Protocol(SYSTEM, TOOLS, None, options, parse, reply, search, answer)
+PROTOCOL = Protocol(
+    SYSTEM,
+    TOOLS,
+    None,
+    options,
+    parse,
+    reply,
+    search,
+    answer,
+    plain_answer=None,
+)

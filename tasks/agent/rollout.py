@@ -8,6 +8,7 @@ import inspect
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from tasks import reward
 from tasks.agent.completion import Complete, Completion, CompletionError
@@ -66,6 +67,7 @@ async def rollout(
         sampling_fingerprint=sampling_fingerprint(sampling),
         prompt_fingerprint=prompt_fingerprint(settings),
         tools=None if tools is None else json.dumps(tools, ensure_ascii=False),
+        outcome="out_of_turns" if settings.answer else "searched",
     )
     conversation = wire_prompt(question.question, settings)
     start = time.perf_counter()
@@ -104,11 +106,13 @@ async def _converse(
     """Take turns until the model answers or has none left; extends the trajectory and the conversation as it goes."""
     protocol = PROTOCOLS[settings.protocol]
     for number in range(1, settings.max_iterations + 1):
-        last = number == settings.max_iterations
+        last = settings.answer and number == settings.max_iterations
         if last:
             _announce_last_turn(conversation, protocol)
         completion = await complete(conversation, protocol.options(last), sampling, trajectory.seed)
         step = protocol.parse(completion)
+        if last and step.asks and step.asks[0].failure == "no_action" and protocol.plain_answer:
+            step = replace(step, asks=(), answer=protocol.plain_answer(step.raw_text))
         searches: list[SearchRecord] = []
         texts: list[str] = []
         for ask in () if last else step.asks:
@@ -124,7 +128,7 @@ async def _converse(
             trajectory.outcome = "answered"
             trajectory.answer, trajectory.citations = step.answer.texts, step.answer.citations
             return
-        if not last:
+        if number < settings.max_iterations:
             conversation += protocol.reply(step, texts)
 
 

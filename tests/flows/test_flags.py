@@ -58,7 +58,14 @@ def test_every_field_has_one_flag_and_a_description(command) -> None:
 
 def test_flags_reach_nested_settings() -> None:
     settings = parse(
-        config.CollectRun, "--max-iterations", "3", "--sampling-config", "greedy", "diverse", "--no-resume", "--examples"
+        config.CollectRun,
+        "--max-iterations",
+        "3",
+        "--sampling-config",
+        "greedy",
+        "diverse",
+        "--no-resume",
+        "--examples",
     )
     assert settings.agent.max_iterations == 3
     assert settings.agent.examples is True
@@ -90,8 +97,8 @@ def test_a_recipe_that_is_none_says_so(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- a\n")
     with pytest.raises(InputError, match=r"list\.yaml"):
         parse(config.CollectRun, "--config", str(tmp_path / "list.yaml"))
+    (tmp_path / "extra.yaml").write_text("nonsense: 1\n")
     with pytest.raises(ConfigError, match="nonsense"):
-        (tmp_path / "extra.yaml").write_text("nonsense: 1\n")
         parse(config.CollectRun, "--config", str(tmp_path / "extra.yaml"))
 
 
