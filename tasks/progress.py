@@ -66,14 +66,18 @@ def progress(title: str) -> Iterator[OnProgress]:
     def on_progress(done: int, total: int) -> None:
         nonlocal told, tenth
         bar.update(row, completed=done, total=total)
-        if not in_a_run or not total:
+        if not total:
+            return
+        if bar.disable and 10 * done // total > tenth:
+            tenth = 10 * done // total
+            console.print(f"{title}: {done} of {total}", soft_wrap=True, highlight=False)
+            if in_a_run:
+                get_run_logger().info("%s: %d of %d", title, done, total)
+        if not in_a_run:
             return
         if time.monotonic() - told >= _UI_EVERY_S or done == total:
             told = time.monotonic()
             ui.submit(context.run, tell_ui, done, total)
-        if bar.disable and 10 * done // total > tenth:
-            tenth = 10 * done // total
-            get_run_logger().info("%s: %d of %d", title, done, total)
 
     with ui, bar:
         yield on_progress

@@ -9,7 +9,9 @@ from tasks.reward import Page
 Action = Literal["search", "answer", "none"]
 
 Outcome = Literal["answered", "searched", "out_of_turns", "out_of_context"]
-"""How a finished rollout ended; "searched" when no answer was asked for. Running it again would end the same way, so it is kept as it is."""
+"""How a finished rollout ended; "searched" when no answer was asked for. Running it again would end the same way, so it is
+kept as it is.
+"""
 
 Failure = Literal["connection", "deadline", "http_status", "server_error"]
 """Why a rollout failed, through no fault of the model; it may be run again.

@@ -6,60 +6,21 @@ The model that is asked is scripted, so what it searches is known; the model tha
 from pathlib import Path
 from typing import Any
 
-import pymupdf
 import pytest
 
 from flows.collect import collect
 from flows.evaluate import compare, evaluate
 from flows.finetune import finetune, merge
-from flows.ingest import ingest
 from flows.prepare import format_, prepare, process
 from tasks import config, storage
 from tasks.artifact import fetch_folder, load_ref, read_provenance, read_rows
 from tasks.errors import CollectError, ConfigError
 from tasks.stages import StageRun
 from tests.model_server import ModelServer, Reply, Status
+from tests.small_collection import TOPICS, ingest_small, searcher
 from tests.tiny_model import tiny_model
 
 AGENT = config.Agent(protocol="tags", max_iterations=3)
-TOPICS = ["pump", "valve", "motor", "filter", "boiler", "sensor", "gasket", "rotor", "piston", "turbine"]
-
-
-@pytest.fixture(scope="module")
-def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten manuals of two pages; the second page of each says how heavy its part is."""
-    folder = tmp_path_factory.mktemp("documents")
-    (folder / "pdfs").mkdir()
-    lines = []
-    for number, topic in enumerate(TOPICS):
-        pdf = pymupdf.open()
-        for text in (f"Safety of the {topic}. Read before use.", f"Data. The mass of the {topic} is {number + 3} kg."):
-            pdf.new_page().insert_text((72, 72), text)
-        pdf.save(folder / "pdfs" / f"{topic}.pdf")
-        lines.append(
-            f'{{"id": "q{number}", "question": "How heavy is the {topic}?", "answers": [["{number + 3} kg"]], '
-            f'"answer_locations": [{{"document": "{topic}.pdf", "page": 2}}], "category": "mass"}}'
-        )
-    (folder / "questions.jsonl").write_text("\n".join(lines))
-    return folder
-
-
-def searcher(request: dict[str, Any], call: int) -> Reply:
-    """Searches for too little first, then for the right words, then answers."""
-    del call
-    messages = request["messages"]
-    asked = max(n for n, m in enumerate(messages) if "Question:" in m["content"])  # worked examples come before it
-    topic = next((t for t in TOPICS if t in messages[asked]["content"]), "lamp")
-    tries = sum(m["role"] == "assistant" for m in messages[asked:])
-    said = [f"<search>read {topic}</search>", f"<search>mass {topic}</search>", "<answer>7 kg</answer>"]
-    return Reply(f"<think>So.</think>\n{said[min(tries, 2)]}")
-
-
-def _ingest(root: str, documents: Path) -> list[StageRun]:
-    found = config.Ingest(
-        documents=str(documents / "pdfs"), questions=str(documents / "questions.jsonl"), train_ratio=0.5, dev_ratio=0.0
-    )
-    return ingest(config.IngestRun(storage=root, ingest=found))
 
 
 def _collect(root: str, url: str, **changes: Any) -> config.CollectRun:
@@ -74,7 +35,7 @@ def _cached(runs: list[StageRun]) -> dict[str, bool]:
 
 def test_every_stage_and_what_each_leaves(storage_root: str, documents: Path, tmp_path: Path) -> None:
     root = storage_root
-    assert _cached(_ingest(root, documents)) == dict.fromkeys(
+    assert _cached(ingest_small(root, documents)) == dict.fromkeys(
         ["read documents", "read questions", "index pages"], False
     )
     assert load_ref(root, "pages").rows == 20
@@ -111,7 +72,7 @@ def test_every_stage_and_what_each_leaves(storage_root: str, documents: Path, tm
 
 def test_evaluation_compares_runs_and_writes_a_report(tmp_path: Path, documents: Path) -> None:
     root = str(tmp_path / "store")
-    _ingest(root, documents)
+    ingest_small(root, documents)
     with ModelServer(searcher) as server:
         base = _collect(root, server.url)
         settings = config.EvaluateRun(
@@ -138,7 +99,7 @@ def test_evaluation_compares_runs_and_writes_a_report(tmp_path: Path, documents:
 
 def test_an_adapter_is_not_measured_under_another_prompt(tmp_path: Path, documents: Path) -> None:
     root = str(tmp_path / "store")
-    _ingest(root, documents)
+    ingest_small(root, documents)
     with ModelServer(searcher) as server:
         run = _collect(root, server.url)
         collect(run)
@@ -154,7 +115,7 @@ def test_an_adapter_is_not_measured_under_another_prompt(tmp_path: Path, documen
 
 def test_failed_rollouts_are_told_and_only_they_are_redone(tmp_path: Path, documents: Path) -> None:
     root = str(tmp_path / "store")
-    _ingest(root, documents)
+    ingest_small(root, documents)
 
     def failing(request: dict[str, Any], call: int) -> Reply | Status:
         asked = request["messages"][-1]["content"]
@@ -177,7 +138,7 @@ def test_failed_rollouts_are_told_and_only_they_are_redone(tmp_path: Path, docum
 
 def test_a_larger_limit_goes_on_from_a_smaller_ones_rollouts(tmp_path: Path, documents: Path) -> None:
     root = str(tmp_path / "store")
-    _ingest(root, documents)
+    ingest_small(root, documents)
     with ModelServer(searcher) as server:
         collect(_collect(root, server.url, limit=4))
         before = server.calls

@@ -1,0 +1,94 @@
+"""The whole loop with nothing scripted: real PDFs, a real vLLM, a real language model, real training."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from flows.demo import RECIPE
+from flows.improve import improve
+from tasks import config, serve, storage
+from tasks.agent.prompts import prompt_messages
+from tasks.artifact import load_ref, read_rows
+from tasks.errors import ServerError
+from tasks.model import DEMO_MODEL, fetch_model
+from tasks.sample import write_sample
+
+pytestmark = pytest.mark.vllm
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> config.Improve:
+    """The demo, on few questions; its adapter loaded beside the base, to see that too."""
+    sample = write_sample(tmp_path / "sample")
+    recipe = yaml.safe_load(RECIPE.read_text())
+    recipe["storage"] = str(tmp_path / "store")
+    recipe["ingest"] = {"documents": str(sample.documents), "questions": str(sample.questions)}
+    recipe["serve"]["adapters"] = "lora"
+    recipe["collect"] |= {"limit": 32, "samples": 2}
+    recipe["finetune"] |= {"epochs": 2}
+    recipe["evaluate"] |= {"limit": 12, "resamples": 500}
+    return config.Improve.model_validate(recipe)
+
+
+def test_improve_learns_measures_and_does_nothing_twice(settings: config.Improve) -> None:
+    root = storage.resolve(settings.storage)
+    stages = [run.stage for run in improve(settings)]
+    assert stages.count("collect") == 3
+    trajectories = read_rows(load_ref(root, "trajectories"))
+    assert len(trajectories) == 64
+    assert {row["status"] for row in trajectories} == {"finished"}
+    asked = [search["query"] for row in trajectories for turn in row["turns"] for search in turn["searches"]]
+    assert len(asked) > 32
+    assert len(set(asked)) > 16
+    learned = read_rows(load_ref(root, "sft_best"))
+    assert learned
+    assert all(row["gt_rank"] == 1 for row in learned)
+    losses = [row["loss"] for row in read_rows(load_ref(root, "loss_curve")) if row["loss"] is not None]
+    assert losses[-1] < losses[0]
+    for run in ("question", "base", "adapter"):
+        assert load_ref(root, f"results-{run}").rows == 12
+    assert {(row["run"], row["baseline"]) for row in read_rows(load_ref(root, "comparison"))} == {
+        ("base", "question"),
+        ("adapter", "question"),
+        ("adapter", "base"),
+    }
+    assert storage.read_bytes(storage.join(load_ref(root, "report").uri, "index.html")).startswith(b"<!")
+
+    again = improve(settings)
+    assert [run.stage for run in again] == stages
+    assert all(run.cached for run in again)
+
+
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve.Served]:
+    with serve.serving(DEMO_MODEL, config.Serve(max_model_len=1024), tmp_path_factory.mktemp("vllm")) as served:
+        yield served
+
+
+def test_the_prompt_that_is_trained_on_is_the_one_that_is_served(vllm: serve.Served) -> None:
+    from transformers import AutoTokenizer
+
+    messages = prompt_messages("How loud is it?", config.Agent(protocol="tags"))
+    root = vllm.base_url.removesuffix("/v1")
+    served = httpx.post(f"{root}/tokenize", json={"model": serve.BASE_NAME, "messages": messages}, timeout=60).json()
+    tokenizer = AutoTokenizer.from_pretrained(fetch_model(DEMO_MODEL))
+    trained = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert served["tokens"] == trained
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ServerError, match="max_model_len"),
+        serve.serving(DEMO_MODEL, config.Serve(max_model_len=10_000_000), tmp_path),
+    ):
+        pass
+
+
+def test_a_stopped_server_leaves_nothing_behind(tmp_path: Path, vllm: serve.Served) -> None:
+    assert serve.served_models(vllm.base_url) == [serve.BASE_NAME]
+    serve.watchdog.stop(vllm.process)
+    with pytest.raises(ServerError, match="no model server answers"):
+        serve.served_models(vllm.base_url)
