@@ -56,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
         if name == "finetune":
             sub.add_argument("method", choices=["sft"], help="sft: learn the queries that worked")
         add_flags(sub, command.settings, ALIASES)
+        if "server" in command.settings.model_fields:
+            sub.add_argument("--api-key", help="The server's key. Better: OPENAI_API_KEY, which no process list shows.")
         sub.set_defaults(config=RECIPES.get(name))
     return parser
 
@@ -68,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = settings_from(command.settings, arguments)
         _quieten()
+        if key := getattr(arguments, "api_key", None):
+            os.environ["OPENAI_API_KEY"] = key  # no setting: settings are shown in forms and stored with artifacts
         _run(command, settings)
     except DragError as error:
         errors.print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}", soft_wrap=True)

@@ -22,19 +22,19 @@ class Example(NamedTuple):
 
 
 # Searches alone: shown answers too, a small model answers from nothing instead of searching (SmolLM2-135M: of 40 first
-# turns, 11 were searches at temperature 0 with whole examples, 33 with these).
+# turns, 11 were searches at temperature 0 with whole examples, 33 with these). No years: it copies them into every query.
 EXAMPLES = (
     Example(
-        "How long does the battery of the Aurora X2 lamp last on the dim setting?",
-        "Aurora X2 lamp battery life dim hours",
+        "I'm packing for the weekend. How long does the Aurora X2 lamp last on one charge?",
+        "Aurora X2 lamp battery life",
     ),
     Example(
-        "Who was put in charge of the harbour works at the council's May meeting?",
-        "council May harbour works appointed director",
+        "Could you tell me who was put in charge of the harbour works in May?",
+        "harbour works director appointed May",
     ),
     Example(
-        "What did Fennel Foods earn per share in 2016?",
-        "Fennel Foods 2016 earnings per share EPS",
+        "How much did Fennel Foods make for each share?",
+        "Fennel Foods earnings per share",
     ),
 )
 

@@ -69,7 +69,6 @@ class Protocol:
     reply: Callable[[Step, Sequence[str]], list[WireMessage]]  # (step, a text for each ask) → what follows the step
     search: Callable[[str | None, str], WireMessage]  # (reasoning, query) → the assistant's message that searches
     answer: Callable[[str | None, Answer], WireMessage]  # (reasoning, answer) → the assistant's message that answers
-    plain_answer: Callable[[str], Answer] | None  # reads bare text in the turn that must answer; None: it is no answer
 
 
 def call_text(name: str, arguments: str) -> str:

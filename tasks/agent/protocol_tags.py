@@ -32,6 +32,9 @@ SYSTEM = (
 )
 LAST_TURN = "You cannot search any more. Write <answer>the answer</answer> now."
 
+# short, so that an answer is whole before its tokens run out
+_FORCED = r'<answer>[^<>\n]{1,60}(<cite file="[^"<>\n]{1,60}" page="[1-9][0-9]{0,3}"/>)?</answer>'
+
 _ACTION = re.compile(r"<(search|answer)\b[^<>]*>", re.IGNORECASE)
 _CLOSE = {name: re.compile(rf"</\s*{name}\s*>", re.IGNORECASE) for name in ("search", "answer")}
 _CITE = re.compile(r"<cite\b([^<>]*?)/?>(?:([^<>]*)</cite>)?", re.IGNORECASE)
@@ -42,9 +45,13 @@ _TAG = re.compile(r"</?[a-z]+\b[^<>]*>", re.IGNORECASE)
 
 
 def options(must_answer: bool) -> Mapping[str, Any]:
-    """Generation stops at the end of an action; vLLM is asked to leave the closing tag in, others may cut it off."""
-    del must_answer
-    return {"stop": ["</search>", "</answer>"], "include_stop_str_in_output": True}
+    """Generation stops at the end of an action; vLLM is asked to leave the closing tag in, others may cut it off.
+
+    In the turn that must answer, vLLM lets the model write nothing but an answer: told in words alone, a small model goes
+    on searching (SmolLM2-135M answered in 2 of 24 such turns).
+    """
+    ends = {"stop": ["</search>", "</answer>"], "include_stop_str_in_output": True}
+    return ends | ({"structured_outputs": {"regex": _FORCED}} if must_answer else {})
 
 
 def parse(completion: Completion) -> Step:
@@ -126,14 +133,4 @@ def answer(reasoning: str | None, answer: Answer) -> WireMessage:
     return _assistant(f"{_thought(reasoning)}<answer>{lines}{cites}</answer>")
 
 
-PROTOCOL = Protocol(
-    SYSTEM,
-    None,
-    LAST_TURN,
-    options,
-    parse,
-    reply,
-    search,
-    answer,
-    plain_answer=read_answer,
-)
+PROTOCOL = Protocol(SYSTEM, None, LAST_TURN, options, parse, reply, search, answer)

@@ -213,14 +213,4 @@ def answer(reasoning: str | None, answer: Answer) -> WireMessage:
     return _calling(reasoning, "provide_answer", {"answer": list(answer.texts), "citations": citations})
 
 
-PROTOCOL = Protocol(
-    SYSTEM,
-    TOOLS,
-    None,
-    options,
-    parse,
-    reply,
-    search,
-    answer,
-    plain_answer=None,
-)
+PROTOCOL = Protocol(SYSTEM, TOOLS, None, options, parse, reply, search, answer)

@@ -8,7 +8,6 @@ import inspect
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 
 from tasks import reward
 from tasks.agent.completion import Complete, Completion, CompletionError
@@ -111,8 +110,6 @@ async def _converse(
             _announce_last_turn(conversation, protocol)
         completion = await complete(conversation, protocol.options(last), sampling, trajectory.seed)
         step = protocol.parse(completion)
-        if last and step.asks and step.asks[0].failure == "no_action" and protocol.plain_answer:
-            step = replace(step, asks=(), answer=protocol.plain_answer(step.raw_text))
         searches: list[SearchRecord] = []
         texts: list[str] = []
         for ask in () if last else step.asks:

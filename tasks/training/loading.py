@@ -43,7 +43,9 @@ def load_model(model: str | Path, *, bf16: bool, longest_row: int | None = None)
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # what loads in a second needs no bar, and there is one of ours around it
     short = longest_row is not None and longest_row <= _SHORT and not torch.cuda.is_available()
     try:
         return AutoModelForCausalLM.from_pretrained(

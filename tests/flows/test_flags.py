@@ -17,7 +17,7 @@ REFERENCE_FLAGS = {
     "ingest": ["--ocr-file", "--include-json", "--exclude-json", "--train-ratio"],
     "collect": [
         *("--model", "--base-url", "--sampling-config", "--concurrency", "--limit", "--resume"),
-        *("--max-iterations", "--top-k"),
+        *("--max-iterations", "--top-k", "--api-key"),
     ],
     "format": ["--formats", "--train-ratio"],
     "finetune": [
