@@ -19,13 +19,13 @@ from tasks.model import fetch_model, model_fingerprint
 from tasks.stage_tasks import collect_trajectories
 from tasks.stages import StageRun, run_stage
 
-# how fast a run goes, how it is cut up and when it counts as done change no rollout
-_PACE = {
-    "collect": {"resume", "flush_every", "allow_failed_share"},
-    "server": {"base_url", "concurrency", "request_timeout", "rollout_timeout", "max_retries"},
-}
+# How fast a run goes changes no rollout. How it is cut into shards changes none either, but parts lie in shards' folders.
+_PACE = {"concurrency", "request_timeout", "rollout_timeout", "max_retries"}
+_RESUMING = {"resume", "flush_every", "allow_failed_share"}
 # these choose rollouts without changing any: a larger limit goes on from a smaller one's
 _CHOICE = {"limit"}
+# of the vLLM that is started here; how much of the machine it takes changes no rollout
+_SERVED = {"max_model_len", "tool_call_parser", "reasoning_parser", "adapters"}
 
 
 def collected(
@@ -55,12 +55,15 @@ def collected(
 
     def key(without: set[str]) -> str:
         chosen = {
-            "collect": settings.collect.model_dump(mode="json", exclude=_PACE["collect"] | without),
-            "server": settings.server.model_dump(mode="json", exclude=_PACE["server"]),
+            "collect": settings.collect.model_dump(mode="json", exclude=_RESUMING | without),
+            "server": settings.server.model_dump(mode="json", exclude=_PACE),
         }
+        if not settings.server.base_url:
+            chosen["serve"] = settings.serve.model_dump(mode="json", include=_SERVED)
         fixed = {"agent": settings.agent, "search": settings.search, "sampling": settings.sampling}
         return stage_key("tasks.collect", settings=fixed, inputs=inputs, facts={**chosen, "model": fingerprint})
 
+    uri = storage.join(root, "trajectories", key(set()))
     run_uri = storage.join(root, "rollouts", key(_CHOICE))
     if not settings.collect.resume:
         shards.forget(run_uri)
@@ -68,8 +71,8 @@ def collected(
         collect_trajectories,
         root=root,
         key=key(set()),
-        uri=storage.join(root, "trajectories", key(set())),
-        refresh=not settings.collect.resume,
+        uri=uri,
+        refresh=not settings.collect.resume or _has_failed(uri),
         run_uri=run_uri,
         run_key=key(_CHOICE),
         settings=settings,
@@ -80,6 +83,11 @@ def collected(
         check_first=check_first,
         **{name: inputs[name] for name in ("questions", "pages", "index")},
     )
+
+
+def _has_failed(uri: str) -> bool:
+    """Whether an earlier run ended, as it was allowed to, with rollouts that failed: these are tried again."""
+    return "failed" in artifact.read_parts(uri, shards.SCHEMA, ["status"])["status"].to_pylist()
 
 
 def _weights(model: str) -> str:

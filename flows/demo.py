@@ -10,8 +10,6 @@ from tasks import config
 from tasks.sample import write_sample
 from tasks.stages import StageRun
 
-RECIPE = Path(__file__).resolve().parents[1] / "deployments" / "recipes" / "demo.yaml"
-
 
 def demo(settings: config.Improve) -> list[StageRun]:
     """Write the sample where the settings look for documents, and go round the loop."""

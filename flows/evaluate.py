@@ -54,7 +54,12 @@ def results_ref(run: str, search: config.Search | None = None) -> str:
 
 def search_name(search: config.Search) -> str:
     """How a table tells search settings apart, such as "AND" or "OR, question added"."""
-    return search.operator.upper() + (", question added" if search.expand == "question" else "")
+    usual = config.Search()
+    boosts = [f"{n} ×{getattr(search, n + '_boost'):g}" for n in ("file", "title")]
+    told = [
+        b for b, n in zip(boosts, ("file_boost", "title_boost"), strict=True) if getattr(search, n) != getattr(usual, n)
+    ]
+    return ", ".join([search.operator.upper(), *(["question added"] if search.expand == "question" else []), *told])
 
 
 def _rollouts(root: str, settings: config.EvaluateRun, variant: config.Variant, connect: Connect) -> StageRun:
@@ -71,7 +76,10 @@ def _rollouts(root: str, settings: config.EvaluateRun, variant: config.Variant, 
         sampling_config=["greedy"],
         allow_failed_share=settings.evaluate.allow_failed_share,
     )
-    values = {name: getattr(settings, name) for name in config.ModelRun.model_fields} | {"agent": agent}
+    # a recipe's overrides are meant for collection, and a measurement is greedy
+    sampling = config.Sampling(max_tokens=settings.sampling.max_tokens)
+    values = {name: getattr(settings, name) for name in config.ModelRun.model_fields}
+    values |= {"agent": agent, "sampling": sampling}
     return collected(
         root, config.CollectRun(**values, collect=greedy), connect, adapter, title=variant.name, check_first=False
     )
@@ -82,7 +90,7 @@ def _scored(root: str, settings: config.EvaluateRun, variant: config.Variant, so
     top_k = settings.agent.top_k
     key = stage_key(
         "tasks.evaluate",
-        settings={"evaluate": measuring(settings.evaluate), "search": settings.search},
+        settings={"evaluate": measuring(settings), "search": settings.search},
         inputs={"index": index, **source},
         facts={"run": variant.name, "top_k": top_k},
     )
@@ -91,7 +99,7 @@ def _scored(root: str, settings: config.EvaluateRun, variant: config.Variant, so
         root=root,
         key=key,
         uri=storage.join(root, "results", key),
-        settings=settings.evaluate,
+        settings=measuring(settings),
         search=settings.search,
         run=variant.name,
         top_k=top_k,
@@ -106,7 +114,7 @@ def _rescored(
     index = load_ref(root, "index")
     key = stage_key(
         "tasks.evaluate",
-        settings={"evaluate": measuring(settings.evaluate), "search": search},
+        settings={"evaluate": measuring(settings), "search": search},
         inputs={"index": index, "results": results},
         facts={"run": variant.name},
     )
@@ -115,7 +123,7 @@ def _rescored(
         root=root,
         key=key,
         uri=storage.join(root, "results", key),
-        settings=settings.evaluate,
+        settings=measuring(settings),
         search=search,
         run=variant.name,
         index=index,
@@ -123,9 +131,13 @@ def _rescored(
     )
 
 
-def measuring(settings: config.Evaluate) -> config.Evaluate:
-    """The settings that change a run's results: not the ones of the comparison that follows."""
-    return settings.model_copy(update={"rescore": [], "resamples": 10_000, "allow_failed_share": 0.0})
+def measuring(settings: config.EvaluateRun) -> config.Evaluate:
+    """The settings that change a run's results: not the ones of the comparison that follows.
+
+    Ranks are looked for at least as deep as the agent saw, or what it found would count as missed.
+    """
+    depth = max(settings.evaluate.depth, settings.agent.top_k)
+    return config.Evaluate(split=settings.evaluate.split, limit=settings.evaluate.limit, depth=depth)
 
 
 def compared(root: str, names: Sequence[str], rescore: Sequence[config.Search], resamples: int) -> list[StageRun]:

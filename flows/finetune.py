@@ -18,8 +18,9 @@ from tasks.stages import StageRun, run_stage
 def finetuned(root: str, settings: config.Finetune, model: str, training_set: Artifact) -> StageRun:
     """Train an adapter; a killed training goes on from its last checkpoint, which lies below the stage's folder."""
     facts = {"model": model_fingerprint(fetch_model(model))}
+    learned = settings.model_copy(update={"save_steps": 1})  # how often it is saved changes nothing that is learned
     key = stage_key(
-        "tasks.training.sft", settings={"finetune": settings}, inputs={"training_set": training_set}, facts=facts
+        "tasks.training", settings={"finetune": learned}, inputs={"training_set": training_set}, facts=facts
     )
     run = run_stage(
         finetune_adapter,

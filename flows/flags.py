@@ -118,7 +118,9 @@ def settings_from(model: type[M], arguments: argparse.Namespace) -> M:
         if path in dict(fields(model)):
             at = values
             for section in path[:-1]:
-                at = at.setdefault(section, {})
+                if at.get(section) is None:  # absent, or left empty in the recipe
+                    at[section] = {}
+                at = at[section]
             at[path[-1]] = value
     return validated(model, values)
 

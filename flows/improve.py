@@ -34,7 +34,8 @@ def improve(settings: config.Improve) -> list[StageRun]:
 
     runs.append(processed(root, settings.process, runs[-1].artifacts["trajectories"]))
     runs.append(formatted(root, settings.format, settings.agent))
-    training_set = runs[-1].artifacts[settings.format.formats[0]]
+    chosen = next(name for name in settings.format.formats if name.startswith("sft_"))
+    training_set = runs[-1].artifacts[chosen]
     runs.append(finetuned(root, settings.finetune, settings.server.model, training_set))
 
     measuring = config.EvaluateRun(**asking, evaluate=settings.evaluate, variants=settings.variants)

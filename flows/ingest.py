@@ -19,7 +19,9 @@ from tasks.stages import StageRun, run_stage
 
 def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[StageRun]:
     """Run the stages, point the refs to what they made, and say what was set aside."""
-    parsing = settings.model_copy(update={"workers": None, "documents": "", "questions": None})
+    # where things lie does not count, what they hold does
+    elsewhere = {"workers": None, "documents": "", "questions": None, "include_json": None, "exclude_json": None}
+    parsing = settings.model_copy(update=elsewhere)
     facts = {"documents": content_fingerprint(settings.documents)}
     key = stage_key("tasks.documents", facts=facts)
     documents = run_stage(
@@ -28,8 +30,8 @@ def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[St
     runs = [documents]
     pages = documents.artifacts["pages"]
     if settings.questions:
-        files = [f for f in (settings.questions, settings.include_json, settings.exclude_json) if f]
-        facts = {f: content_fingerprint(f) for f in files}
+        files = {name: getattr(settings, name) for name in ("questions", "include_json", "exclude_json")}
+        facts = {name: content_fingerprint(file) for name, file in files.items() if file}
         key = stage_key("tasks.questions", settings={"ingest": parsing}, inputs={"pages": pages}, facts=facts)
         uri = storage.join(root, "questions", key)
         runs.append(run_stage(read_questions, root=root, key=key, uri=uri, settings=settings, pages=pages))

@@ -6,7 +6,7 @@ of the same models, and the command line takes the same names. Secrets are not s
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 SAMPLING_NAMES = ("greedy", "low_temp", "default", "high_temp", "creative", "diverse")
 SamplingName = Literal["greedy", "low_temp", "default", "high_temp", "creative", "diverse"]
@@ -262,6 +262,15 @@ VARIANTS = (
 )
 
 
+def _distinct(variants: list[Variant]) -> list[Variant]:
+    if len({variant.name for variant in variants}) < max(2, len(variants)):
+        raise ValueError("two or more runs with different names are needed to compare")
+    return variants
+
+
+Variants = Annotated[list[Variant], AfterValidator(_distinct)]
+
+
 class Run(Settings):
     """Base of what the flows take."""
 
@@ -347,7 +356,7 @@ class EvaluateRun(ModelRun):
     """Parameters of the flow `evaluate`."""
 
     evaluate: Evaluate = Field(default=Evaluate(), description="Measurement.")
-    variants: list[Variant] = Field(default=list(VARIANTS), description="Runs to measure.")
+    variants: Variants = Field(default=list(VARIANTS), description="Runs to measure.")
 
 
 class CompareRun(Run):
@@ -375,6 +384,19 @@ class Improve(ModelRun):
     format: Format = Field(default=Format(), description="Training sets; the first named one is learned from.")
     finetune: Finetune = Field(default=Finetune(), description="Training.")
     evaluate: Evaluate = Field(default=Evaluate(), description="Measurement.")
-    variants: list[Variant] = Field(
+    variants: Variants = Field(
         default=list(VARIANTS), description="Runs to compare; each is compared with those before it."
     )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Improve":
+        """What would else be found out only after hours of collection."""
+        if not any(name.startswith("sft_") for name in self.format.formats):
+            raise ValueError("formats names no sft_… training set, and that is what is learned from")
+        if self.serve.adapters == "lora" and self.finetune.lora_r > self.serve.max_lora_rank:
+            raise ValueError("lora_r is above max_lora_rank: the server would refuse the adapter")
+        if any(variant.model == "adapter" and variant.examples != self.agent.examples for variant in self.variants):
+            raise ValueError(
+                "an adapter is served with the prompt it is trained on: its variant's examples are the agent's"
+            )
+        return self

@@ -35,8 +35,7 @@ def score(trajectories: Artifact, searcher: Searcher, settings: config.Evaluate,
         ArtifactError: a search made again ranks the page otherwise than the rollout recorded: another index or settings.
     """
     rows = _one_each(read_rows(trajectories), trajectories)
-    answers_at_all = any(row["answer"] for row in rows)
-    cites_at_all = any(row["citations"] for row in rows)
+    asked = any(row["outcome"] != "searched" for row in rows)  # else the agent was told to search and no more
     results = [
         {
             "run": run,
@@ -46,8 +45,8 @@ def score(trajectories: Artifact, searcher: Searcher, settings: config.Evaluate,
             "outcome": row["outcome"],
             "turns": len(row["turns"] or []),
             "valid_turns": sum(turn["failure"] is None for turn in row["turns"] or []),
-            "anls": _anls(row) if answers_at_all else None,
-            **(_citations(row) if cites_at_all else _NO_CITATIONS),
+            "anls": _anls(row) if asked else None,
+            **(_citations(row) if asked else _NO_CITATIONS),
             **{name: row[name] for name in ("prompt_tokens", "completion_tokens", "elapsed_s")},
         }
         for row in rows

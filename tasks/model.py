@@ -50,9 +50,11 @@ def fetch_model(name: str) -> Path:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Hash that tells models apart: the configuration's content, and name and size of every weight file and its ends."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
+    """Hash that tells models apart: configuration, tokenizer and chat template whole; of weights, size and both ends."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".txt", ".model")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:

@@ -66,7 +66,7 @@ TABLES: dict[str, pa.Schema] = {
     "set_aside/1": _schema(source=_text, row=_int, reason=_text, detail=_text),
     # `group` is the connected group of documents that decides the split
     "questions/1": _schema(**_QUESTION, group=_text),
-    # one row an attempt at a rollout; the folded artifact holds the latest finished attempt, else the latest failed one
+    # one row an attempt at a rollout; the folded artifact holds the earliest finished attempt, else the latest failed one
     "trajectories/1": _schema(
         rollout_id=_text,
         attempt=_int,

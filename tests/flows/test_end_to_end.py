@@ -7,7 +7,7 @@ import httpx
 import pytest
 import yaml
 
-from flows.demo import RECIPE
+from flows.cli import RECIPES
 from flows.improve import improve
 from tasks import config, serve, storage
 from tasks.agent.prompts import prompt_messages
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.vllm
 def settings(tmp_path: Path) -> config.Improve:
     """The demo, on few questions; its adapter loaded beside the base, to see that too."""
     sample = write_sample(tmp_path / "sample")
-    recipe = yaml.safe_load(RECIPE.read_text())
+    recipe = yaml.safe_load(RECIPES["demo"].read_text())
     recipe["storage"] = str(tmp_path / "store")
     recipe["ingest"] = {"documents": str(sample.documents), "questions": str(sample.questions)}
     recipe["serve"]["adapters"] = "lora"
@@ -45,7 +45,7 @@ def test_improve_learns_measures_and_does_nothing_twice(settings: config.Improve
     assert len(set(asked)) > 16
     learned = read_rows(load_ref(root, "sft_best"))
     assert learned
-    assert all(row["gt_rank"] == 1 for row in learned)
+    assert all(row["gt_rank"] in (1, 2) for row in learned)
     losses = [row["loss"] for row in read_rows(load_ref(root, "loss_curve")) if row["loss"] is not None]
     assert losses[-1] < losses[0]
     for run in ("question", "base", "adapter"):

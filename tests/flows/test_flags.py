@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel
 
 from flows.cli import ALIASES, COMMANDS, _parser, main
-from flows.flags import add_flags, flag_names, settings_from
+from flows.flags import add_flags, flag_names, settings_from, validated
 from tasks import config
 from tasks.errors import ConfigError, InputError
 
@@ -112,3 +112,26 @@ def test_a_users_mistake_ends_with_its_code_and_no_traceback(capsys: pytest.Capt
 @pytest.mark.parametrize("recipe", sorted(Path("deployments/recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_committed_recipe_loads(recipe: Path) -> None:
     assert config.Improve.model_validate(yaml.safe_load(recipe.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"format": {"formats": ["dpo"]}}, "sft"),
+        ({"finetune": {"lora_r": 64}}, "max_lora_rank"),
+        ({"variants": [{"name": "a", "model": "base"}, {"name": "a", "model": "question"}]}, "different names"),
+        (
+            {"variants": [{"name": "a", "model": "base"}, {"name": "b", "model": "adapter", "examples": True}]},
+            "prompt it is trained on",
+        ),
+    ],
+)
+def test_settings_that_would_fail_after_hours_are_refused_at_once(changes: dict, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        validated(config.Improve, {"ingest": {"documents": "pdfs"}} | changes)
+
+
+def test_an_empty_section_of_a_recipe_takes_flags(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("finetune:\n")
+    settings = parse(config.FinetuneRun, "--config", str(tmp_path / "empty.yaml"), "--lr", "0.5")
+    assert settings.finetune.lr == 0.5

@@ -108,9 +108,9 @@ def test_an_adapter_is_not_measured_under_another_prompt(tmp_path: Path, documen
         training = config.Finetune(epochs=1, batch_size=4, lora_r=4, bf16=False)
         finetune(config.FinetuneRun(storage=root, model=model, finetune=training))
         other = AGENT.model_copy(update={"protocol": "tools"})
-        adapter = [config.Variant(name="adapter", model="adapter")]
+        runs = [config.Variant(name="question", model="question"), config.Variant(name="adapter", model="adapter")]
         with pytest.raises(ConfigError, match="trained on prompt"):
-            evaluate(config.EvaluateRun(storage=root, agent=other, server=run.server, variants=adapter))
+            evaluate(config.EvaluateRun(storage=root, agent=other, server=run.server, variants=runs))
 
 
 def test_failed_rollouts_are_told_and_only_they_are_redone(tmp_path: Path, documents: Path) -> None:
@@ -146,3 +146,20 @@ def test_a_larger_limit_goes_on_from_a_smaller_ones_rollouts(tmp_path: Path, doc
         self_test_calls = 4
         assert server.calls - before <= before + self_test_calls
     assert load_ref(root, "trajectories").rows == 8
+
+
+def test_rollouts_that_were_allowed_to_fail_are_tried_again(tmp_path: Path, documents: Path) -> None:
+    root = str(tmp_path / "store")
+    ingest_small(root, documents)
+
+    def failing(request: dict[str, Any], call: int) -> Reply | Status:
+        return Status(503) if "piston" in request["messages"][-1]["content"] else searcher(request, call)
+
+    with ModelServer(failing) as server:
+        run = _collect(root, server.url, allow_failed_share=0.5)
+        collect(run)
+        assert sorted(row["status"] for row in read_rows(load_ref(root, "trajectories")))[:2] == ["failed", "finished"]
+        server.script = searcher
+        collect(run)
+        assert {row["status"] for row in read_rows(load_ref(root, "trajectories"))} == {"finished"}
+        assert _cached(collect(run)) == {"collect": True}

@@ -172,10 +172,14 @@ def test_answers_and_citations(tmp_path: Path, searcher: Searcher) -> None:
     assert (none["anls"], none["page_f1"]) == (0, 0)  # the run answers, this question it did not
 
 
-def test_a_run_that_never_answers_has_no_answer_metrics(tmp_path: Path, searcher: Searcher) -> None:
+@pytest.mark.parametrize(("outcome", "score"), [("searched", None), ("out_of_turns", 0)])
+def test_no_answer_scores_0_unless_none_was_asked_for(
+    tmp_path: Path, searcher: Searcher, outcome: str, score: float | None
+) -> None:
     asked = question(0)
-    (row,) = read_rows(scored(tmp_path, searcher, [rollout(asked, turn(searcher, asked, "pumps"))]))
-    assert [row[name] for name in ("anls", "page_f1", "document_recall")] == [None] * 3
+    made = rollout(asked, turn(searcher, asked, "pumps"), outcome=outcome)
+    (row,) = read_rows(scored(tmp_path, searcher, [made]))
+    assert [row[name] for name in ("anls", "page_f1", "document_recall")] == [score] * 3
 
 
 def test_rollouts_of_another_index_are_refused(tmp_path: Path, searcher: Searcher) -> None:
