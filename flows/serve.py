@@ -19,7 +19,7 @@ _CHECK_EVERY_S = 10
 
 @flow(name="serve")
 def serve(settings: config.ServeRun) -> None:
-    """Serve the base model as "base", and the newest adapter under a name of its own.
+    """Serve the base model as "base", and the newest adapter under a name of its own; merged into it, as "base" alone.
 
     Raises:
         ServerError: the server did not start, or died.

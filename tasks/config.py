@@ -8,9 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-SAMPLING_NAMES = ("greedy", "low_temp", "default", "high_temp", "creative", "diverse")
 SamplingName = Literal["greedy", "low_temp", "default", "high_temp", "creative", "diverse"]
-FORMAT_NAMES = ("sft_best", "sft_trajectory", "sft_context", "dpo", "reward")
 FormatName = Literal["sft_best", "sft_trajectory", "sft_context", "dpo", "reward"]
 Split = Literal["train", "dev", "test", "all"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -170,7 +168,7 @@ class Collect(Settings):
         default=True, description="Go on from what an earlier run finished; otherwise collect all of it again."
     )
     allow_failed_share: Share = Field(
-        default=0.0, description="Share of rollouts that may have failed for the run to count as done."
+        default=0.0, description="Share of rollouts that may fail without failing the run."
     )
 
 
@@ -241,7 +239,7 @@ class Evaluate(Settings):
     depth: int = Field(default=10, ge=10, description="Depth to which first searches are ranked, for Hit@k and MRR.")
     resamples: int = Field(default=10_000, ge=100, description="Bootstrap resamples behind an interval.")
     allow_failed_share: Share = Field(
-        default=0.0, description="Share of rollouts that may have failed; each counts as a miss."
+        default=0.0, description="Share of rollouts that may fail; each counts as a miss."
     )
 
 
@@ -294,6 +292,12 @@ class ModelRun(Run):
     serve: Serve = Field(default=Serve(), description="vLLM.")
 
 
+class BaseRun(Run):
+    """What every flow that handles a model's weights takes."""
+
+    model: str = Field(default=Server().model, description="Base model: a model hub name or a local folder.")
+
+
 class CollectRun(ModelRun):
     """Parameters of the flow `collect`."""
 
@@ -320,26 +324,22 @@ class PrepareRun(ProcessRun, FormatRun):
     """Parameters of the flow `prepare`: process, then format."""
 
 
-class FinetuneRun(Run):
+class FinetuneRun(BaseRun):
     """Parameters of the flow `finetune`."""
 
-    model: str = Field(default=Server().model, description="Base model: a model hub name or a local folder.")
     training_set: Literal["sft_best", "sft_trajectory", "sft_context"] = Field(
         default="sft_best", description="Training set to learn from."
     )
     finetune: Finetune = Field(default=Finetune(), description="Training.")
 
 
-class MergeRun(Run):
+class MergeRun(BaseRun):
     """Parameters of the flow `merge`."""
 
-    model: str = Field(default=Server().model, description="Base model: a model hub name or a local folder.")
 
-
-class ServeRun(Run):
+class ServeRun(BaseRun):
     """Parameters of the flow `serve`."""
 
-    model: str = Field(default=Server().model, description="Base model: a model hub name or a local folder.")
     adapter: bool = Field(default=False, description="Serve the newest adapter beside the base model.")
     serve: Serve = Field(default=Serve(), description="vLLM.")
 

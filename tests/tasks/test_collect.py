@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from dataclasses import asdict
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -48,7 +49,7 @@ def _stored(uri: str) -> list[dict[str, object]]:
 @settings(max_examples=25, deadline=None)
 @given(
     samples=st.integers(1, 3),
-    names=st.lists(st.sampled_from(config.SAMPLING_NAMES), min_size=1, max_size=3),
+    names=st.lists(st.sampled_from(get_args(config.SamplingName)), min_size=1, max_size=3),
     size=st.integers(1, 9),
     limit=st.none() | st.integers(1, 40),
     order=st.permutations(QUESTION_IDS),

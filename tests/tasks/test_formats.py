@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -19,7 +19,7 @@ from tasks.agent.rollout import rollout, search_with
 from tasks.agent.sampling import resolve
 from tasks.agent.trajectory import Question, to_row
 from tasks.artifact import Artifact
-from tasks.config import FORMAT_NAMES, Agent, Format, Index, Process, Sampling, Search
+from tasks.config import Agent, Format, FormatName, Index, Process, Sampling, Search
 from tasks.errors import ConfigError, EmptyError
 from tasks.formats import format_training
 from tasks.pairs import fold
@@ -104,9 +104,9 @@ def test_every_format_says_what_was_found_under_the_prompt_that_is_served(search
     served = Agent(protocol=protocol)
     processed, pairs = prepared(searcher, storage_root, collected)
     made = format_training(
-        processed, pairs, Format(formats=list(FORMAT_NAMES)), served, storage.join(storage_root, "out")
+        processed, pairs, Format(formats=list(get_args(FormatName))), served, storage.join(storage_root, "out")
     )
-    assert list(made) == list(FORMAT_NAMES)
+    assert list(made) == list(get_args(FormatName))
     _, sent = converse(searcher, "q0", "improves", served)  # what the served model would see in the same conversation
 
     best = [row for row in _rows(made, "sft_best") if row["question_id"] == "q0"]
@@ -141,7 +141,7 @@ def test_every_format_says_what_was_found_under_the_prompt_that_is_served(search
     assert scored == {"budget": 1.0, "common": pytest.approx(1 / 3), "weather": 0.0}
 
     sides: dict[str, set[str]] = {}
-    for name in FORMAT_NAMES:
+    for name in get_args(FormatName):
         for row in _rows(made, name):
             sides.setdefault(row["question_id"], set()).add(row["split"])
     assert set(sides) == set(QUESTIONS)
@@ -152,14 +152,14 @@ def test_every_format_says_what_was_found_under_the_prompt_that_is_served(search
 def test_jsonl_of_the_reference(searcher, storage_root):
     agent = Agent(protocol="tools")
     processed, pairs = prepared(searcher, storage_root, agent)
-    settings = Format(formats=list(FORMAT_NAMES), jsonl=True)
+    settings = Format(formats=list(get_args(FormatName)), jsonl=True)
     made = format_training(processed, pairs, settings, agent, storage.join(storage_root, "out"))
     folder = artifact.fetch_folder(made["jsonl"])
-    names = {f"{name}_{part}.jsonl" for name in FORMAT_NAMES for part in ("train", "val")}
+    names = {f"{name}_{part}.jsonl" for name in get_args(FormatName) for part in ("train", "val")}
     assert names <= {path.name for path in folder.iterdir()}
     lines = {name: [json.loads(line) for line in (folder / name).read_text().splitlines()] for name in names}
-    assert made["jsonl"].rows == sum(map(len, lines.values())) == sum(made[name].rows for name in FORMAT_NAMES)
-    for name in FORMAT_NAMES:
+    assert made["jsonl"].rows == sum(map(len, lines.values())) == sum(made[name].rows for name in get_args(FormatName))
+    for name in get_args(FormatName):
         for part in ("train", "val"):
             there = sorted(row["question_id"] for row in _rows(made, name) if row["split"] == part)
             assert sorted(line["question_id"] for line in lines[f"{name}_{part}.jsonl"]) == there

@@ -161,7 +161,7 @@ def test_no_query_is_an_error(index: Artifact) -> None:
         "-",
         "^0",
     ]:
-        searcher.search(query, 3)
+        assert len(searcher.search(query, 3).hits) <= 3
 
 
 def test_threads_share_a_searcher(index: Artifact) -> None:

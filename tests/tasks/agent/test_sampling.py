@@ -1,5 +1,7 @@
 """The named configurations are those of the specification, and overrides win."""
 
+from typing import get_args
+
 import pytest
 
 from tasks import config
@@ -15,7 +17,7 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("name", config.SAMPLING_NAMES)
+@pytest.mark.parametrize("name", get_args(config.SamplingName))
 def test_named(name: config.SamplingName) -> None:
     sampling = resolve(name, config.Sampling())
     assert (sampling.temperature, sampling.top_p, sampling.repetition_penalty) == NAMED[name]
@@ -29,7 +31,7 @@ def test_overrides_win_even_when_zero() -> None:
 
 
 def test_fingerprint_is_of_values_not_names() -> None:
-    prints = {sampling_fingerprint(resolve(name, config.Sampling())) for name in config.SAMPLING_NAMES}
-    assert len(prints) == len(config.SAMPLING_NAMES)
+    prints = {sampling_fingerprint(resolve(name, config.Sampling())) for name in get_args(config.SamplingName)}
+    assert len(prints) == len(get_args(config.SamplingName))
     same = resolve("creative", config.Sampling(temperature=0.7))
     assert sampling_fingerprint(same) == sampling_fingerprint(resolve("default", config.Sampling()))
