@@ -101,9 +101,7 @@ class Agent(Settings):
 class Sampling(Settings):
     """How tokens are drawn, overriding the named configuration where set."""
 
-    temperature: float | None = Field(
-        default=None, ge=0, description="Overrides the named configuration's temperature."
-    )
+    temperature: float | None = Field(default=None, ge=0, description="Overrides the configuration's temperature.")
     top_p: float | None = Field(default=None, gt=0, le=1, description="Overrides the named configuration's top-p.")
     repetition_penalty: float | None = Field(
         default=None, gt=0, description="Overrides the named configuration's repetition penalty."
@@ -124,9 +122,7 @@ class Server(Settings):
     concurrency: int = Field(default=8, ge=1, description="Rollouts in flight at once.")
     request_timeout: float = Field(default=120, gt=0, description="Seconds one request may take.")
     rollout_timeout: float = Field(default=600, gt=0, description="Seconds one rollout may take.")
-    max_retries: int = Field(
-        default=4, ge=0, description="Further tries of a request that failed in a way that can pass."
-    )
+    max_retries: int = Field(default=4, ge=0, description="Further tries of a request whose failure can pass.")
 
 
 class Serve(Settings):
@@ -167,9 +163,7 @@ class Collect(Settings):
     resume: bool = Field(
         default=True, description="Go on from what an earlier run finished; otherwise collect all of it again."
     )
-    allow_failed_share: Share = Field(
-        default=0.0, description="Share of rollouts that may fail without failing the run."
-    )
+    allow_failed_share: Share = Field(default=0.0, description="Share of rollouts that may fail before the run does.")
 
 
 class Process(Settings):
@@ -238,9 +232,7 @@ class Evaluate(Settings):
     )
     depth: int = Field(default=10, ge=10, description="Depth to which first searches are ranked, for Hit@k and MRR.")
     resamples: int = Field(default=10_000, ge=100, description="Bootstrap resamples behind an interval.")
-    allow_failed_share: Share = Field(
-        default=0.0, description="Share of rollouts that may fail; each counts as a miss."
-    )
+    allow_failed_share: Share = Field(default=0.0, description="Share of rollouts that may fail, counting as misses.")
 
 
 class Variant(Settings):
