@@ -141,9 +141,15 @@ def test_backoff_grows_to_a_bound_and_is_jittered() -> None:
 
 
 async def test_connections_suffice_for_all_at_once() -> None:
-    with ModelServer(replies(Reply("ja")), delay_s=0.3) as server:
+    with ModelServer(replies(Hang())) as server:
         settings = config.Server(concurrency=150)
         async with open_client(settings, base_url=server.url, model="base") as complete:
             sampling = resolve("greedy", config.Sampling())
-            await asyncio.gather(*[complete(MESSAGES, {}, sampling, n) for n in range(150)])
-    assert server.most_in_flight == 150
+            asking = [asyncio.ensure_future(complete(MESSAGES, {}, sampling, n)) for n in range(150)]
+            async with asyncio.timeout(60):
+                while server.in_flight < 150:  # none is answered, so each must have a connection of its own
+                    await asyncio.sleep(0.01)
+            for task in asking:
+                task.cancel()
+            ended = await asyncio.gather(*asking, return_exceptions=True)
+    assert all(isinstance(end, asyncio.CancelledError) for end in ended)
