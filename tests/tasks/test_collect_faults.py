@@ -190,7 +190,7 @@ async def test_every_row_says_what_happened(local, server: ModelServer, protocol
     server.delay_s = 0.02
     reports = await _collect(root, inputs, server.url, protocol=protocol)
     assert [(r.planned, r.finished, r.failed) for r in reports] == [(15, 15, {}), (15, 15, {}), (10, 10, {})]
-    assert server.most_in_flight == CONCURRENCY
+    assert 1 < server.most_in_flight <= CONCURRENCY
     for row in _folded(root, inputs):
         assert (row["outcome"], row["answer"], row["protocol"]) == ("answered", ["42"], protocol)
         assert FINGERPRINTS.items() <= row.items()
