@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from tasks.splits import connected
+
 Floats = npt.NDArray[np.float64]
 
 LEVEL = 0.95
@@ -27,21 +29,11 @@ def document_groups(questions: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.in
 
     A question without a location is a group of its own.
     """
-    parent: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    first: list[str] = []
-    for index, question in enumerate(questions):
-        documents = [f"d:{place['document']}" for place in question["answer_locations"]] or [f"q:{index}"]
-        first.append(documents[0])
-        for other in documents[1:]:
-            parent[root(other)] = root(documents[0])
-    return np.unique([root(name) for name in first], return_inverse=True)[1]
+    documents = [
+        [f"d:{place['document']}" for place in question["answer_locations"]] or [f"q:{index}"]
+        for index, question in enumerate(questions)
+    ]
+    return np.unique(connected(documents), return_inverse=True)[1]
 
 
 def group_sums(values: Floats, groups: npt.NDArray[np.intp]) -> Floats:

@@ -22,6 +22,17 @@ def assign_splits(
         dev_ratio: share of groups that are "dev"; the rest is "test".
         salt: another salt gives another split.
     """
+    assigned = []
+    for root in connected(questions):
+        group = hashlib.sha256(root.encode()).hexdigest()[:16]
+        share = int.from_bytes(hashlib.sha256(f"{salt}\n{root}".encode()).digest()[:8]) / 2**64
+        split = "train" if share < train_ratio else "dev" if share < train_ratio + dev_ratio else "test"
+        assigned.append((group, split))
+    return assigned
+
+
+def connected(questions: Sequence[Collection[str]]) -> list[str]:
+    """Smallest document name of each question's group: of the questions that share documents, directly or over others."""
     parent: dict[str, str] = {}
 
     def find(document: str) -> str:
@@ -37,11 +48,4 @@ def assign_splits(
             first, other = sorted((find(first), find(other)))
             parent[other] = first
 
-    assigned = []
-    for documents in questions:
-        root = find(next(iter(documents)))
-        group = hashlib.sha256(root.encode()).hexdigest()[:16]
-        share = int.from_bytes(hashlib.sha256(f"{salt}\n{root}".encode()).digest()[:8]) / 2**64
-        split = "train" if share < train_ratio else "dev" if share < train_ratio + dev_ratio else "test"
-        assigned.append((group, split))
-    return assigned
+    return [find(next(iter(documents))) for documents in questions]
