@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.serving import Connect, model_server
+from flows.serving import Connect, model_server, refuse_other_prompt
 from flows.summary import show_stages, work_dir
 from tasks import artifact, config, storage
 from tasks import collect as shards
@@ -22,8 +22,8 @@ from tasks.stages import StageRun, run_stage
 # How fast a run goes changes no rollout. How it is cut into shards changes none either, but parts lie in shards' folders.
 _PACE = {"concurrency", "request_timeout", "rollout_timeout", "max_retries"}
 _RESUMING = {"resume", "flush_every", "allow_failed_share"}
-# these choose rollouts without changing any: a larger limit goes on from a smaller one's
-_CHOICE = {"limit"}
+# these choose rollouts without changing any: with more of them a run goes on from where one with fewer ended
+_CHOICE = {"limit", "samples", "sampling_config"}
 # of the vLLM that is started here; how much of the machine it takes changes no rollout
 _SERVED = {"max_model_len", "tool_call_parser", "reasoning_parser", "adapters"}
 
@@ -45,11 +45,13 @@ def collected(
         check_first: try a few questions before, and stop when none yields a search. A measurement takes what comes.
 
     Raises:
+        ConfigError: the adapter was trained on another prompt than these settings make.
         CollectError: more rollouts failed than `allow_failed_share`; the others are kept.
         SelfTestError: the model yields no parsable search under these settings.
     """
     inputs: dict[str, Any] = {name: load_ref(root, name) for name in ("questions", "pages", "index")}
     if adapter:
+        refuse_other_prompt(adapter, settings.agent)
         inputs["adapter"] = adapter
     fingerprint = settings.server.model if settings.server.base_url else _weights(settings.server.model)
 

@@ -16,11 +16,9 @@ from flows.collect import collected
 from flows.serving import Connect, model_server
 from flows.summary import show_markdown, show_stages, work_dir
 from tasks import artifact, config, storage
-from tasks.agent.prompts import prompt_fingerprint
 from tasks.artifact import Artifact, load_ref, read_provenance, read_rows
 from tasks.cache import stage_key
 from tasks.compare import comparison_markdown
-from tasks.errors import ConfigError
 from tasks.metrics import metric_cells, metrics_markdown, read_runs
 from tasks.progress import slug
 from tasks.stage_tasks import compare_runs, rescore_run, score_run, write_html_report
@@ -65,11 +63,6 @@ def search_name(search: config.Search) -> str:
 def _rollouts(root: str, settings: config.EvaluateRun, variant: config.Variant, connect: Connect) -> StageRun:
     agent = settings.agent.model_copy(update={"examples": variant.examples})
     adapter = load_ref(root, "adapter") if variant.model == "adapter" else None
-    if adapter and prompt_fingerprint(agent) not in (taught := read_provenance(adapter)["prompt_fingerprints"]):
-        raise ConfigError(
-            f"the adapter was trained on prompt {', '.join(taught)}, run {variant.name!r} would serve it "
-            f"{prompt_fingerprint(agent)}: use the agent settings that `format` was given"
-        )
     greedy = config.Collect(
         split=settings.evaluate.split,
         limit=settings.evaluate.limit,
@@ -153,9 +146,8 @@ def compared(root: str, names: Sequence[str], rescore: Sequence[config.Search], 
     runs = [_comparison(root, results, resamples) for results in sets.values()]
     comparisons = {title: run.artifacts["comparison"] for title, run in zip(sets, runs, strict=True)}
     artifact.save_ref(root, "comparison", comparisons[""])
-    learning = ("processed", "loss_curve", "adapter")
-    further: dict[str, Any] = {n: load_ref(root, n) for n in learning if artifact.has_ref(root, n)}
     rollouts = {n: load_ref(root, f"trajectories-{n}") for n in names if artifact.has_ref(root, f"trajectories-{n}")}
+    further: dict[str, Any] = _learned(root, rollouts)
     key = stage_key(
         "tasks.report", inputs={**comparisons, **further, **{f"rollouts {n}": a for n, a in rollouts.items()}}
     )
@@ -175,6 +167,18 @@ def compared(root: str, names: Sequence[str], rescore: Sequence[config.Search], 
     artifact.save_ref(root, "report", report)
     _show(sets, comparisons, storage.join(report.uri, "index.html"))
     return runs
+
+
+def _learned(root: str, rollouts: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """The newest adapter, its loss curve, and the statistics of what it learned from: those that the measured runs are of."""
+    measured = {read_provenance(made)["inputs"].get("adapter") for made in rollouts.values()}
+    if not artifact.has_ref(root, "adapter") or load_ref(root, "adapter").sha256 not in measured:
+        return {}
+    found = {name: load_ref(root, name) for name in ("adapter", "loss_curve")}
+    source = read_provenance(found["adapter"])["learned_from"].get("processed")
+    if source == load_ref(root, "processed").sha256:  # no newer collection has been processed since
+        found["statistics"] = load_ref(root, "statistics")
+    return found
 
 
 def _comparison(root: str, results: list[Artifact], resamples: int) -> StageRun:

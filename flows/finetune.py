@@ -6,8 +6,8 @@ drag merge
 
 from prefect import flow
 
-from flows.summary import show_stages, work_dir
-from tasks import artifact, config, storage
+from flows.summary import show_picture, show_stages, work_dir
+from tasks import artifact, config, plots, storage
 from tasks.artifact import Artifact, load_ref
 from tasks.cache import stage_key
 from tasks.model import fetch_model, model_fingerprint
@@ -34,6 +34,7 @@ def finetuned(root: str, settings: config.Finetune, model: str, training_set: Ar
     )
     for name, made in run.artifacts.items():
         artifact.save_ref(root, name, made)
+    show_picture("Loss", plots.loss_curve(artifact.read_rows(run.artifacts["loss_curve"])))
     return run
 
 

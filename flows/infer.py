@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
-from flows.serving import model_server
+from flows.serving import model_server, refuse_other_prompt
 from flows.summary import work_dir
 from tasks import config, storage
 from tasks.agent.client import open_client
@@ -28,12 +28,15 @@ def infer(settings: config.InferRun) -> None:
 
     Raises:
         ArtifactError: nothing was ingested yet.
+        ConfigError: the adapter was trained on another prompt than these settings make.
         ServerError: the model server did not start.
     """
     root = storage.resolve(settings.storage)
     searcher = open_index(load_ref(root, "index"), settings.search)
     pages = PageStore(load_ref(root, "pages"))
     adapter = load_ref(root, "adapter") if settings.adapter else None
+    if adapter:
+        refuse_other_prompt(adapter, settings.agent)
     sampling = resolve(settings.sampling_config, settings.sampling)
 
     async def ask(server: config.Server, question: str) -> Trajectory:

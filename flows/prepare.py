@@ -4,13 +4,12 @@ drag process
 drag format --formats sft_best dpo --jsonl
 """
 
-import json
 from typing import Any
 
 from prefect import flow
 
-from flows.summary import show_markdown, show_stages
-from tasks import artifact, config, statistics, storage
+from flows.summary import show_markdown, show_picture, show_stages
+from tasks import artifact, config, plots, statistics, storage
 from tasks.artifact import Artifact, load_ref
 from tasks.cache import stage_key
 from tasks.stage_tasks import format_training_sets, process_trajectories
@@ -24,8 +23,9 @@ def processed(root: str, settings: config.Process, trajectories: Artifact) -> St
     run = run_stage(process_trajectories, root=root, key=key, uri=uri, settings=settings, trajectories=trajectories)
     for name, made in run.artifacts.items():
         artifact.save_ref(root, name, made)
-    found = json.loads(storage.read_bytes(storage.join(uri, "statistics.json")))
+    found = statistics.read(run.artifacts["statistics"])
     show_markdown("Statistics of the rollouts", statistics.markdown(found))
+    show_picture("What the rollouts found", plots.distributions(found))
     return run
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tasks import config, serve
-from tasks.artifact import Artifact
+from tasks.agent.prompts import prompt_fingerprint
+from tasks.artifact import Artifact, read_provenance
 from tasks.errors import ConfigError
 from tasks.model import fetch_model
 from tasks.progress import progress
@@ -51,6 +52,20 @@ def model_server(server: config.Server, settings: config.Serve, work_dir: Path) 
             return server.model_copy(update={"base_url": started.base_url, "model": name})
 
         yield connect
+
+
+def refuse_other_prompt(adapter: Artifact, agent: config.Agent) -> None:
+    """An adapter is only what was trained if it is told, byte for byte, what it was told in training.
+
+    Raises:
+        ConfigError: the agent's settings make another prompt.
+    """
+    told, taught = prompt_fingerprint(agent), read_provenance(adapter)["prompt_fingerprints"]
+    if told not in taught:
+        raise ConfigError(
+            f"the adapter was trained on prompt {', '.join(taught)} and would be served {told}: use the agent settings "
+            "(protocol, examples, …) that `format` was given"
+        )
 
 
 def _merged(model: str, adapter: Artifact, work_dir: Path) -> str:

@@ -1,9 +1,10 @@
 """What a flow did, said at its end: a table on the terminal and in the Prefect UI."""
 
+import base64
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +32,12 @@ def show_stages(runs: Sequence[StageRun]) -> None:
 def show_markdown(title: str, markdown: str) -> None:
     """A report of some lines, in the Prefect UI."""
     create_markdown_artifact(f"# {title}\n\n{markdown}", key=slug(title), description=title)
+
+
+def show_picture(title: str, svg: str) -> None:
+    """A figure of tasks/plots.py, in the Prefect UI, which keeps it with the run and needs no file."""
+    data = base64.b64encode(svg.encode()).decode()
+    create_image_artifact(f"data:image/svg+xml;base64,{data}", key=slug(title), description=title)
 
 
 def work_dir(root: str) -> Path:

@@ -90,17 +90,20 @@ def plan(questions: Artifact, settings: config.Collect, run_key: str) -> list[Sh
 
     Args:
         run_key: names the run: a hash of everything that a rollout depends on. It goes into the rollout ids, so another
-            model or prompt never passes for this one. A larger `limit` under the same key only adds rollouts at the end.
+            model or prompt never passes for this one. Under the same key a larger `limit` only adds shards at the end, and
+            more samples or sampling configurations only add rollouts to the shards of the same questions.
     """
-    rollouts = []
-    for question_id in select(questions, settings.split, settings.limit):
-        for sampling in dict.fromkeys(settings.sampling_config):
-            for sample in range(settings.samples):
-                rollout_id = _digest(run_key, question_id, sampling, sample)[:24]
-                seed = int(_digest(settings.seed, rollout_id)[:8], 16) & 0x7FFFFFFF
-                rollouts.append(RolloutSpec(rollout_id, question_id, sampling, sample, seed))
-    size = settings.shard_size
-    return [Shard(n, tuple(rollouts[at : at + size])) for n, at in enumerate(range(0, len(rollouts), size))]
+
+    def rollouts(question_ids: Sequence[str]) -> Iterator[RolloutSpec]:
+        for question_id in question_ids:
+            for sampling in dict.fromkeys(settings.sampling_config):
+                for sample in range(settings.samples):
+                    rollout_id = _digest(run_key, question_id, sampling, sample)[:24]
+                    seed = int(_digest(settings.seed, rollout_id)[:8], 16) & 0x7FFFFFFF
+                    yield RolloutSpec(rollout_id, question_id, sampling, sample, seed)
+
+    chosen, size = select(questions, settings.split, settings.limit), settings.shard_size
+    return [Shard(n, tuple(rollouts(chosen[at : at + size]))) for n, at in enumerate(range(0, len(chosen), size))]
 
 
 def _folder(uri: str, shard: Shard) -> str:

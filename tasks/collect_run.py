@@ -26,6 +26,7 @@ def collect_all(
     pages: Artifact,
     index: Artifact,
     server: config.Server,
+    adapter: Artifact | None,
     model: str,
     run_key: str,
     run_uri: str,
@@ -37,6 +38,7 @@ def collect_all(
 
     Args:
         server: whom to ask: address and name.
+        adapter: what is asked there, when it is not the base model.
         model: fingerprint of the model.
         run_uri: folder of the shards' parts.
         check_first: try a few questions before, and stop when none yields a search.
@@ -67,7 +69,7 @@ def collect_all(
     )
     _judge(reports, settings.collect.allow_failed_share)
     facts = provenance(
-        {"questions": questions, "pages": pages, "index": index},
+        {"questions": questions, "pages": pages, "index": index} | ({"adapter": adapter} if adapter else {}),
         settings=settings.model_dump(mode="json", exclude={"storage": True, "server": {"base_url"}}),
         model=settings.server.model,
         prompt_fingerprint=prompt_fingerprint(settings.agent),

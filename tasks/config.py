@@ -156,7 +156,9 @@ class Collect(Settings):
     )
     samples: int = Field(default=1, ge=1, description="Rollouts of each question under each sampling configuration.")
     seed: int = Field(default=0, description="Base of every rollout's seed.")
-    shard_size: int = Field(default=64, ge=1, description="Rollouts in one shard, which is one task run.")
+    shard_size: int = Field(
+        default=16, ge=1, description="Questions in one shard, a task run. Keep it, to go on later."
+    )
     flush_every: int = Field(
         default=16, ge=1, description="Finished rollouts after which a shard writes a part; a kill loses at most these."
     )

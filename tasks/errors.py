@@ -24,6 +24,12 @@ class ConfigError(DragError):
     exit_code = 2
 
 
+class StorageError(DragError):
+    """The storage does not answer, or says that it cannot just now. A stage that meets it is tried again."""
+
+    exit_code = 3
+
+
 class ArtifactError(DragError):
     """A stored artifact is missing, was altered, or has another schema than this version of the code reads."""
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tasks.metrics import BY_NAME
+from tasks.statistics import DISTRIBUTIONS
 
 Ranks = Mapping[str, Sequence[int | None]]
 _INK, _MUTED, _LINE, _GOOD, _BAD = "#010101", "#010102", "#010103", "#010104", "#010105"
@@ -32,8 +33,9 @@ _WIDTH = 4.9  # inches: small, so that text is as large as the page's on a phone
 
 
 @contextmanager
-def _figure(height: float, title: str, svg: list[str]) -> Iterator[Any]:
-    """Yields the axes; on leaving, appends the finished SVG, which a screen reader calls by `title`."""
+def _figure(height: float, title: str, svg: list[str], panels: tuple[int, int] = (1, 1)) -> Iterator[Any]:
+    """Yields the axes, or an array of those of all panels; on leaving, appends the finished SVG, which a screen reader
+    calls by `title`."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -59,7 +61,7 @@ def _figure(height: float, title: str, svg: list[str]) -> Iterator[Any]:
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         figure.patch.set_alpha(0)
-        axes = figure.subplots()
+        axes = figure.subplots(*panels)
         yield axes
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -184,21 +186,20 @@ def loss_curve(rows: Sequence[Mapping[str, Any]]) -> str:
     return svg[0]
 
 
-def rank_scores(counts: Mapping[str, int]) -> str:
-    """How many collected rollouts have which best rank score.
-
-    Args:
-        counts: {rank score: rollouts}, such as {"0.00": 310, "0.33": 12, "1.00": 205}.
-    """
+def distributions(statistics: Mapping[str, Any]) -> str:
+    """Collected rollouts by rank, rank score, first success and effort, a panel each (tasks/statistics.py)."""
     svg: list[str] = []
-    total = sum(counts.values())
-    with _figure(
-        2.6, f"Best rank score of {total} rollouts: " + ", ".join(f"{s}: {n}" for s, n in counts.items()), svg
-    ) as axes:
-        bars = axes.bar(list(counts), list(counts.values()), 0.62, color=_colour(2))
-        axes.bar_label(bars, [f"{n} ({100 * n / total:.0f} %)" for n in counts.values()], color=_MUTED, padding=2)
-        axes.set(xlabel="rank score of the best search", ylabel="rollouts")
-        axes.margins(y=0.14)
-        axes.tick_params(axis="x", length=0)
-        axes.grid(axis="y")
+    counts = [statistics[name] for name in DISTRIBUTIONS]
+    most = (
+        f"{title}: mostly {max(c, key=c.__getitem__)}"
+        for title, c in zip(DISTRIBUTIONS.values(), counts, strict=True)
+        if c
+    )
+    with _figure(3.6, f"{statistics['rollouts']['finished']} rollouts. " + "; ".join(most), svg, (2, 2)) as panels:
+        for axes, (name, title) in zip(panels.flat, DISTRIBUTIONS.items(), strict=True):
+            axes.bar(list(statistics[name]), list(statistics[name].values()), 0.7, color=_colour(2))
+            axes.set_title(title, fontsize=9, color=_INK)
+            axes.tick_params(axis="x", length=0, labelsize=8)
+            axes.yaxis.get_major_locator().set_params(integer=True)
+            axes.grid(axis="y")
     return svg[0]

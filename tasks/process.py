@@ -2,7 +2,7 @@
 
 Ranks are taken from the stored results and the answer locations, so a change of the reward needs no new collection.
 
-    <uri>/processed.parquet   <uri>/pairs.parquet   <uri>/statistics.json
+    <uri>/processed.parquet   <uri>/pairs.parquet   <uri>/statistics.parquet   <uri>/statistics.json, the same for people
 """
 
 import json
@@ -11,12 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks import artifact, pairs, reward, storage
+from tasks import artifact, pairs, reward, statistics, storage
 from tasks.artifact import Artifact
 from tasks.config import Process
 from tasks.errors import EmptyError
 from tasks.schemas import TABLES
-from tasks.statistics import Rollout, summarize
+from tasks.statistics import Rollout
 
 Row = dict[str, Any]
 
@@ -27,7 +27,7 @@ _COPIED = [name for name in TABLES[_OUT].names if name in TABLES[_IN].names]
 _MADE = [name for name in TABLES[_OUT].names if name not in _COPIED]
 
 
-def process(trajectories: Artifact, settings: Process, uri: str) -> tuple[Artifact, Artifact, dict[str, Any]]:
+def process(trajectories: Artifact, settings: Process, uri: str) -> tuple[Artifact, Artifact, Artifact]:
     """Score every finished rollout, filter, and pair the queries of each question.
 
     The filters decide which rollouts become training examples; pairs are made of all finished rollouts, because a query
@@ -84,9 +84,12 @@ def process(trajectories: Artifact, settings: Process, uri: str) -> tuple[Artifa
     paired = artifact.write_table(
         artifact.table_of(pair_rows, _PAIRS), storage.join(uri, "pairs.parquet"), _PAIRS, facts
     )
-    statistics = summarize(rollouts, [row["source"] for row in pair_rows])
-    storage.write_bytes(storage.join(uri, "statistics.json"), json.dumps(statistics, indent=1).encode())
-    return processed, paired, statistics
+    found = statistics.summarize(rollouts, [row["source"] for row in pair_rows])
+    storage.write_bytes(storage.join(uri, "statistics.json"), json.dumps(found, indent=1).encode())
+    counted = artifact.write_table(
+        statistics.table_of(found), storage.join(uri, "statistics.parquet"), statistics.SCHEMA, facts
+    )
+    return processed, paired, counted
 
 
 def _roles(messages: pa.ChunkedArray) -> list[list[str]]:

@@ -134,6 +134,8 @@ TABLES: dict[str, pa.Schema] = {
         split=_text,
         prompt_fingerprint=_text,
     ),
+    # what a collection holds, one row a number: a count, or a share or mean, which is null where there is nothing to divide
+    "statistics/1": _schema(section=_text, name=_text, count=_int, value=_float),
     # TRL's conversational prompt-completion shape
     "sft/1": _schema(
         question_id=_text,

@@ -4,7 +4,6 @@ Every one takes `key` (it is cached by that), `uri` (the folder to write to), se
 imported when it runs, so that the command line starts fast and ingest needs no training packages.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,9 @@ def collect_trajectories(
     server = connect(adapter)
     with progress(f"Collecting: {title}") as on_progress:
         return {
-            "trajectories": collect_run.collect_all(settings, server=server, uri=uri, on_progress=on_progress, **run)
+            "trajectories": collect_run.collect_all(
+                settings, server=server, adapter=adapter, uri=uri, on_progress=on_progress, **run
+            )
         }
 
 
@@ -71,8 +72,8 @@ def process_trajectories(key: str, uri: str, settings: config.Process, trajector
     """Trajectories → scored rollouts, preference pairs, statistics."""
     from tasks import process
 
-    processed, pairs, _ = process.process(trajectories, settings, uri)
-    return {"processed": processed, "pairs": pairs}
+    processed, pairs, statistics = process.process(trajectories, settings, uri)
+    return {"processed": processed, "pairs": pairs, "statistics": statistics}
 
 
 @stage("format")
@@ -165,25 +166,23 @@ def write_html_report(
     results: Mapping[str, Sequence[Artifact]],
     comparisons: Mapping[str, Artifact],
     rollouts: Mapping[str, Artifact],
-    processed: Artifact | None = None,
+    statistics: Artifact | None = None,
     loss_curve: Artifact | None = None,
     adapter: Artifact | None = None,
 ) -> dict[str, Artifact]:
     """Results and their comparisons, as they ran ("") and under further searches by title → one HTML file."""
     from tasks import report
+    from tasks import statistics as statistics_
     from tasks.artifact import read_provenance, read_rows
 
     made = {name: read_provenance(a) for name, a in rollouts.items()}
-    statistics = None
-    if processed:
-        statistics = json.loads(storage.read_bytes(storage.join(processed.uri.rpartition("/")[0], "statistics.json")))
     written = report.write_report(
         results[""],
         comparisons[""],
         uri=storage.join(uri, "report"),
         facts=_facts(made, read_provenance(adapter) if adapter else None),
         trajectories=rollouts,
-        statistics=statistics,
+        statistics=statistics_.read(statistics) if statistics else None,
         loss_curve=read_rows(loss_curve) if loss_curve else (),
         rescored={title: (results[title], comparisons[title]) for title in results if title},
     )
@@ -196,7 +195,7 @@ def _facts(rollouts: Mapping[str, Mapping[str, Any]], adapter: Mapping[str, Any]
     for name, made in rollouts.items():
         settings = made["settings"]
         facts["Model"] = made["model"]
-        facts["Search"] = settings["search"]
+        facts[f"Search of {name}"] = settings["search"]
         facts[f"Agent of {name}"] = settings["agent"]
     if adapter:
         facts["Training"] = adapter.get("settings", {})

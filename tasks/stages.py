@@ -14,10 +14,11 @@ from prefect import Task, task
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.filesystems import WritableFileSystem
 from prefect.logging import get_run_logger
+from prefect.utilities.annotations import NotSet
 
 from tasks import artifact, storage
 from tasks.artifact import Artifact
-from tasks.errors import DragError
+from tasks.errors import DragError, StorageError
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
     """Whether trying again could help: not where the user must act first, nor where our code is wrong."""
     try:
         state.result()
-    except DragError:
-        return False
+    except DragError as error:
+        return isinstance(error, StorageError)
     except Exception as error:  # noqa: BLE001 - whatever it was, it is in the state, and Prefect reports it
         return not isinstance(error, AssertionError | AttributeError | ImportError | NameError | TypeError)
     return False
@@ -101,13 +102,13 @@ def run_stage(
         root: storage root.
         key: of `tasks.cache.stage_key`.
         uri: folder that the stage writes to.
-        refresh: run it although it was run before.
+        refresh: run it although it was run before; PREFECT_TASKS_REFRESH_CACHE=true does so for every stage.
 
     Raises:
         whatever the stage raises.
     """
     started = time.monotonic()
-    configured = stage_task.with_options(result_storage=result_storage(root), refresh_cache=refresh)
+    configured = stage_task.with_options(result_storage=result_storage(root), refresh_cache=True if refresh else NotSet)
     state = configured(key=f"{stage_task.name}-{key}", uri=uri, **parameters, return_state=True)
     made: dict[str, Artifact] = state.result()
     if state.name == "Cached" and not _all_there(made.values()):

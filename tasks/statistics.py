@@ -1,14 +1,20 @@
 """What a collection holds: how often, how early and how high the page was found, and how turns went.
 
-`summarize` gives a JSON-able dictionary, `markdown` and `picture` show it.
+`summarize` gives a JSON-able dictionary, `markdown` and plots.distributions show it, `table_of` and `read` store it.
 """
 
-import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
+
+from tasks import artifact
+from tasks.artifact import Artifact
+
+SCHEMA = "statistics/1"
 
 Counts = dict[str, int]
 
@@ -123,7 +129,35 @@ def _tenths(values: Iterable[float]) -> Counts:
     return {f"{tenth / 10:.1f}": counts[tenth] for tenth in range(10)}
 
 
-_PANELS = {
+def table_of(statistics: Mapping[str, Any]) -> pa.Table:
+    """The statistics as a table of statistics/1; a section is the path to a number's dictionary, such as "turns/failures"."""
+    rows = (
+        {"section": section, "name": name, "count" if isinstance(value, int) else "value": value}
+        for section, name, value in _numbers(statistics, ())
+    )
+    return artifact.table_of(rows, SCHEMA)
+
+
+def _numbers(statistics: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, str, float | None]]:
+    for name, value in statistics.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, (*path, name))
+        else:
+            yield "/".join(path), name, value
+
+
+def read(stored: Artifact) -> dict[str, Any]:
+    """The dictionary of `summarize` that a statistics artifact was made of."""
+    statistics = summarize([], [])  # has the sections that nothing was counted in
+    for row in artifact.read_rows(stored):
+        section = statistics
+        for name in filter(None, row["section"].split("/")):
+            section = section.setdefault(name, {})
+        section[row["name"]] = row["value"] if row["count"] is None else row["count"]
+    return statistics
+
+
+DISTRIBUTIONS = {
     "best_rank": "Rank of the best search",
     "rank_score": "Rank score of the best search",
     "first_success": "First search that found the page",
@@ -148,7 +182,7 @@ def markdown(statistics: Mapping[str, Any]) -> str:
     }
     parts = ["# Trajectories", _table(("", ""), overview.items())]
     titles = {
-        **_PANELS,
+        **DISTRIBUTIONS,
         "outcomes": "Outcomes of finished rollouts",
         "failures": "Why rollouts failed",
     }
@@ -191,22 +225,3 @@ def _percent(share: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def picture(statistics: Mapping[str, Any]) -> bytes:
-    """The four distributions as an SVG picture; the same statistics give the same bytes."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"svg.hashsalt": "drag", "font.size": 9}):
-        figure = Figure(figsize=(10, 2.6), layout="constrained")
-        for axes, (name, title) in zip(figure.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
-            axes.bar(list(statistics[name]), list(statistics[name].values()), color="#4477aa")
-            axes.set_title(title, fontsize=9)
-            axes.tick_params(axis="x", labelsize=7)
-            axes.yaxis.get_major_locator().set_params(integer=True)
-            axes.spines[["top", "right"]].set_visible(False)
-        figure.supylabel("rollouts", fontsize=9)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import ArtifactError, ConfigError
+from tasks.errors import ArtifactError, ConfigError, StorageError
 
 _CHECK = "check the bucket's name and AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION"
 
@@ -50,14 +50,20 @@ def _s3(uri: str) -> Iterator[tuple[Any, str, str]]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not bucket:
         raise ConfigError(f"{uri!r} names no bucket; write s3://bucket/prefix")
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+    from botocore.exceptions import ConnectionError as NotConnected
 
     try:
         yield _client(), bucket, key
     except ClientError as error:
         if error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404"):
             raise ArtifactError(f"{uri} does not exist; run the stage that makes it again") from error
-        raise ConfigError(f"{uri}: {error}; {_CHECK}") from error
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        # 429 and what is the server's fault can pass; a wrong key or bucket cannot
+        kind = StorageError if status == 429 or status >= 500 else ConfigError
+        raise kind(f"{uri}: {error}; {_CHECK}") from error
+    except (NotConnected, HTTPClientError) as error:  # refused, timed out, broken off
+        raise StorageError(f"{uri}: {error}; {_CHECK}") from error
     except (BotoCoreError, ValueError) as error:  # an endpoint that is no address is a ValueError
         raise ConfigError(f"{uri}: {error}; {_CHECK}") from error
 
@@ -90,7 +96,8 @@ def read_bytes(uri: str) -> bytes:
 
     Raises:
         ArtifactError: nothing lies at `uri`.
-        ConfigError: the storage does not answer.
+        StorageError: the storage does not answer.
+        ConfigError: it refuses.
     """
     if not is_s3(uri):
         try:

@@ -237,8 +237,8 @@ def _figures(
     if statistics and statistics["rank_score"]:
         yield (
             "What was there to learn from?",
-            "Collected rollouts by the rank score of their best search: 1 is rank 1, 0 is not found.",
-            plots.rank_scores(statistics["rank_score"]),
+            f"{statistics['rollouts']['finished']} collected rollouts; a rank score of 1 is rank 1, 0 is not found.",
+            plots.distributions(statistics),
         )
     if loss_curve:
         yield "How did training go?", "Loss by optimizer step.", plots.loss_curve(loss_curve)

@@ -37,18 +37,21 @@ def seal(folder: Path, training: str, uri: str | None) -> None:
 
 def latest(folder: Path, training: str) -> Path | None:
     """The whole checkpoint of this training with the most steps below a local folder, if there is one."""
-    found = sorted(folder.glob(f"{_PREFIX}*"), key=_step, reverse=True)
+    found = sorted(folder.glob(f"{_PREFIX}*"), key=lambda path: _step(path.name), reverse=True)
     return next((path for path in found if _is_whole(path, training)), None)
 
 
 def fetch(uri: str, folder: Path, training: str) -> None:
-    """Bring what other machines left below `uri` into a local folder that has no checkpoint of its own."""
-    if latest(folder, training) is None:
-        storage.download_folder(uri, folder)
+    """Bring the checkpoint with the most steps below `uri` into a local folder that has none with as many."""
+    marked = {file.rsplit("/", 2)[1] for file in storage.iter_files(uri) if file.endswith(f"/{_MARKER}")}
+    here = latest(folder, training)
+    there = max(marked, key=_step, default=None)
+    if there and (here is None or _step(there) > _step(here.name)):
+        storage.download_folder(storage.join(uri, there), folder / there)
 
 
-def _step(path: Path) -> int:
-    number = path.name.removeprefix(_PREFIX)
+def _step(name: str) -> int:
+    number = name.removeprefix(_PREFIX)
     return int(number) if number.isdigit() else -1
 
 

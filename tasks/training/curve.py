@@ -1,6 +1,5 @@
-"""The loss curve: a table of one row an optimizer step, what to say of it in short, and a picture."""
+"""The loss curve: a table of one row an optimizer step, and what to say of it in short."""
 
-import io
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -34,25 +33,3 @@ def summary(table: pa.Table) -> dict[str, float | None]:
         "seconds": last["seconds"],
         "tokens_per_second": last["tokens"] / last["seconds"],
     }
-
-
-def picture(table: pa.Table) -> bytes:
-    """The loss curve as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    rows = table.to_pylist()
-    axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], linewidth=1, label="training")
-    held = [r for r in rows if r["eval_loss"] is not None]
-    if held:
-        axes.plot([r["step"] for r in held], [r["eval_loss"] for r in held], marker="o", label="held out")
-    axes.set(xlabel="optimizer step", ylabel="loss per learned token (nats)")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=120)
-    return file.getvalue()

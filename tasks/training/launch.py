@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import storage, watchdog
-from tasks.artifact import Artifact, provenance, read_rows, write_folder, write_table
+from tasks.artifact import Artifact, provenance, read_provenance, read_rows, write_folder, write_table
 from tasks.config import Finetune
 from tasks.errors import TrainingError
 from tasks.model import fetch_model, model_fingerprint
@@ -70,6 +70,7 @@ def finetune(
     left = json.loads((work_dir / "history.json").read_text())
     made_of = provenance(
         {"training_set": training_set},
+        learned_from=read_provenance(training_set)["inputs"],
         settings=settings.model_dump(mode="json"),
         base_model=spec.base_name,
         base_fingerprint=base_fingerprint,

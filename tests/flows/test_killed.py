@@ -19,7 +19,7 @@ def test_drag_collect_killed_and_run_again(tmp_path: Path, documents: Path) -> N
     with ModelServer(searcher, delay_s=0.4) as server:
         command = [sys.executable, "-m", "flows.cli", "collect", "--storage", root, "--base-url", server.url]
         command += ["--model", "base", "--protocol", "tags", "--max-iterations", "3", "--split", "all"]
-        command += ["--samples", "3", "--concurrency", "2", "--shard-size", "10", "--flush-every", "2"]
+        command += ["--samples", "3", "--concurrency", "2", "--shard-size", "4", "--flush-every", "2"]
         env = dict(os.environ) | {"DRAG_HOME": str(tmp_path / "home")}
         env.pop("PREFECT_API_URL", None)
         first = subprocess.Popen(command, env=env)

@@ -148,6 +148,17 @@ def test_a_larger_limit_goes_on_from_a_smaller_ones_rollouts(tmp_path: Path, doc
     assert load_ref(root, "trajectories").rows == 8
 
 
+def test_more_samples_go_on_from_fewer(tmp_path: Path, documents: Path) -> None:
+    root = str(tmp_path / "store")
+    ingest_small(root, documents)
+    with ModelServer(searcher) as server:
+        collect(_collect(root, server.url, samples=1))
+        before = server.calls
+        collect(_collect(root, server.url, samples=2))
+        assert server.calls == 2 * before  # its own self-test, and one more sample of each question
+    assert load_ref(root, "trajectories").rows == 20
+
+
 def test_rollouts_that_were_allowed_to_fail_are_tried_again(tmp_path: Path, documents: Path) -> None:
     root = str(tmp_path / "store")
     ingest_small(root, documents)

@@ -66,8 +66,19 @@ def test_plan_is_complete_distinct_and_independent_of_the_order_of_questions(
     assert len({s.rollout_id for s in rollouts}) == len(rollouts) == expected
     assert len({(s.question_id, s.sampling, s.sample) for s in rollouts}) == expected
     assert all(0 <= s.seed < 2**31 for s in rollouts)
-    assert [len(s.rollouts) for s in shards[:-1]] == [size] * (len(shards) - 1)
+    asked = [{s.question_id for s in shard.rollouts} for shard in shards]
+    assert [len(ids) for ids in asked[:-1]] == [size] * (len(shards) - 1)
+    assert sum(map(len, asked)) == len(set().union(*asked))
     assert [s.number for s in shards] == list(range(len(shards)))
+
+
+def test_more_samples_and_configurations_only_add_to_the_same_shards(tmp_path) -> None:
+    questions = _questions(str(tmp_path))
+    few = collect.plan(questions, config.Collect(shard_size=4, samples=2), "key")
+    more = config.Collect(shard_size=4, samples=3, sampling_config=["diverse", "default"])
+    many = collect.plan(questions, more, "key")
+    assert [s.number for s in few] == [s.number for s in many]
+    assert all(set(a.rollouts) < set(b.rollouts) for a, b in zip(few, many, strict=True))
 
 
 def test_plan_takes_the_split_and_a_larger_limit_only_adds(tmp_path) -> None:

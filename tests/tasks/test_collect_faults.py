@@ -25,7 +25,7 @@ from tests.model_server import Die, Drop, Hang, ModelServer, Reply, Status, duti
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = 20
-COLLECT = config.Collect(split="all", samples=2, shard_size=15, flush_every=5)
+COLLECT = config.Collect(split="all", samples=2, shard_size=8, flush_every=5)
 CONCURRENCY = 4
 FINGERPRINTS = {"model_fingerprint": "m", "index_fingerprint": "i", "code_fingerprint": "c"}
 
@@ -189,7 +189,7 @@ async def test_every_row_says_what_happened(local, server: ModelServer, protocol
     root, inputs = local
     server.delay_s = 0.02
     reports = await _collect(root, inputs, server.url, protocol=protocol)
-    assert [(r.planned, r.finished, r.failed) for r in reports] == [(15, 15, {}), (15, 15, {}), (10, 10, {})]
+    assert [(r.planned, r.finished, r.failed) for r in reports] == [(16, 16, {}), (16, 16, {}), (8, 8, {})]
     assert 1 < server.most_in_flight <= CONCURRENCY
     for row in _folded(root, inputs):
         assert (row["outcome"], row["answer"], row["protocol"]) == ("answered", ["42"], protocol)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as tune
 from hypothesis import strategies as st
 
-from tasks import artifact, reward, statistics, storage
+from tasks import artifact, plots, reward, statistics, storage
 from tasks.artifact import Artifact
 from tasks.config import Process
 from tasks.errors import EmptyError
@@ -113,7 +113,8 @@ ROWS = [
 
 
 def test_scores_filters_pairs_and_statistics(storage_root):
-    processed, pairs, found = process(store(storage_root, ROWS), Process(), storage.join(storage_root, "out"))
+    processed, pairs, counted = process(store(storage_root, ROWS), Process(), storage.join(storage_root, "out"))
+    found = statistics.read(counted)
     rows = {row["rollout_id"]: row for row in artifact.read_rows(processed)}
     assert list(rows) == ["r1", "r2", "r5"]
     first = rows["r1"]
@@ -209,7 +210,7 @@ def test_order_of_trajectories_changes_no_pair_score_or_count(tmp_path_factory, 
         root = str(tmp_path_factory.mktemp("s"))
         processed, pairs, counted = process(store(root, some), Process(max_pairs=max_pairs), root + "/out")
         kept = sorted(artifact.read_rows(processed), key=lambda row: row["rollout_id"])
-        results.append((kept, artifact.read_rows(pairs), counted))
+        results.append((kept, artifact.read_rows(pairs), statistics.read(counted)))
     assert results[0] == results[1]
     kept, pairs, counted = results[0]
     assert all(0 < row["rank_score"] <= 1 and 0 < row["effort"] <= 1 for row in kept)
@@ -223,18 +224,19 @@ def test_order_of_trajectories_changes_no_pair_score_or_count(tmp_path_factory, 
 
 
 def test_statistics_are_shown(tmp_path):
-    _, _, found = process(store(str(tmp_path), ROWS), Process(), str(tmp_path / "out"))
+    _, _, counted = process(store(str(tmp_path), ROWS), Process(), str(tmp_path / "out"))
+    found = statistics.read(counted)
     page = statistics.markdown(found)
     assert "| Rollouts | 5: 4 finished, 1 failed |" in page
     assert "unparsable" in page
     assert "deadline" in page
-    svg = statistics.picture(found)
+    svg = plots.distributions(found)
     assert ElementTree.fromstring(svg).tag.endswith("svg")
-    assert svg == statistics.picture(found)
+    assert svg == plots.distributions(found)
 
 
 def test_statistics_of_nothing_divide_by_nothing():
     empty = statistics.summarize([], [])
     assert empty["found_share"] is None
     assert "–" in statistics.markdown(empty)
-    assert statistics.picture(empty)
+    assert plots.distributions(empty)

@@ -11,12 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import plots, storage
+from tasks import plots, statistics, storage
 from tasks.artifact import Artifact, provenance, read_provenance, table_of, write_table
 from tasks.compare import compare
 from tasks.report import browser, write_report
 from tasks.schemas import TABLES
 
+STATISTICS = statistics.summarize(
+    [
+        statistics.Rollout("q", "default", True, "answered", True, 3, rank, score, rank, score, ("query",), 0, 2, 2, ())
+        for rank, score in [(1, 1.0)] * 3 + [(None, 0.0)] * 5
+    ],
+    [],
+)
 ATTACK = """</script><script>alert(1)</script><img src=x onerror=alert(2)>"'&<!--<svg onload=alert(3)>"""
 RUNS: dict[str, list[int | None]] = {
     "question": [1, None, 2, 4] * 6,
@@ -153,7 +160,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     and_runs = [results(folder, f"{run} and", ranks) for run, ranks in RUNS.items()]
     return report(
         folder,
-        statistics={"rank_score": {"0.00": 5, "1.00": 3}},
+        statistics=STATISTICS,
         loss_curve=losses,
         rescored={"AND between words": (and_runs, compare(and_runs, 500, str(folder / "and.parquet")))},
     )
@@ -263,7 +270,7 @@ def test_reporting_again_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in "ab":
         folder = tmp_path / name
         folder.mkdir()
-        pages.append(report(folder, statistics={"rank_score": {"0.00": 5, "1.00": 3}}))
+        pages.append(report(folder, statistics=STATISTICS))
     assert pages[0] == pages[1]
 
 

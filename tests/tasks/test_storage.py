@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks import storage
-from tasks.errors import ArtifactError, ConfigError, DragError
+from tasks.errors import ArtifactError, ConfigError, DragError, StorageError
 
 
 def test_what_is_written_is_read(storage_root: str) -> None:
@@ -134,14 +134,18 @@ def test_relative_names_do_not_depend_on_how_the_root_is_written(
     assert storage.relative(file, file) == "a"
 
 
-@pytest.mark.parametrize("endpoint", ["not an address", "http://127.0.0.1:9"])
-def test_an_endpoint_that_is_not_there(endpoint: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("endpoint", "kind"), [("not an address", ConfigError), ("http://127.0.0.1:9", StorageError)])
+def test_an_endpoint_that_is_not_there(
+    endpoint: str, kind: type[DragError], s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)  # half a minute of backing off
     storage._client.cache_clear()
-    with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL"):
-        storage.exists("s3://bucket/x")
-    storage._client.cache_clear()
+    try:
+        with pytest.raises(kind, match="AWS_ENDPOINT_URL"):
+            storage.exists("s3://bucket/x")
+    finally:
+        storage._client.cache_clear()
 
 
 @pytest.mark.parametrize("uri", ["s3://", "s3:///key"])

@@ -44,6 +44,20 @@ def test_another_machine_finds_the_newest(tmp_path: Path, storage_root: str) -> 
     assert (there / "checkpoint-10" / "weights").read_text() == "weights at 10"
 
 
+def test_a_newer_copy_wins_over_an_older_one_of_its_own_and_an_older_does_not(
+    tmp_path: Path, storage_root: str
+) -> None:
+    uri = storage.join(storage_root, "checkpoints")
+    here, there = tmp_path / "here", tmp_path / "there"
+    seal(write(there, 5), "a", None)
+    seal(write(here, 10), "a", uri)
+    fetch(uri, there, "a")
+    assert latest(there, "a") == there / "checkpoint-10"
+    seal(write(there, 15), "a", None)
+    fetch(uri, there, "a")
+    assert latest(there, "a") == there / "checkpoint-15"
+
+
 def test_a_copy_that_was_cut_off_is_ignored(tmp_path: Path, storage_root: str) -> None:
     uri = storage.join(storage_root, "checkpoints")
     seal(write(tmp_path / "here", 5), "a", uri)

@@ -1,6 +1,6 @@
-"""The loss curve, as a table and a picture."""
+"""The loss curve, as a table."""
 
-from tasks.training.curve import curve_table, picture, summary
+from tasks.training.curve import curve_table, summary
 
 HISTORY = [
     {"step": 1, "loss": 3.0, "epoch": 0.5, "tokens": 100, "seconds": 2.0, "learning_rate": 1e-3},
@@ -15,8 +15,3 @@ def test_one_row_a_step() -> None:
     assert table.column("step").to_pylist() == [1, 2]
     assert table.column("eval_loss").to_pylist() == [None, 2.5]
     assert summary(table) == {"loss": 2.0, "eval_loss": 2.5, "seconds": 4.0, "tokens_per_second": 50.0}
-
-
-def test_picture_is_a_png() -> None:
-    assert picture(curve_table(HISTORY)).startswith(b"\x89PNG\r\n")
-    assert picture(curve_table(HISTORY[:1])).startswith(b"\x89PNG\r\n")
