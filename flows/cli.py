@@ -1,7 +1,8 @@
 """The command line: `drag STAGE [flags]`. Each command runs a flow; its flags are the fields of the flow's settings.
 
-Exit codes: 0 done; 2 unusable input or settings; 3 an artifact is missing or stale; 4 a server; 5 the model yields no
-search; 6 training; 7 too many rollouts failed; 8 nothing to learn from; 130 interrupted. No traceback for what a user can mend.
+Exit codes: 0 done; 2 unusable input or settings; 3 an artifact is missing or stale, or storage does not answer; 4 a server; 5 the
+model yields no search; 6 training; 7 too many rollouts failed; 8 nothing to learn from; 130 interrupted. No traceback for what a
+user can mend.
 """
 
 import argparse

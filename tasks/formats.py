@@ -26,7 +26,7 @@ from tasks.pairs import fold
 from tasks.schemas import TABLES
 
 _CHUNK = 1024  # examples
-_SERVED_ALIKE = ("protocol", "observation", "top_k")
+_SERVED_ALIKE = ("protocol", "observation", "top_k", "max_page_chars")
 
 Example = dict[str, Any]
 Say = Callable[[str | None, str], list[Message]]
@@ -259,12 +259,12 @@ def _lines(names: list[FormatName], source: Source) -> Iterator[tuple[str, Examp
 
 def _refuse_other_conversations(source: Source, agent: Agent) -> None:
     """A conversation is only what a model will be served if it was collected under the same protocol and view of pages."""
-    table = artifact.read_table(source.processed, list(_SERVED_ALIKE))
+    collected = artifact.read_provenance(source.processed)["agent"]
     for name, served in ((name, getattr(agent, name)) for name in _SERVED_ALIKE):
-        if others := set(table[name].unique().to_pylist()) - {served}:
+        if collected.get(name) != served:
             raise ConfigError(
-                f"conversations were collected with {name} {', '.join(sorted(map(str, others)))}, but will be served with "
-                f"{served}: give the agent the same {name}, collect again, or train on sft_best"
+                f"conversations were collected with {name} {collected.get(name)}, but will be served with {served}: give "
+                f"the agent the same {name}, collect again, or train on sft_best"
             )
 
 

@@ -74,7 +74,9 @@ def process(trajectories: Artifact, settings: Process, uri: str) -> tuple[Artifa
         if not any(r.kept for r in rollouts):
             raise EmptyError(_nothing_left(rollouts, settings))
 
-    facts = artifact.provenance({"trajectories": trajectories}, settings=settings.model_dump(mode="json"))
+    # how pages were shown matters to whoever trains on whole conversations
+    agent = artifact.read_provenance(trajectories).get("settings", {}).get("agent", {})
+    facts = artifact.provenance({"trajectories": trajectories}, settings=settings.model_dump(mode="json"), agent=agent)
     processed = artifact.write_tables(kept_tables(), storage.join(uri, "processed.parquet"), _OUT, facts)
     pair_rows = [
         _pair_row(question_id, questions[question_id], pair)

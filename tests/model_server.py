@@ -86,6 +86,7 @@ class ModelServer:
         self.most_in_flight = 0
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.models = ["base"]
         self.port = 0
         self._on_death: Callable[[], None] = lambda: None
 
@@ -129,7 +130,7 @@ class ModelServer:
         return runner
 
     async def _models(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": "base", "object": "model"}]})
+        return web.json_response({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
 
     async def _counts(self, request: web.Request) -> web.Response:
         return web.json_response({"calls": self.calls, "most_in_flight": self.most_in_flight})

@@ -11,10 +11,12 @@ import pytest
 from flows.collect import collect
 from flows.evaluate import compare, evaluate
 from flows.finetune import finetune, merge
+from flows.infer import infer
 from flows.prepare import format_, prepare, process
 from tasks import config, storage
 from tasks.artifact import fetch_folder, load_ref, read_provenance, read_rows
 from tasks.errors import CollectError, ConfigError
+from tasks.serve import adapter_name
 from tasks.stages import StageRun
 from tests.model_server import ModelServer, Reply, Status
 from tests.small_collection import TOPICS, ingest_small, searcher
@@ -97,7 +99,38 @@ def test_evaluation_compares_runs_and_writes_a_report(tmp_path: Path, documents:
     assert {row["baseline"] for row in read_rows(load_ref(root, "comparison"))} == {"question"}
 
 
-def test_an_adapter_is_not_measured_under_another_prompt(tmp_path: Path, documents: Path) -> None:
+def test_a_report_shows_only_what_the_measured_adapter_was_made_of(tmp_path: Path, documents: Path) -> None:
+    root = str(tmp_path / "store")
+    ingest_small(root, documents)
+    model = str(tiny_model(tmp_path / "model"))
+    variants = [config.Variant(name="question", model="question"), config.Variant(name="adapter", model="adapter")]
+
+    def train(epochs: float) -> None:
+        training = config.Finetune(epochs=epochs, batch_size=4, lora_r=4, bf16=False)
+        finetune(config.FinetuneRun(storage=root, model=model, finetune=training))
+
+    def figures() -> tuple[bool, bool]:
+        compare(config.CompareRun(storage=root, compare=["question", "adapter"], resamples=500))
+        page = storage.read_bytes(storage.join(load_ref(root, "report").uri, "index.html")).decode()
+        return "What was there to learn from?" in page, "How did training go?" in page
+
+    with ModelServer(searcher) as server:
+        run = _collect(root, server.url)
+        collect(run)
+        prepare(config.PrepareRun(storage=root, agent=AGENT))
+        train(1)
+        server.models = ["base", adapter_name(load_ref(root, "adapter"))]
+        asking = {"agent": AGENT, "server": run.server, "evaluate": config.Evaluate(split="all", resamples=500)}
+        evaluate(config.EvaluateRun(storage=root, variants=variants, **asking))
+        assert figures() == (True, True)
+        collect(_collect(root, server.url, samples=2))
+        process(config.ProcessRun(storage=root))
+        assert figures() == (False, True)
+        train(2)
+        assert figures() == (False, False)
+
+
+def test_an_adapter_is_not_asked_under_another_prompt(tmp_path: Path, documents: Path) -> None:
     root = str(tmp_path / "store")
     ingest_small(root, documents)
     with ModelServer(searcher) as server:
@@ -111,6 +144,10 @@ def test_an_adapter_is_not_measured_under_another_prompt(tmp_path: Path, documen
         runs = [config.Variant(name="question", model="question"), config.Variant(name="adapter", model="adapter")]
         with pytest.raises(ConfigError, match="trained on prompt"):
             evaluate(config.EvaluateRun(storage=root, agent=other, server=run.server, variants=runs))
+        with pytest.raises(ConfigError, match="trained on prompt"):
+            collect(run.model_copy(update={"agent": other, "adapter": True}))
+        with pytest.raises(ConfigError, match="trained on prompt"):
+            infer(config.InferRun(storage=root, agent=other, server=run.server, question="Why?", adapter=True))
 
 
 def test_failed_rollouts_are_told_and_only_they_are_redone(tmp_path: Path, documents: Path) -> None:

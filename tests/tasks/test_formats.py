@@ -88,8 +88,9 @@ def converse(searcher: Searcher, question: str, script: str, agent: Agent) -> tu
 
 def prepared(searcher: Searcher, root: str, agent: Agent, scripts: Sequence[str] = tuple(SCRIPTS)) -> Any:
     rows = [converse(searcher, question, script, agent)[0] for question in QUESTIONS for script in scripts]
+    facts = {"settings": {"agent": agent.model_dump(mode="json")}}
     stored = artifact.write_table(
-        artifact.table_of(rows, "trajectories/1"), storage.join(root, "t.parquet"), "trajectories/1", {}
+        artifact.table_of(rows, "trajectories/1"), storage.join(root, "t.parquet"), "trajectories/1", facts
     )
     return process(stored, Process(), storage.join(root, "processed"))[:2]
 
@@ -219,7 +220,9 @@ def test_an_empty_training_set_says_what_to_change(searcher, tmp_path, name, scr
     assert not storage.exists(str(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("served", [{"protocol": "tools"}, {"observation": "none"}, {"top_k": 5}])
+@pytest.mark.parametrize(
+    "served", [{"protocol": "tools"}, {"observation": "none"}, {"top_k": 5}, {"max_page_chars": 99}]
+)
 def test_conversations_are_not_taught_where_they_would_look_otherwise(searcher, tmp_path: Path, served):
     processed, pairs = prepared(searcher, str(tmp_path), Agent(protocol="tags"), ["improves"])
     other = Agent(**{"protocol": "tags", **served})
