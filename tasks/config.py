@@ -68,7 +68,7 @@ class Search(Settings):
         description="What joins words that no operator joins: ranked OR, or AND as the reference pipeline.",
     )
     expand: Literal["none", "question"] = Field(
-        default="none", description="'question' adds the question's words to a query that is plain words."
+        default="none", description="'question' adds the question's words to a query that has no operators."
     )
     file_boost: float = Field(
         default=3.0, ge=0, description="Weight of a match in the file name's words; 0 leaves them out."

@@ -110,13 +110,13 @@ class Searcher:
     def search(self, query: str, top_k: int, question: str | None = None) -> SearchResult:
         """The `top_k` best pages for a query. Never raises for anything in the query.
 
-        `question` is what the query was made for; its words are added to a query of plain words where the settings say
+        `question` is what the query was made for; its words are added to a query without operators where the settings say
         expand="question" (with operator="and" they add to the score and are not required).
         Hits are ordered by score, ties (scores that agree to four decimals) by file and page number.
         """
         language = self._language
-        if question and self._settings.expand == "question" and language.is_plain(query):
-            query = _expanded(query, language.as_words(question), self._settings.operator)
+        if question and self._settings.expand == "question" and not language.has_operators(query):
+            query = _expanded(language.as_words(query), language.as_words(question), self._settings.operator)
         reading = language.read(query, self._settings.operator)
         found = self._engine.find(reading.tree, top_k) if reading.tree is not None else []
         hits = tuple(
@@ -128,8 +128,9 @@ class Searcher:
 
 def _expanded(query: str, words: str, operator: str) -> str:
     if operator == "or":
-        return f"{query} {words}"
-    return f"({query}) ANDMAYBE ({' OR '.join(words.split())})"
+        return f"{query} {words}".strip()
+    added = " OR ".join(words.split())
+    return f"({query}) ANDMAYBE ({added})" if query else added
 
 
 def open_index(index: Artifact, settings: config.Search) -> Searcher:

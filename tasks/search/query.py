@@ -50,6 +50,7 @@ _CHARACTERS = rf"[\"*()\[\]{{}}^~{_QUESTION_MARKS}]|(?<!\w)'"
 # with what the parser sees around an operator once question marks and colons are gone
 _OPERATORS = rf"(?<![^\s:{_QUESTION_MARKS}])(?:AND|OR|NOT|ANDNOT|ANDMAYBE|REQUIRE)(?![^\s:{_QUESTION_MARKS}])"
 _SYNTAX = re.compile(rf"{_CHARACTERS}|\b(?:{_NAMES}):(?=\S)|{_OPERATORS}")
+_MEANT = re.compile(rf"[\"*]|\b(?:{_NAMES}):(?=\S)|{_OPERATORS}")
 _SIMPLE = re.compile(r"[\w\s.,;!/$%&#@+=|\\<>`-]*\??\s*")
 _NOT_WORDS = re.compile(rf"{_CHARACTERS}|:")
 _ENDING = re.compile(rf"[{_QUESTION_MARKS}]+(?=[\s)\]}}\"',.;:!]|$)")
@@ -76,6 +77,11 @@ def is_plain(text: str) -> bool:
     if _SIMPLE.fullmatch(text) and not ("AND" in text or "OR" in text or "NOT" in text or "REQUIRE" in text):
         return True  # most questions, at a fifth of the cost
     return _SYNTAX.search(_ENDING.sub(" ", text)) is None
+
+
+def has_operators(text: str) -> bool:
+    """Whether a query says more than words: quotes, wildcards, fields, AND, OR, NOT. A bracket, as in a formula, does not."""
+    return _MEANT.search(_ENDING.sub(" ", text)) is not None
 
 
 def as_words(text: str) -> str:

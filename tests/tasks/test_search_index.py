@@ -127,18 +127,20 @@ def test_or_ranks_and_and_requires(index: Artifact) -> None:
     assert found(strict.search("revenue rose", 9)) == [("reports/annual_2020.pdf", 2)]
 
 
-def test_the_question_is_added_to_plain_words_only(index: Artifact) -> None:
+def test_the_question_is_added_to_what_has_no_operators(index: Artifact) -> None:
     searcher = open_index(index, config.Search(expand="question"))
     result = searcher.search("money", 1, question="What (exactly) rose in 2020 AND why?")
     assert result.searched == "money What  exactly  rose in 2020 and why"
     assert result.read_as == "query"
     assert found(result) == [("reports/annual_2020.pdf", 2)]
     assert searcher.search('"money"', 1, question="What rose?").searched == '"money"'
+    assert searcher.search("money_{o2o} (2019)", 1, question="What rose?").searched.split()[-2:] == ["What", "rose"]
     assert searcher.search("money", 1).searched == "money"
     assert open_index(index, config.Search()).search("money", 1, question="What rose?").searched == "money"
     strict = open_index(index, config.Search(expand="question", operator="and", file_boost=0))
     assert found(strict.search("revenue", 9, "What fell?"))[0] == ("reports/annual_2021.pdf", 1)
     assert len(strict.search("revenue", 9, "What fell?").hits) == 2
+    assert found(strict.search("{}", 9, "What fell?"))[0] == ("reports/annual_2021.pdf", 1)
 
 
 def test_a_query_that_cannot_be_read_is_recorded(index: Artifact) -> None:
