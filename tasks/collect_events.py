@@ -107,8 +107,9 @@ def run(flow: Flow, fails: Iterator[int]) -> Counts:
     """
     running = _Run(flow, fails)
     for _ in range(flow.passes):
+        ended = running.counts.seconds
         for worker in range(flow.workers):
-            running.start(worker, running.counts.seconds)
+            running.start(worker, ended)
         running.to_the_end()
         if not (running.state == _FAILED).any():
             break

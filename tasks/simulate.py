@@ -176,6 +176,12 @@ def _size(number: float) -> str:
     return f"{number / 1024**unit:.1f} {('bytes', 'KiB', 'MiB', 'GiB')[unit]}"
 
 
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.2f} h"
+
+
 def table(outcome: Outcome) -> Table:
     """What came out, as people read it."""
     flow, counts = outcome.flow, outcome.counts
@@ -184,8 +190,8 @@ def table(outcome: Outcome) -> Table:
     shown.add_column(justify="right")
     shown.add_column()
     rate = flow.rollouts / counts.seconds
-    shown.add_row("rollouts take", f"{counts.seconds / 3600:.2f} h", f"{rate:.1f} rollouts/s, {counts.calls:,} calls")
-    shown.add_row("the fold takes", f"{outcome.fold_s / 3600:.2f} h", "one core, after the last part")
+    shown.add_row("rollouts take", _time(counts.seconds), f"{rate:.1f} rollouts/s, {counts.calls:,} calls")
+    shown.add_row("the fold takes", _time(outcome.fold_s), "one core, after the last part")
     shown.add_row("finished, failed", f"{counts.finished:,}, {counts.failed:,}", f"{counts.tried_again:,} tried again")
     shown.add_row("kills", f"{counts.kills:,}", f"{counts.redone:,} rollouts done again")
     shown.add_section()

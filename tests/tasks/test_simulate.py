@@ -143,6 +143,16 @@ def test_a_kill_costs_what_is_under_way_and_what_no_part_holds() -> None:
     assert often.redone == 4 * often.kills  # those under way; what had ended was in a part
 
 
+def test_workers_start_their_task_runs_side_by_side() -> None:
+    flow = Flow(
+        **{"rollouts": 40, "turns": 1, "service_s": 1, "servers": 1, "sequences": 40, "concurrency": 10, "workers": 4},
+        **{**FREE, "samples": 1, "shard_size": 2, "task_s": 10.0, "put_s": 0.25},
+    )
+    outcome = simulate.simulate(flow)
+    assert outcome.counts.seconds == 5 * 10.0 + 1.25  # twenty shards, five of them each worker's
+    assert (outcome.messages, outcome.messages_per_s) == (20 * 3, 4 * 2)
+
+
 def test_a_run_that_cannot_end_is_refused() -> None:
     with pytest.raises(ConfigError, match="does not end"):
         simulate.simulate(
