@@ -172,8 +172,8 @@ class _Run:
         self.open_shards[worker] = int((left > 0).sum())
         for _ in range(min(flow.concurrency, len(todo))):
             self.take(worker, time)
-        if len(todo) and flow.kills_per_hour:
-            after = self.random.expovariate(flow.kills_per_hour / 3600)
+        if len(todo) and (per_s := flow.kills_per_hour / 3600):
+            after = self.random.expovariate(per_s)
             self.push(time + after, _KILLED, worker, self.epoch[worker])
 
     def take(self, worker: int, time: float) -> None:
