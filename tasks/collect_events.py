@@ -27,10 +27,10 @@ class Flow(config.Settings):
     """A collection and what it runs on."""
 
     rollouts: int = Field(ge=1, le=10_000_000, description="Rollouts in all: questions × configurations × samples.")
-    turns: int = Field(ge=1, description="Model calls that a rollout makes.")
+    turns: int = Field(ge=1, le=1000, description="Model calls that a rollout makes.")
     service_s: Positive = Field(description="Seconds that the model server takes for a call at its full load.")
-    servers: int = Field(ge=1, description="Model servers.")
-    sequences: int = Field(ge=1, le=100_000, description="Sequences that a server generates at once (max_num_seqs).")
+    servers: int = Field(ge=1, le=10_000, description="Model servers.")
+    sequences: int = Field(ge=1, le=10_000, description="Sequences that a server generates at once (max_num_seqs).")
     concurrency: int = Field(ge=1, description="Rollouts in flight at once in one worker: its gate.")
     workers: int = Field(
         default=1, ge=1, le=10_000, description="Processes that shards are spread over; each has a gate."
@@ -44,7 +44,9 @@ class Flow(config.Settings):
     failure_share: config.Share = Field(
         default=0.0, description="Share of calls that fail in a way that can pass (HTTP 503)."
     )
-    max_retries: int = Field(default=config.Server().max_retries, ge=0, description="Further tries of a failed call.")
+    max_retries: int = Field(
+        default=config.Server().max_retries, ge=0, le=100, description="Further tries of a failed call."
+    )
     passes: int = Field(default=1, ge=1, description="Times that the run is made, as long as some rollouts are failed.")
     kills_per_hour: Amount = Field(default=0.0, description="Kills or preemptions of each worker in an hour.")
     restart_s: Amount = Field(default=120.0, description="Seconds from a kill until the worker runs again.")

@@ -1,4 +1,4 @@
-"""What a night of collection costs and how long it takes, with training on what it gathered and the storage of both.
+r"""What a night of collection costs and how long it takes, with training on what it gathered and the storage of both.
 
 With throughput from the serving host's speed, as vLLM's own log or `vllm bench serve` tells it:
 
@@ -14,8 +14,8 @@ With throughput from the serving host's speed, as vLLM's own log or `vllm bench 
 `--trajectories` is a reference below `--storage` (such as `trajectories`) or the address of a .parquet file. A flag that is
 given goes before what was measured.
 
-Prices are demanded, never assumed: they differ threefold by region, by contract and between spot and on demand, and a table in
-this file would be wrong without anyone noticing. Zero is a price, too: of a machine of your own. Any currency will do.
+Prices are demanded, never assumed: they differ by region, contract and day, and a table in this file would go wrong without
+anyone noticing. Zero is a price, too: of a machine of your own. Any currency will do.
 """
 
 import hashlib

@@ -165,7 +165,7 @@ def simulate(flow: Flow, fails: Iterator[int] | None = None) -> Outcome:
         flow=flow,
         counts=counts,
         messages=len(times),
-        messages_per_s=int(np.bincount(times.astype(np.int64)).max()),
+        messages_per_s=int(np.unique(np.floor(times), return_counts=True)[1].max()),
         waiting_messages=waiting,
         lost_messages=lost,
     )
