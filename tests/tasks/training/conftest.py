@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tasks.artifact import Artifact, table_of, write_table
+from tasks.artifact import Artifact, provenance, table_of, write_table
 from tests.tasks.training.training_rows import rows
 from tests.tiny_model import tiny_model, tiny_tokenizer
 
@@ -35,4 +35,4 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def training_set(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     uri = str(tmp_path_factory.mktemp("training-set") / "sft.parquet")
-    return write_table(table_of(rows(42), "sft/1"), uri, "sft/1", {})
+    return write_table(table_of(rows(42), "sft/1"), uri, "sft/1", provenance())
