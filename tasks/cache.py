@@ -56,7 +56,7 @@ def code_version(module: str) -> str:
     Settings are left out: their values are in the key, and a reworded description changes no result.
     """
     digest = hashlib.sha256()
-    for name in sorted(_closure(module) - {f"{_PACKAGE}.config"}):
+    for name in sorted(n for n in _closure(module) if not n.startswith(f"{_PACKAGE}.config")):
         digest.update(name.encode() + b"\0" + _syntax(_source(name)) + b"\0")
         for data in _files_beside(_source(name)):
             digest.update(data.name.encode() + b"\0" + data.read_bytes() + b"\0")

@@ -1,0 +1,67 @@
+"""Every setting of every stage: typed, described, validated once.
+
+These models are the flows' parameters (the Prefect UI renders them as forms), the recipes in deployments/recipes are YAML
+of the same models, and the command line takes the same names. Secrets are not settings: keys come from the environment.
+"""
+
+from tasks.config.base import Settings, Share, Split
+from tasks.config.documents import Index, Ingest, Search
+from tasks.config.evaluation import VARIANTS, Evaluate, Variant, Variants
+from tasks.config.rollouts import Collect, Format, FormatName, Process
+from tasks.config.runs import (
+    BaseRun,
+    CollectRun,
+    CompareRun,
+    EvaluateRun,
+    FinetuneRun,
+    FormatRun,
+    Improve,
+    InferRun,
+    IngestRun,
+    MergeRun,
+    ModelRun,
+    PrepareRun,
+    ProcessRun,
+    Run,
+    ServeRun,
+)
+from tasks.config.serving import Agent, Sampling, SamplingName, Serve, Server
+from tasks.config.training import Finetune
+
+__all__ = [
+    "VARIANTS",
+    "Agent",
+    "BaseRun",
+    "Collect",
+    "CollectRun",
+    "CompareRun",
+    "Evaluate",
+    "EvaluateRun",
+    "Finetune",
+    "FinetuneRun",
+    "Format",
+    "FormatName",
+    "FormatRun",
+    "Improve",
+    "Index",
+    "InferRun",
+    "Ingest",
+    "IngestRun",
+    "MergeRun",
+    "ModelRun",
+    "PrepareRun",
+    "Process",
+    "ProcessRun",
+    "Run",
+    "Sampling",
+    "SamplingName",
+    "Search",
+    "Serve",
+    "ServeRun",
+    "Server",
+    "Settings",
+    "Share",
+    "Split",
+    "Variant",
+    "Variants",
+]

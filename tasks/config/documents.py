@@ -1,0 +1,65 @@
+"""Settings of what is searched: documents, index, queries."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tasks.config.base import Settings, Share
+
+
+class Ingest(Settings):
+    """PDFs or OCR JSONL, and questions → pages, questions with splits, and what was set aside."""
+
+    documents: str = Field(
+        description="Folder or s3:// prefix of PDFs, or an OCR JSONL file of {file, page_number, total_pages, text}."
+    )
+    questions: str | None = Field(
+        default=None,
+        description="Questions with known pages: a .jsonl or .parquet file, or hf:NAME[:SPLIT] for a Hugging Face data set.",
+    )
+    train_ratio: Share = Field(default=0.6, description="Share of document groups whose questions are for training.")
+    dev_ratio: Share = Field(
+        default=0.1, description="Share of document groups for choosing settings; what is left is for testing."
+    )
+    split_salt: str = Field(
+        default="drag", description="Changes which documents fall into which split. Keep it to keep the split."
+    )
+    include_json: str | None = Field(
+        default=None, description="JSON list of document names or question ids: only these questions are kept."
+    )
+    exclude_json: str | None = Field(
+        default=None, description="JSON list of document names or question ids: these questions are dropped."
+    )
+    workers: int | None = Field(default=None, ge=1, description="Processes that read PDFs; one per core when empty.")
+
+    @model_validator(mode="after")
+    def _ratios(self) -> "Ingest":
+        if self.train_ratio + self.dev_ratio > 1:
+            raise ValueError("train_ratio and dev_ratio add up to more than 1")
+        return self
+
+
+class Index(Settings):
+    """How pages are indexed."""
+
+    engine: Literal["tantivy", "whoosh"] = Field(
+        default="tantivy", description="tantivy is fast; whoosh is the reference. Both match the same pages."
+    )
+
+
+class Search(Settings):
+    """How a query is read and answered."""
+
+    operator: Literal["or", "and"] = Field(
+        default="or",
+        description="What joins words that no operator joins: ranked OR, or AND as the reference pipeline.",
+    )
+    expand: Literal["none", "question"] = Field(
+        default="none", description="'question' adds the question's words to a query that has no operators."
+    )
+    file_boost: float = Field(
+        default=3.0, ge=0, description="Weight of a match in the file name's words; 0 leaves them out."
+    )
+    title_boost: float = Field(
+        default=3.0, ge=0, description="Weight of a match in the PDF title's words; 0 leaves them out."
+    )

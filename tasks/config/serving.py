@@ -1,0 +1,75 @@
+"""Settings of the model that is asked: the agent that drives it, how it samples, where it is served."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from tasks.config.base import Settings, Share
+
+SamplingName = Literal["greedy", "low_temp", "default", "high_temp", "creative", "diverse"]
+
+
+class Agent(Settings):
+    """How the model is driven. What it is trained on and what it is served come from the same settings."""
+
+    protocol: Literal["tags", "tools"] = Field(
+        default="tools", description="'tools': OpenAI tool calls. 'tags': <think>, <search> and <answer> in plain text."
+    )
+    observation: Literal["none", "text"] = Field(
+        default="text", description="What the model sees of a page that was found: its text, or only its name."
+    )
+    max_page_chars: int = Field(default=2000, ge=50, description="Characters of a page's text that the model sees.")
+    max_iterations: int = Field(default=5, ge=1, description="Turns at most; the last one must answer.")
+    answer: bool = Field(
+        default=True, description="The last turn must answer. Off, the agent only searches, for as many turns."
+    )
+    top_k: int = Field(default=3, ge=1, description="Pages that a search returns; the reward counts ranks up to it.")
+    examples: bool = Field(
+        default=False, description="Put worked examples into the prompt. An untrained small model needs them."
+    )
+
+
+class Sampling(Settings):
+    """How tokens are drawn, overriding the named configuration where set."""
+
+    temperature: float | None = Field(default=None, ge=0, description="Overrides the configuration's temperature.")
+    top_p: float | None = Field(default=None, gt=0, le=1, description="Overrides the named configuration's top-p.")
+    repetition_penalty: float | None = Field(
+        default=None, gt=0, description="Overrides the named configuration's repetition penalty."
+    )
+    max_tokens: int = Field(default=1024, ge=1, description="Tokens that one turn may generate.")
+
+
+class Server(Settings):
+    """The OpenAI-compatible server that is asked. Its key comes from the environment variable OPENAI_API_KEY."""
+
+    base_url: str | None = Field(
+        default=None, description="Address of a running server, such as http://host:8000/v1; empty starts vLLM here."
+    )
+    model: str = Field(
+        default="HuggingFaceTB/SmolLM2-135M-Instruct",
+        description="Model to ask: a model hub name, a local folder, or a served adapter's name.",
+    )
+    concurrency: int = Field(default=8, ge=1, description="Rollouts in flight at once.")
+    request_timeout: float = Field(default=120, gt=0, description="Seconds one request may take.")
+    rollout_timeout: float = Field(default=600, gt=0, description="Seconds one rollout may take.")
+    max_retries: int = Field(default=4, ge=0, description="Further tries of a request whose failure can pass.")
+
+
+class Serve(Settings):
+    """The vLLM process that DRAG starts when no base_url is given."""
+
+    max_model_len: int | None = Field(default=None, ge=256, description="Context length; the model's own when empty.")
+    max_lora_rank: int = Field(default=16, ge=1, description="Largest LoRA rank that adapters may have.")
+    max_num_seqs: int = Field(default=64, ge=1, description="Sequences that are generated at once.")
+    gpu_memory_utilization: Share = Field(default=0.9, description="Share of the GPU's memory that vLLM takes.")
+    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs that one model is spread over.")
+    tool_call_parser: str | None = Field(
+        default=None, description="vLLM's tool parser for the tools protocol, such as hermes."
+    )
+    reasoning_parser: str | None = Field(default=None, description="vLLM's reasoning parser, such as qwen3.")
+    adapters: Literal["lora", "merged"] = Field(
+        default="lora",
+        description="How an adapter is served: loaded beside its base, or merged into it in a server of its own, which is several times faster on a CPU.",
+    )
+    start_timeout: float = Field(default=600, gt=0, description="Seconds until the server must answer.")
