@@ -42,10 +42,12 @@ COMMANDS = {
     "compare": Command("flows.evaluate:compare", config.CompareRun, "compare runs that were measured; report"),
     "infer": Command("flows.infer:infer", config.InferRun, "ask one question, or many in turn"),
     "improve": Command("flows.improve:improve", config.Improve, "the whole loop, once round"),
+    "deploy": Command("flows.deploy:deploy", config.Deploy, "what deployments/ says → the Prefect server"),
     "demo": Command("flows.demo:demo", config.Improve, "the whole loop on documents that the project generates"),
 }
 # flags of the reference pipeline that mean the same
 ALIASES = {"documents": "ocr-file"}
+_NO_FLOWS = {"infer", "deploy"}
 RECIPES = {"demo": Path(__file__).resolve().parents[1] / "deployments" / "recipes" / "demo.yaml"}
 
 
@@ -95,7 +97,7 @@ def _run(command: Command, settings: BaseModel) -> None:
     """Run a flow against the configured Prefect server or an embedded one; what is no flow needs none."""
     module, _, name = command.runs.partition(":")
     target = getattr(importlib.import_module(module), name)
-    if name == "infer":
+    if name in _NO_FLOWS:
         target(settings)
         return
     from flows.embedded import prefect_server

@@ -35,7 +35,17 @@ def prefect_server() -> Iterator[str]:
     if configured:
         yield configured
         return
-    home = Path(os.environ.get("DRAG_HOME", Path.home() / ".drag"))
+    with server_process(Path(os.environ.get("DRAG_HOME", Path.home() / ".drag"))) as url, _using(url):
+        yield url
+
+
+@contextlib.contextmanager
+def server_process(home: Path) -> Iterator[str]:
+    """A Prefect server with all its services over a database in `home`, for as long as the block; yields its API's address.
+
+    Raises:
+        ServerError: it did not start; the message holds the end of its log.
+    """
     home.mkdir(parents=True, exist_ok=True)
     port = free_port()
     log = home / "prefect-server.log"
@@ -54,17 +64,22 @@ def prefect_server() -> Iterator[str]:
         started = time.monotonic()
         while not _healthy(port):
             if process.poll() is not None or time.monotonic() - started > _START_TIMEOUT_S:
-                raise ServerError(f"the embedded Prefect server did not start:\n{log_tail(log)}")
+                raise ServerError(f"the Prefect server did not start:\n{log_tail(log)}")
             time.sleep(0.2)
-        url = f"http://127.0.0.1:{port}/api"
-        with temporary_settings({PREFECT_API_URL: url}):
-            try:
-                yield url
-            finally:  # what is still waiting to be sent would find nobody
-                APILogHandler().flush()
-                EventsWorker.drain_all(timeout=5)
+        yield f"http://127.0.0.1:{port}/api"
     finally:
         watchdog.stop(process)
+
+
+@contextlib.contextmanager
+def _using(url: str) -> Iterator[None]:
+    """Everything in the block talks to that server; what is still to be sent at its end is sent."""
+    with temporary_settings({PREFECT_API_URL: url}):
+        try:
+            yield
+        finally:  # later it would find nobody
+            APILogHandler().flush()
+            EventsWorker.drain_all(timeout=5)
 
 
 def _healthy(port: int) -> bool:

@@ -5,6 +5,7 @@ of the same models, and the command line takes the same names. Secrets are not s
 """
 
 from tasks.config.base import Settings, Share, Split
+from tasks.config.deployment import Deploy
 from tasks.config.documents import Index, Ingest, Search
 from tasks.config.evaluation import VARIANTS, Evaluate, Variant, Variants
 from tasks.config.rollouts import Collect, Format, FormatName, Process
@@ -35,6 +36,7 @@ __all__ = [
     "Collect",
     "CollectRun",
     "CompareRun",
+    "Deploy",
     "Evaluate",
     "EvaluateRun",
     "Finetune",
