@@ -58,7 +58,8 @@ def collected(
     def key(without: set[str]) -> str:
         chosen = {
             "collect": settings.collect.model_dump(mode="json", exclude=_RESUMING | without),
-            "server": settings.server.model_dump(mode="json", exclude=_PACE),
+            "server": settings.server.model_dump(mode="json", exclude=_PACE)
+            | {"base_url": sorted(settings.server.base_url)},
         }
         if not settings.server.base_url:
             chosen["serve"] = settings.serve.model_dump(mode="json", include=_SERVED)

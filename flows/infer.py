@@ -40,14 +40,13 @@ def infer(settings: config.InferRun) -> None:
     sampling = resolve(settings.sampling_config, settings.sampling)
 
     async def ask(server: config.Server, question: str) -> Trajectory:
-        assert server.base_url is not None
-        async with open_client(server, base_url=server.base_url, model=server.model) as complete:
+        async with open_client(server) as conversation:
             return await rollout(
                 Question("asked", question),
                 settings=settings.agent,
                 sampling=sampling,
                 seed=0,
-                complete=complete,
+                complete=conversation(),
                 search=search_with(searcher, settings.agent.top_k),
                 page_text=pages.text,
                 deadline_s=server.rollout_timeout,

@@ -27,11 +27,11 @@ def serve(settings: config.ServeRun) -> None:
     root = storage.resolve(settings.storage)
     with model_server(config.Server(model=settings.model), settings.serve, work_dir(root)) as connect:
         served = connect(artifact.load_ref(root, "adapter") if settings.adapter else None)
-        assert served.base_url is not None
-        get_run_logger().info("serving %s at %s", ", ".join(served_models(served.base_url)), served.base_url)
+        (base_url,) = served.base_url
+        get_run_logger().info("serving %s at %s", ", ".join(served_models(base_url)), base_url)
         while True:
             time.sleep(_CHECK_EVERY_S)
             try:
-                served_models(served.base_url)
+                served_models(base_url)
             except ServerError as error:
                 raise ServerError(f"the model server died; its log is below {work_dir(root)}") from error

@@ -10,7 +10,8 @@ from pathlib import Path
 from tasks import config, serve
 from tasks.agent.prompts import prompt_fingerprint
 from tasks.artifact import Artifact, read_provenance
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, ServerError
+from tasks.logs import run_logger
 from tasks.model import fetch_model
 from tasks.progress import progress
 from tasks.training.merge import merge
@@ -49,7 +50,7 @@ def model_server(server: config.Server, settings: config.Serve, work_dir: Path) 
             else:
                 started = start(server.model)
                 name = serve.load_adapter(started, adapter) if adapter else serve.BASE_NAME
-            return server.model_copy(update={"base_url": started.base_url, "model": name})
+            return server.model_copy(update={"base_url": [started.base_url], "model": name})
 
         yield connect
 
@@ -77,11 +78,24 @@ def _merged(model: str, adapter: Artifact, work_dir: Path) -> str:
 
 
 def _remote(server: config.Server, adapter: Artifact | None) -> config.Server:
-    """The settings for a server that someone else runs; an adapter must be served there under its own name."""
-    assert server.base_url is not None
+    """The settings for servers that someone else runs; an adapter must be served by each under its own name.
+
+    Raises:
+        ServerError: none of them answers. One that does not while another does is left out until it does.
+    """
     wanted = serve.adapter_name(adapter) if adapter else server.model
-    served = serve.served_models(server.base_url)
-    if wanted not in served:
-        hint = f"; load it there as {wanted!r} (vLLM: --lora-modules {wanted}=FOLDER)" if adapter else ""
-        raise ConfigError(f"{server.base_url} serves {', '.join(served)}, not {wanted}{hint}")
+    silent = []
+    for base_url in server.base_url:
+        try:
+            served = serve.served_models(base_url)
+        except ServerError as error:
+            silent.append(error)
+            continue
+        if wanted not in served:
+            hint = f"; load it there as {wanted!r} (vLLM: --lora-modules {wanted}=FOLDER)" if adapter else ""
+            raise ConfigError(f"{base_url} serves {', '.join(served)}, not {wanted}{hint}")
+    if len(silent) == len(server.base_url):
+        raise silent[-1]
+    for reason in silent:
+        run_logger().warning("%s", reason)
     return server.model_copy(update={"model": wanted})

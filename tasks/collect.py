@@ -29,7 +29,7 @@ from tasks.artifact import Artifact
 from tasks.errors import ArtifactError, ConfigError, ServerError
 from tasks.pages import PageStore
 from tasks.search.index import open_index
-from tasks.serve import served_models
+from tasks.serve import check_health
 
 SCHEMA = "trajectories/1"
 _LOST = 3
@@ -137,18 +137,18 @@ async def open_attempts(
     """Open what rollouts need, once for all shards of a process: the server's client, the index, pages, the gate.
 
     At most `server.concurrency` rollouts run at once, whichever shards they belong to, so no shard's end leaves the server
-    idle. Once the server is seen to be gone, rollouts end at once with a typed failure, until it answers again.
+    idle. Once all servers are seen to be gone, rollouts end at once with a typed failure, until one answers again.
 
     Args:
         fingerprints: model_fingerprint, index_fingerprint and code_fingerprint, as the rows shall carry them.
 
     Raises:
         ArtifactError: an artifact is missing or of another schema.
-        ConfigError: the server's address is not set.
+        ConfigError: no server's address is set.
     """
     from tasks.agent.client import open_client  # the openai package takes half a second to import
 
-    if server.base_url is None:
+    if not server.base_url:
         raise ConfigError("collecting needs the address of a running server: set base_url")
     rows = await asyncio.to_thread(artifact.read_rows, questions)
     asked = {row["question_id"]: Question.from_row(row) for row in rows}
@@ -156,8 +156,8 @@ async def open_attempts(
     page_store = await asyncio.to_thread(PageStore, pages)
     gate = asyncio.Semaphore(server.concurrency)
 
-    async with open_client(server, base_url=server.base_url, model=server.model) as complete:
-        breaker = _Breaker(complete, server.base_url)
+    async with open_client(server) as conversation:
+        breaker = _Breaker(server.base_url)
 
         async def attempt(spec: RolloutSpec, number: int) -> dict[str, Any]:
             async with gate:
@@ -166,7 +166,7 @@ async def open_attempts(
                     settings=agent,
                     sampling=resolve(spec.sampling, sampling),
                     seed=spec.seed,
-                    complete=breaker.complete,
+                    complete=breaker.watch(conversation()),
                     search=find,
                     page_text=page_store.text,
                     deadline_s=server.rollout_timeout,
@@ -186,27 +186,31 @@ async def open_attempts(
 
 
 class _Breaker:
-    """Makes model calls, but none to a server that is gone: otherwise each rollout would try again for long, for nothing.
+    """Lets model calls pass, but none while all servers are gone: each rollout would try again for long, for nothing.
 
-    After `_LOST` failed rollouts without a completion between them, the server is asked for its models. While it does not
-    answer that either, every call fails at once.
+    After `_LOST` failed rollouts without a completion between them, the servers are asked whether they are well. While none
+    of them is, every call fails at once.
     """
 
-    def __init__(self, complete: Complete, base_url: str) -> None:
+    def __init__(self, base_urls: Sequence[str]) -> None:
         self.lost = 0  # rollouts that failed since the last completion
-        self._complete, self._base_url = complete, base_url
+        self._base_urls = base_urls
         self._asking = asyncio.Lock()
-        self._gone: tuple[float, str] | None = None  # when the server was last found gone, and how
+        self._gone: tuple[float, str] | None = None  # when the servers were last found gone, and how
 
-    async def complete(
-        self, messages: Sequence[Mapping[str, Any]], request: Mapping[str, Any], sampling: ResolvedSampling, seed: int
-    ) -> Completion:
-        """Of type `Complete`."""
-        if self.lost >= _LOST:
-            await self._ask()
-        completion = await self._complete(messages, request, sampling, seed)
-        self.lost = 0
-        return completion
+    def watch(self, complete: Complete) -> Complete:
+        """`complete`, as long as a server is well."""
+
+        async def watched(
+            messages: Sequence[Mapping[str, Any]], request: Mapping[str, Any], sampling: ResolvedSampling, seed: int
+        ) -> Completion:
+            if self.lost >= _LOST:
+                await self._ask()
+            completion = await complete(messages, request, sampling, seed)
+            self.lost = 0
+            return completion
+
+        return watched
 
     async def _ask(self) -> None:
         async with self._asking:
@@ -214,13 +218,23 @@ class _Breaker:
                 return
             if self._gone is None or time.monotonic() - self._gone[0] > _ASK_EVERY_S:
                 try:
-                    await asyncio.to_thread(served_models, self._base_url)
+                    await asyncio.to_thread(_one_is_well, self._base_urls)
                 except ServerError as error:
                     self._gone = time.monotonic(), str(error)
                 else:
                     self._gone, self.lost = None, 0
                     return
             raise CompletionError("connection", f"not tried, as the server is gone: {self._gone[1]}")
+
+
+def _one_is_well(base_urls: Sequence[str]) -> None:
+    """Return if one of the servers is well; otherwise raise what the last one said."""
+    for base_url in base_urls:
+        try:
+            return check_health(base_url)
+        except ServerError as error:
+            said = error
+    raise said
 
 
 def _earlier(folder: str) -> tuple[dict[str, dict[str, Any]], int]:

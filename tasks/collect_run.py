@@ -96,9 +96,9 @@ async def _run_shards(
     total = sum(len(shard.rollouts) for shard in shards)
 
     if check_first:
-        assert server.base_url is not None
-        async with open_client(server, base_url=server.base_url, model=server.model) as complete:
-            await self_test(settings.agent, resolve(settings.collect.sampling_config[0], settings.sampling), complete)
+        async with open_client(server) as conversation:
+            sampling = resolve(settings.collect.sampling_config[0], settings.sampling)
+            await self_test(settings.agent, sampling, conversation())
     async with collect.open_attempts(
         questions,
         pages,

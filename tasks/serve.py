@@ -165,6 +165,24 @@ def served_models(base_url: str) -> list[str]:
         raise ServerError(f"no model server answers at {base_url}: {error}") from error
 
 
+def check_health(base_url: str, timeout_s: float = 5.0) -> None:
+    """Return if a model server is well: what it says at /health, or, where there is no such thing, that it answers at all.
+
+    Raises:
+        ServerError: it says that it is not (vLLM answers 503 once its engine is dead), or nothing within `timeout_s`.
+    """
+    url = f"{base_url.removesuffix('/v1')}/health"
+    try:
+        with urllib.request.urlopen(_request(url), timeout=timeout_s):
+            return
+    except urllib.error.HTTPError as error:
+        if error.code >= 500:
+            raise ServerError(f"{url} answers {error.code}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerError(f"{url} does not answer: {error}") from error
+    served_models(base_url)
+
+
 def free_port() -> int:
     """A TCP port on loopback that nothing listens on now."""
     with socket.socket() as probe:

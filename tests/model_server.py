@@ -79,15 +79,18 @@ def dutiful_agent(request: dict[str, Any], call: int) -> Reply:
 class ModelServer:
     """The server, in a thread of its own with a loop of its own. It counts calls and keeps request bodies."""
 
-    def __init__(self, script: Script = dutiful_agent, *, delay_s: float = 0.0, keep: bool = True) -> None:
-        self.script, self.delay_s, self.keep = script, delay_s, keep
+    def __init__(
+        self, script: Script = dutiful_agent, *, delay_s: float = 0.0, keep: bool = True, port: int = 0
+    ) -> None:
+        self.script, self.delay_s, self.keep, self.port = script, delay_s, keep, port
         self.calls = 0
         self.in_flight = 0
         self.most_in_flight = 0
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.models = ["base"]
-        self.port = 0
+        self.ill: Status | Hang | None = None  # what /health says instead of 200
+        self.asked_for_models = 0
         self._on_death: Callable[[], None] = lambda: None
 
     @property
@@ -108,7 +111,7 @@ class ModelServer:
 
     async def _in_thread(self, ready: threading.Event) -> None:
         self._loop, self._gone, self._stop = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-        runner = await self.listen(0)
+        runner = await self.listen(self.port)
         self._on_death = self._gone.set
         ready.set()
         await self._gone.wait()
@@ -120,7 +123,7 @@ class ModelServer:
         app = web.Application(client_max_size=1 << 28)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_get("/v1/models", self._models)
-        app.router.add_get("/health", self._counts)
+        app.router.add_get("/health", self._health)
         app.router.add_get("/counts", self._counts)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)  # 0 would wait for hanging requests
         await runner.setup()
@@ -130,7 +133,16 @@ class ModelServer:
         return runner
 
     async def _models(self, request: web.Request) -> web.Response:
+        self.asked_for_models += 1
         return web.json_response({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
+
+    async def _health(self, request: web.Request) -> web.Response:
+        match self.ill:
+            case Status(code, text, headers):
+                return web.Response(status=code, text=text, headers=headers)
+            case Hang():
+                await asyncio.sleep(3600)
+        return web.Response()
 
     async def _counts(self, request: web.Request) -> web.Response:
         return web.json_response({"calls": self.calls, "most_in_flight": self.most_in_flight})

@@ -1,4 +1,4 @@
-"""Ask an OpenAI-compatible server, and try again where that can help.
+"""Ask OpenAI-compatible servers, and try again where that can help.
 
 The key comes from the environment variable OPENAI_API_KEY ("EMPTY" where none is set, as vLLM wants no key) and appears
 nowhere else. Of the openai client only the transport is used, over aiohttp: building typed requests and responses would
@@ -18,7 +18,8 @@ from typing import Any
 import openai
 
 from tasks import config
-from tasks.agent.completion import Complete, Completion, CompletionError, ToolCall
+from tasks.agent.completion import Complete, Completion, CompletionError, OpenConversation, ToolCall
+from tasks.agent.fleet import Member, open_fleet
 from tasks.agent.protocol import clean
 from tasks.agent.sampling import ResolvedSampling
 
@@ -28,41 +29,69 @@ _CAN_PASS = frozenset({408, 409, 429})  # and every 5xx
 
 
 @contextlib.asynccontextmanager
-async def open_client(server: config.Server, *, base_url: str, model: str) -> AsyncIterator[Complete]:
-    """A function that asks `model` at `base_url`, for as long as the block runs; its connections are shared.
+async def open_client(server: config.Server) -> AsyncIterator[OpenConversation]:
+    """A function that opens conversations with `server.model`, for as long as the block runs; connections are shared.
 
-    The function makes at most 1 + `max_retries` tries, each at most `request_timeout` seconds long. It waits between them
-    as long as the server says in Retry-After, else an exponential backoff with full jitter, and raises CompletionError
-    when the last one failed, or at once after a status that a further try will not mend.
+    All calls of a conversation go to one server, whose prefix cache holds the turns before: the one with the fewest calls
+    in flight when the conversation begins. After a call that failed it goes on at another server, if one is well.
+
+    A call makes at most 1 + `max_retries` tries, each of which asks every server that is well at most once and for at most
+    `request_timeout` seconds. Between tries it waits as long as the server says in Retry-After, else an exponential backoff
+    with full jitter. It raises CompletionError when the last try failed, or at once after a status that no other try will mend.
     """
+    async with contextlib.AsyncExitStack() as stack:
+        clients = {url: await stack.enter_async_context(_connected(url, server.concurrency)) for url in server.base_url}
+        fleet = await stack.enter_async_context(open_fleet(clients, server.model))
+
+        def conversation() -> Complete:
+            at: Member | None = None
+
+            async def complete(
+                messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], sampling: ResolvedSampling, seed: int
+            ) -> Completion:
+                nonlocal at
+                body = _body(server.model, messages, options, sampling, seed)
+                start = time.perf_counter()
+                for tries in range(server.max_retries + 1):
+                    asked: list[Member] = []
+                    while True:
+                        at = fleet.choose(at, asked)
+                        at.in_flight += 1
+                        try:
+                            data = await _ask(at.client, body, server.request_timeout)
+                            return _completion(data, time.perf_counter() - start)
+                        except _TryError as error:
+                            failed = error
+                        finally:
+                            at.in_flight -= 1
+                        asked.append(at)
+                        if failed.can_pass:
+                            fleet.leave_out(at)
+                        if not failed.can_pass or not fleet.has_other(asked):
+                            break
+                    if not failed.can_pass or tries == server.max_retries:
+                        failed.final.detail += f" (try {tries + 1})" if tries else ""
+                        raise failed.final from failed.__cause__
+                    await asyncio.sleep(_delay(tries, failed.retry_after))
+                raise AssertionError("the last try returns or raises")
+
+            return complete
+
+        yield conversation
+
+
+def _connected(base_url: str, concurrency: int) -> openai.AsyncOpenAI:
+    """A client of one server. Every rollout may come to be there, so it may have as many connections as there are."""
     import httpx2  # the openai client's own transport library
 
-    connections = server.concurrency + 8
+    connections = concurrency + 8
     limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
-    async with openai.AsyncOpenAI(
+    return openai.AsyncOpenAI(
         base_url=base_url,
         api_key=os.environ.get("OPENAI_API_KEY") or "EMPTY",
         max_retries=0,
         http_client=openai.DefaultAioHttpClient(limits=limits, timeout=None),
-    ) as client:
-
-        async def complete(
-            messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], sampling: ResolvedSampling, seed: int
-        ) -> Completion:
-            body = _body(model, messages, options, sampling, seed)
-            start = time.perf_counter()
-            for tries in range(server.max_retries + 1):
-                try:
-                    data = await _ask(client, body, server.request_timeout)
-                    return _completion(data, time.perf_counter() - start)
-                except _TryError as error:
-                    if not error.can_pass or tries == server.max_retries:
-                        error.final.detail += f" (try {tries + 1})" if tries else ""
-                        raise error.final from error.__cause__
-                    await asyncio.sleep(_delay(tries, error.retry_after))
-            raise AssertionError("the last try returns or raises")
-
-        yield complete
+    )
 
 
 class _TryError(Exception):

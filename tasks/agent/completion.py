@@ -45,3 +45,6 @@ Complete = Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any], ResolvedSam
 Raises:
     CompletionError: no answer came.
 """
+
+OpenConversation = Callable[[], Complete]
+"""Gives a rollout a `Complete` of its own: its calls go to one server for as long as that server is well."""

@@ -1,8 +1,8 @@
 """Settings of the model that is asked: the agent that drives it, how it samples, where it is served."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from tasks.config.base import Settings, Share
 
@@ -40,11 +40,20 @@ class Sampling(Settings):
     max_tokens: int = Field(default=1024, ge=1, description="Tokens that one turn may generate.")
 
 
-class Server(Settings):
-    """The OpenAI-compatible server that is asked. Its key comes from the environment variable OPENAI_API_KEY."""
+def _listed(value: Any) -> Any:
+    """One address as a list of one, none as an empty list."""
+    return [] if value in (None, "") else [value] if isinstance(value, str) else value
 
-    base_url: str | None = Field(
-        default=None, description="Address of a running server, such as http://host:8000/v1; empty starts vLLM here."
+
+Address = Annotated[str, Field(pattern=r"^https?://[^@\s]+$")]  # no name and password in it: the key is no setting
+
+
+class Server(Settings):
+    """The OpenAI-compatible servers that are asked. Their key comes from the environment variable OPENAI_API_KEY."""
+
+    base_url: Annotated[list[Address], BeforeValidator(_listed)] = Field(
+        default=[],
+        description="Addresses of running servers, such as http://host:8000/v1, that share the work; empty starts vLLM here.",
     )
     model: str = Field(
         default="HuggingFaceTB/SmolLM2-135M-Instruct",

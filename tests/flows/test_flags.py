@@ -80,9 +80,22 @@ def test_a_flag_overrides_the_recipe_and_leaves_the_rest(tmp_path: Path) -> None
     assert (settings.storage, settings.finetune.epochs, settings.finetune.lr) == ("here", 3, 0.02)
 
 
+def test_one_server_or_several(tmp_path: Path) -> None:
+    a, b = "http://a:8000/v1", "http://b:8000/v1"
+    recipe = tmp_path / "recipe.yaml"
+    for written, read in ((a, [a]), ([a, b], [a, b]), (None, [])):
+        recipe.write_text(yaml.safe_dump({"server": {"base_url": written}}))
+        assert parse(config.CollectRun, "--config", str(recipe)).server.base_url == read
+    assert parse(config.CollectRun, "--base-url", a, b).server.base_url == [a, b]
+    form = config.Server.model_json_schema()["properties"]["base_url"]
+    assert (form["type"], form["items"]["type"]) == ("array", "string")
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
+        (["--base-url", "host:8000/v1"], "--base-url"),
+        (["--base-url", "http://me:secret@host/v1"], "--base-url"),
         (["--samples", "none"], "--samples"),
         (["--sampling-config", "hot"], "--sampling-config"),
         (["--top-p", "1.5"], "--top-p"),

@@ -60,7 +60,7 @@ def _inputs(root: str) -> dict[str, Artifact]:
 
 
 async def _collect(
-    root: str, inputs: dict[str, Artifact], base_url: str, *, protocol: str = "tools", **server: Any
+    root: str, inputs: dict[str, Artifact], base_url: str | list[str], *, protocol: str = "tools", **server: Any
 ) -> list[ShardReport]:
     """All shards of one run, as a flow runs them."""
     asked = config.Server(**{"base_url": base_url, "model": "base", "concurrency": CONCURRENCY} | server)

@@ -22,9 +22,9 @@ def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def ask(url: str, retries: int = 2, timeout: float = 10.0, name: config.SamplingName = "default") -> Completion:
-    server = config.Server(max_retries=retries, request_timeout=timeout)
-    async with open_client(server, base_url=url, model="base") as complete:
-        return await complete(MESSAGES, {"stop": ["</search>"]}, resolve(name, config.Sampling(max_tokens=9)), 5)
+    server = config.Server(base_url=url, model="base", max_retries=retries, request_timeout=timeout)
+    async with open_client(server) as conversation:
+        return await conversation()(MESSAGES, {"stop": ["</search>"]}, resolve(name, config.Sampling(max_tokens=9)), 5)
 
 
 async def failure(script: Script, retries: int = 2, timeout: float = 10.0) -> tuple[CompletionError, int]:
@@ -142,8 +142,9 @@ def test_backoff_grows_to_a_bound_and_is_jittered() -> None:
 
 async def test_connections_suffice_for_all_at_once() -> None:
     with ModelServer(replies(Hang())) as server:
-        settings = config.Server(concurrency=150)
-        async with open_client(settings, base_url=server.url, model="base") as complete:
+        settings = config.Server(base_url=server.url, model="base", concurrency=150)
+        async with open_client(settings) as conversation:
+            complete = conversation()
             sampling = resolve("greedy", config.Sampling())
             asking = [asyncio.ensure_future(complete(MESSAGES, {}, sampling, n)) for n in range(150)]
             async with asyncio.timeout(60):

@@ -47,15 +47,15 @@ async def run(
     script: Script, searcher: Searcher, *, deadline_s: float = 30.0, timeout: float = 10.0, **agent: Any
 ) -> tuple[Trajectory, ModelServer]:
     settings = config.Agent(**agent)
-    server_settings = config.Server(max_retries=1, request_timeout=timeout)
     with ModelServer(script) as server:
-        async with open_client(server_settings, base_url=server.url, model="base") as complete:
+        asked = config.Server(base_url=server.url, model="base", max_retries=1, request_timeout=timeout)
+        async with open_client(asked) as conversation:
             trajectory = await rollout(
                 QUESTION,
                 settings=settings,
                 sampling=resolve("greedy", config.Sampling()),
                 seed=3,
-                complete=complete,
+                complete=conversation(),
                 search=search_with(searcher, settings.top_k),
                 page_text=lambda file, page: PAGES[file, page],
                 deadline_s=deadline_s,
@@ -201,14 +201,14 @@ async def test_a_mistake_of_ours_is_raised(searcher: Searcher, tmp_path: Path) -
         raise TimeoutError("not the rollout's deadline")
 
     with ModelServer(says("<search>x</search>")) as server:
-        async with open_client(config.Server(), base_url=server.url, model="base") as complete:
+        async with open_client(config.Server(base_url=server.url, model="base")) as conversation:
             with pytest.raises(TimeoutError, match="not the rollout's"):
                 await rollout(
                     QUESTION,
                     settings=config.Agent(protocol="tags"),
                     sampling=resolve("greedy", config.Sampling()),
                     seed=0,
-                    complete=complete,
+                    complete=conversation(),
                     search=broken,
                     page_text=lambda file, page: "",
                     deadline_s=30,

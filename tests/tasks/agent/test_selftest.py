@@ -12,9 +12,10 @@ from tests.model_server import ModelServer, Reply, Script, Status, dutiful_agent
 
 async def run(script: Script, **agent: object) -> list[str]:
     with ModelServer(script) as server:
-        async with open_client(config.Server(max_retries=0), base_url=server.url, model="base") as complete:
+        asked = config.Server(base_url=server.url, model="base", max_retries=0)
+        async with open_client(asked) as conversation:
             sampling = resolve("greedy", config.Sampling())
-            return await self_test(config.Agent.model_validate(agent), sampling, complete)
+            return await self_test(config.Agent.model_validate(agent), sampling, conversation())
 
 
 @pytest.mark.parametrize("protocol", ["tags", "tools"])
