@@ -3,44 +3,75 @@
     drag improve --config deployments/recipes/demo.yaml
 
 A second run with nothing changed does no work and says so; a changed setting redoes what depends on it and no more.
+
+As a command it runs one flow after the other in its own process. Started from its deployment, it starts theirs, so that each
+runs in its own work pool, and waits; when one fails it does too, and a retry goes on from there.
 """
 
-from prefect import flow
+import json
+from collections.abc import Iterator
+from typing import Any, cast
 
-from flows.collect import collected
-from flows.evaluate import compared, evaluated
-from flows.finetune import finetuned
-from flows.ingest import ingested
-from flows.prepare import formatted, processed
-from flows.serving import model_server
-from flows.summary import show_stages, work_dir
-from tasks import artifact, config, storage
+from prefect import Flow, flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas import FlowRun
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.deployments import run_deployment
+from prefect.runtime import deployment
+
+from flows.collect import collect
+from flows.evaluate import evaluate
+from flows.finetune import finetune
+from flows.ingest import ingest
+from flows.prepare import prepare
+from flows.summary import STAGES_KEY, show_rows, show_stages
+from tasks import config
+from tasks.errors import StageError
 from tasks.stages import StageRun
+
+
+def steps(settings: config.Improve) -> Iterator[tuple[Flow[..., list[StageRun]], config.Run]]:
+    """The flows that make up the loop, in their order, each with its settings."""
+    run = {"storage": settings.storage}
+    asking = {name: getattr(settings, name) for name in config.ModelRun.model_fields}
+    yield ingest, config.IngestRun(**run, ingest=settings.ingest, index=settings.index)
+    agent = settings.collect_agent or settings.agent.model_copy(update={"examples": True})
+    yield collect, config.CollectRun(**asking | {"agent": agent}, collect=settings.collect)
+    yield prepare, config.PrepareRun(**run, process=settings.process, format=settings.format, agent=settings.agent)
+    learned = next(name for name in settings.format.formats if name.startswith("sft_"))
+    model = {"model": settings.server.model, "training_set": learned}
+    yield finetune, config.FinetuneRun(**run, **model, finetune=settings.finetune)
+    yield evaluate, config.EvaluateRun(**asking, evaluate=settings.evaluate, variants=settings.variants)
 
 
 @flow(name="improve")
 def improve(settings: config.Improve) -> list[StageRun]:
     """Collect the model's own searches, learn from what worked, and measure whether it helped."""
-    root = storage.resolve(settings.storage)
-    asking = {name: getattr(settings, name) for name in config.ModelRun.model_fields}
-    runs = ingested(root, settings.ingest, settings.index)
-
-    # The server goes before training starts: both want the whole machine.
-    with model_server(settings.server, settings.serve, work_dir(root)) as connect:
-        agent = settings.collect_agent or settings.agent.model_copy(update={"examples": True})
-        collecting = config.CollectRun(**asking | {"agent": agent}, collect=settings.collect)
-        runs.append(collected(root, collecting, connect, adapter=None, title="training questions"))
-        artifact.save_ref(root, "trajectories", runs[-1].artifacts["trajectories"])
-
-    runs.append(processed(root, settings.process, runs[-1].artifacts["trajectories"]))
-    runs.append(formatted(root, settings.format, settings.agent))
-    chosen = next(name for name in settings.format.formats if name.startswith("sft_"))
-    training_set = runs[-1].artifacts[chosen]
-    runs.append(finetuned(root, settings.finetune, settings.server.model, training_set))
-
-    measuring = config.EvaluateRun(**asking, evaluate=settings.evaluate, variants=settings.variants)
-    with model_server(settings.server, settings.serve, work_dir(root)) as connect:
-        runs += evaluated(root, measuring, connect)
-    runs += compared(root, [v.name for v in settings.variants], settings.evaluate.rescore, settings.evaluate.resamples)
+    if deployment.id:
+        show_rows([row for step, chosen in steps(settings) for row in _in_its_pool(step.name, chosen)])
+        return []
+    runs = [run for step, chosen in steps(settings) for run in step(chosen)]
     show_stages(runs)
     return runs
+
+
+def _in_its_pool(name: str, settings: config.Run) -> list[dict[str, Any]]:
+    """Run the deployment of that name to its end; returns what its stages did.
+
+    Raises:
+        StageError: it did not complete.
+    """
+    parameters = {"settings": settings.model_dump(mode="json")}
+    child = cast(FlowRun, run_deployment(f"{name}/{name}", parameters=parameters))
+    if child.state is None or not child.state.is_completed():
+        raise StageError(
+            f"{name} did not complete: its run {child.name} ended as {child.state and child.state.name}. That run says why; "
+            "retry this one when it is mended, and what is done stays done"
+        )
+    with get_client(sync_client=True) as client:
+        made = client.read_artifacts(
+            artifact_filter=ArtifactFilter(
+                flow_run_id=ArtifactFilterFlowRunId(any_=[child.id]), key=ArtifactFilterKey(any_=[STAGES_KEY])
+            )
+        )
+    return json.loads(str(made[0].data))

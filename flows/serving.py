@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tasks import config, serve
+from tasks import config, limits, serve
 from tasks.agent.prompts import prompt_fingerprint
 from tasks.artifact import Artifact, read_provenance
 from tasks.errors import ConfigError, ServerError
@@ -35,6 +35,7 @@ def model_server(server: config.Server, settings: config.Serve, work_dir: Path) 
             if model not in running:
                 stack.close()
                 running.clear()
+                stack.enter_context(limits.slot("gpu-serving"))
                 with progress("Starting vLLM") as on_progress:
                     timeout = round(settings.start_timeout)
                     running[model] = stack.enter_context(

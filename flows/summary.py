@@ -3,30 +3,42 @@
 import base64
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+from prefect.runtime import flow_run
 from rich.console import Console
 from rich.table import Table
 
 from tasks.progress import slug
 from tasks.stages import StageRun
 
+STAGES_KEY = "stages"
+
 
 def show_stages(runs: Sequence[StageRun]) -> None:
     """Which stages did work and which were taken from earlier, with what they made."""
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        made = ", ".join(f"{name} ({a.rows:,})" for name, a in run.artifacts.items())
+        rows.append({"stage": run.stage, "cached": run.cached, "seconds": round(run.seconds, 1), "made": made})
+    show_rows(rows)
+
+
+def show_rows(rows: Sequence[dict[str, Any]]) -> None:
+    """The table of `show_stages`: in the UI, and on the terminal when this run is not part of another, which shows it then."""
+    create_table_artifact(list(rows), key=STAGES_KEY, description="What each stage did")
+    if flow_run.parent_flow_run_id:
+        return
     table = Table(title="Stages", title_justify="left")
     for column in ("stage", "", "seconds", "made"):
         table.add_column(column, justify="right" if column == "seconds" else "left")
-    rows = []
-    for run in runs:
-        made = ", ".join(f"{name} ({a.rows:,})" for name, a in run.artifacts.items())
-        table.add_row(run.stage, "cached" if run.cached else "done", f"{run.seconds:.1f}", made)
-        rows.append({"stage": run.stage, "cached": run.cached, "seconds": round(run.seconds, 1), "made": made})
+    for row in rows:
+        table.add_row(row["stage"], "cached" if row["cached"] else "done", f"{row['seconds']:.1f}", row["made"])
     console = Console(stderr=True)
     console.print(table)
-    if runs and all(run.cached for run in runs):
+    if rows and all(row["cached"] for row in rows):
         console.print("Nothing has changed since the last run: no stage did any work.")
-    create_table_artifact(rows, key="stages", description="What each stage did")
 
 
 def show_markdown(title: str, markdown: str) -> None:

@@ -64,3 +64,7 @@ class EmptyError(DragError):
     """A stage has nothing to hand on: no rollout, pair or example is left. The message says what to change."""
 
     exit_code = 8
+
+
+class StageError(DragError):
+    """A stage that ran elsewhere, as a run of its own, did not complete."""

@@ -91,10 +91,11 @@ def finetune_adapter(
     key: str, uri: str, settings: config.Finetune, model: str, training_set: Artifact, work_dir: Path
 ) -> dict[str, Artifact]:
     """Training set → LoRA adapter and its loss curve."""
+    from tasks import limits
     from tasks.model import fetch_model
     from tasks.training import launch
 
-    with progress("Training") as on_progress:
+    with limits.slot("gpu-training"), progress("Training") as on_progress:
         adapter, curve, _ = launch.finetune(
             training_set,
             str(fetch_model(model)),

@@ -1,8 +1,5 @@
 """`drag deploy` against a Prefect server process of its own, with the services that schedule and notice."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,6 @@ from flows import deploy_files
 from flows.deploy import deploy
 from flows.embedded import server_process
 from tasks import config
-from tasks.errors import ConfigError
 
 SECRETS = {
     "OPENAI_API_KEY": "sk-secret-of-the-model-server",

@@ -1,0 +1,60 @@
+"""The loop in one process, with a scripted model: which stages run, that they are told once, and not done twice."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.improve import improve
+from tasks import config
+from tasks.artifact import load_ref
+from tasks.errors import ServerError
+from tests.model_server import ModelServer
+from tests.small_collection import searcher
+from tests.tiny_model import tiny_model
+
+STAGES = ["read documents", "read questions", "index pages", "collect", "process", "format", "finetune", "score"]
+STAGES += ["collect", "score", "compare", "report"]
+
+
+def small_loop(root: str, documents: Path, model: str, url: str) -> config.Improve:
+    """The loop over the small collection: the model at `url` is asked, and `model` is what is trained."""
+    return config.Improve(
+        storage=root,
+        ingest=config.Ingest(
+            documents=str(documents / "pdfs"),
+            questions=str(documents / "questions.jsonl"),
+            train_ratio=0.5,
+            dev_ratio=0.0,
+        ),
+        agent=config.Agent(protocol="tags", max_iterations=3),
+        server=config.Server(base_url=url, model=model, max_retries=0),
+        finetune=config.Finetune(epochs=1, batch_size=4, lora_r=4, bf16=False),
+        evaluate=config.Evaluate(resamples=100),
+        variants=[config.Variant(name="question", model="question"), config.Variant(name="base", model="base")],
+    )
+
+
+def test_every_stage_once_and_one_table(tmp_path: Path, documents: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, model = str(tmp_path / "store"), str(tiny_model(tmp_path / "model"))
+    with ModelServer(searcher) as server:
+        server.models = [model]
+        settings = small_loop(root, documents, model, server.url)
+        first = improve(settings)
+        assert [run.stage for run in first] == STAGES
+        assert not any(run.cached for run in first)
+        assert capsys.readouterr().err.count("Stages") == 1
+        assert load_ref(root, "adapter").rows > 0
+
+        asked = server.calls
+        again = improve(settings)
+        assert [run.stage for run in again] == STAGES
+        assert all(run.cached for run in again)
+        assert server.calls == asked
+        said = capsys.readouterr().err
+        assert said.count("Stages") == said.count("no stage did any work") == 1
+
+
+def test_what_a_stage_raises_ends_the_loop(tmp_path: Path, documents: Path) -> None:
+    settings = small_loop(str(tmp_path / "store"), documents, "base", "http://127.0.0.1:9/v1")
+    with pytest.raises(ServerError):
+        improve(settings)
