@@ -7,18 +7,24 @@ SERVE_BIN := .venv-serve/bin
 # vLLM for the GPU where there is one, else its build for CPUs
 SERVE_KIND := $(shell test -e /dev/nvidiactl && echo gpu || echo cpu)
 
-.PHONY: demo test lint bench serve setup clean
+# what the tests start and no Python package brings, as Debian calls it
+PACKAGES := postgresql redis-server chromium
+
+.PHONY: demo test lint bench serve setup packages clean
 
 demo: setup
 	$(BIN)/drag demo
 
-test: setup
+test: setup packages
 	$(BIN)/python -m pytest
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/yamllint --strict deployments infra
+	$(BIN)/hadolint infra/images/Dockerfile
+	$(BIN)/shellcheck .ci/run
 
 bench: setup
 	$(BIN)/python -m tests.bench
@@ -27,6 +33,17 @@ serve: setup
 	$(BIN)/drag serve
 
 setup: .venv/.ready .venv-serve/.ready
+
+# Root on Debian gets what is missing. Anybody else is told; the tests that need it are then skipped, but fail where CI=true.
+packages:
+	@set --; \
+	ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null || set -- "$$@" postgresql; \
+	for package in $(filter-out postgresql,$(PACKAGES)); do command -v $$package >/dev/null || set -- "$$@" $$package; done; \
+	if [ $$# -eq 0 ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "Installing $$*"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends "$$@" >/dev/null; \
+	else echo "Tests that need them are skipped: install $$* (on Debian: sudo apt-get install $$*)"; fi
 
 .venv/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "DRAG needs Python 3.11 or newer: make PYTHON=python3.11 …")'

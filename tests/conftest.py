@@ -1,5 +1,6 @@
-"""Fixtures for every test: an S3 server on a socket, and a storage root on each kind of storage."""
+"""Fixtures for every test: S3 servers on sockets, a storage root on each kind of storage, Prefect as in production."""
 
+import contextlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -9,38 +10,62 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from tasks import storage
+from tests import servers
 
-_S3_ENVIRONMENT = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
+
+@contextlib.contextmanager
+def _s3_environment(url: str, key_id: str, secret: str) -> Iterator[str]:
+    """The environment names this S3 server, for this and all child processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [n for n in os.environ if n.startswith("AWS_")]:
+            patch.delenv(name)  # a developer's own profile or session token must not reach the tests
+        patch.setenv("AWS_ENDPOINT_URL", url)
+        patch.setenv("AWS_ACCESS_KEY_ID", key_id)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        storage._client.cache_clear()
+        yield url
+    storage._client.cache_clear()
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """Address of an S3 server on a free local port, which the environment names for this and all child processes."""
+    """Address of moto's S3 server, which the environment names for the session."""
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [n for n in os.environ if n.startswith("AWS_")]:
-            patch.delenv(name)  # a developer's own profile or session token must not reach the tests
-        for name, value in {**_S3_ENVIRONMENT, "AWS_ENDPOINT_URL": url}.items():
-            patch.setenv(name, value)
-        storage._client.cache_clear()
+    with _s3_environment(f"http://{host}:{port}", "test", "test") as url:
         yield url
-    storage._client.cache_clear()
     server.stop()
 
 
-@pytest.fixture(params=["local", "s3"])
-def storage_root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty storage root: a local folder, and a prefix of a bucket of its own on the S3 server."""
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of the S3 server of infra/compose.yaml, which has nothing in common with moto's but the protocol."""
+    with servers.seaweedfs(tmp_path_factory.mktemp("seaweedfs") / "data") as url:
+        yield url
+
+
+@pytest.fixture(params=["local", "s3", "seaweedfs"])
+def storage_root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty storage root: a local folder, and a prefix of a bucket of its own on each of two S3 servers."""
     if request.param == "local":
-        return str(tmp_path / "storage")
-    request.getfixturevalue("s3_server")
-    bucket = f"drag-{uuid.uuid4().hex}"
-    storage._client().create_bucket(Bucket=bucket)
-    return f"s3://{bucket}/some/prefix"
+        yield str(tmp_path / "storage")
+        return
+    with contextlib.ExitStack() as stack:
+        if request.param == "s3":
+            request.getfixturevalue("s3_server")
+        else:
+            given = servers.service("s3")["environment"]
+            keys = (given["AWS_ACCESS_KEY_ID"], given["AWS_SECRET_ACCESS_KEY"])
+            stack.enter_context(_s3_environment(request.getfixturevalue("seaweedfs"), *keys))
+        bucket = f"drag-{uuid.uuid4().hex}"
+        storage._client().create_bucket(Bucket=bucket)
+        yield f"s3://{bucket}/some/prefix"
+
+
+@pytest.fixture(scope="session")
+def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Prefect]:
+    """A Prefect server on PostgreSQL with Redis messaging, and S3: what infra/compose.yaml composes, without its workers."""
+    with servers.prefect(tmp_path_factory.mktemp("production") / "host") as server:
+        yield server

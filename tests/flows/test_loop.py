@@ -35,6 +35,7 @@ def _cached(runs: list[StageRun]) -> dict[str, bool]:
     return {run.stage: run.cached for run in runs}
 
 
+@pytest.mark.parametrize("storage_root", ["local", "seaweedfs"], indirect=True)  # the longest: on one S3 server
 def test_every_stage_and_what_each_leaves(storage_root: str, documents: Path, tmp_path: Path) -> None:
     root = storage_root
     assert _cached(ingest_small(root, documents)) == dict.fromkeys(
