@@ -7,8 +7,7 @@ Killed, or with failed rollouts: the same command again redoes only what is not 
 
 from typing import Any
 
-from prefect import flow
-
+from flows.form import settings_flow
 from flows.serving import Connect, model_server, refuse_other_prompt
 from flows.summary import show_stages, work_dir
 from tasks import artifact, config, storage
@@ -97,7 +96,7 @@ def _weights(model: str) -> str:
     return model_fingerprint(fetch_model(model))
 
 
-@flow(name="collect")
+@settings_flow(name="collect")
 def collect(settings: config.CollectRun) -> list[StageRun]:
     """Collect search trajectories of the base model, or of the newest adapter."""
     root = storage.resolve(settings.storage)

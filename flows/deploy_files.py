@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from prefect.events.schemas.automations import EventTrigger
-from prefect.exceptions import ParameterTypeError, SignatureMismatchError
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.templating import apply_values, find_placeholders
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -172,10 +171,10 @@ def read_deployments(storage: str) -> list[DeploymentSpec]:
 
 
 def _with_storage(spec: DeploymentSpec, storage: str) -> DeploymentSpec:
-    parameters = {"settings": {**spec.parameters.get("settings", {}), "storage": storage}}
+    parameters = {**spec.parameters, "storage": storage}
     try:
         spec.flow().validate_parameters(parameters)
-    except (ParameterTypeError, SignatureMismatchError) as error:
+    except ConfigError as error:
         raise ConfigError(f"prefect.yaml, {spec.name}: {error}") from error
     return spec.model_copy(update={"parameters": parameters})
 

@@ -7,12 +7,12 @@ drag compare --compare question base adapter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefect import flow
 from prefect.artifacts import create_link_artifact
 from rich.console import Console
 from rich.markdown import Markdown
 
 from flows.collect import collected
+from flows.form import settings_flow
 from flows.serving import Connect, model_server
 from flows.summary import show_markdown, show_stages, work_dir
 from tasks import artifact, config, storage
@@ -203,7 +203,7 @@ def _show(sets: Mapping[str, list[Artifact]], comparisons: Mapping[str, Artifact
     console.print(f"Report: {report}", soft_wrap=True)
 
 
-@flow(name="evaluate")
+@settings_flow(name="evaluate")
 def evaluate(settings: config.EvaluateRun) -> list[StageRun]:
     """Measure runs on unseen questions, compare them, write the report."""
     root = storage.resolve(settings.storage)
@@ -214,7 +214,7 @@ def evaluate(settings: config.EvaluateRun) -> list[StageRun]:
     return runs
 
 
-@flow(name="compare")
+@settings_flow(name="compare")
 def compare(settings: config.CompareRun) -> list[StageRun]:
     """Compare runs that were measured before, each with those named before it, and write the report."""
     runs = compared(storage.resolve(settings.storage), settings.compare, [], settings.resamples)

@@ -4,8 +4,7 @@ drag finetune sft --training-set sft_best --epochs 2 --lr 1e-3
 drag merge
 """
 
-from prefect import flow
-
+from flows.form import settings_flow
 from flows.summary import show_picture, show_stages, work_dir
 from tasks import artifact, config, plots, storage
 from tasks.artifact import Artifact, load_ref
@@ -38,7 +37,7 @@ def finetuned(root: str, settings: config.Finetune, model: str, training_set: Ar
     return run
 
 
-@flow(name="finetune")
+@settings_flow(name="finetune")
 def finetune(settings: config.FinetuneRun) -> list[StageRun]:
     """Train an adapter on the newest training set of the chosen format."""
     root = storage.resolve(settings.storage)
@@ -47,7 +46,7 @@ def finetune(settings: config.FinetuneRun) -> list[StageRun]:
     return runs
 
 
-@flow(name="merge")
+@settings_flow(name="merge")
 def merge(settings: config.MergeRun) -> list[StageRun]:
     """Merge the newest adapter into its base model."""
     root = storage.resolve(settings.storage)

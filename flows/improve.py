@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterator
 from typing import Any, cast
 
-from prefect import Flow, flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas import FlowRun
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
@@ -22,6 +21,7 @@ from prefect.runtime import deployment
 from flows.collect import collect
 from flows.evaluate import evaluate
 from flows.finetune import finetune
+from flows.form import SettingsFlow, settings_flow
 from flows.ingest import ingest
 from flows.prepare import prepare
 from flows.summary import STAGES_KEY, show_rows, show_stages
@@ -30,7 +30,7 @@ from tasks.errors import StageError
 from tasks.stages import StageRun
 
 
-def steps(settings: config.Improve) -> Iterator[tuple[Flow[..., list[StageRun]], config.Run]]:
+def steps(settings: config.Improve) -> Iterator[tuple[SettingsFlow[Any, list[StageRun]], config.Run]]:
     """The flows that make up the loop, in their order, each with its settings."""
     run = {"storage": settings.storage}
     asking = {name: getattr(settings, name) for name in config.ModelRun.model_fields}
@@ -44,7 +44,7 @@ def steps(settings: config.Improve) -> Iterator[tuple[Flow[..., list[StageRun]],
     yield evaluate, config.EvaluateRun(**asking, evaluate=settings.evaluate, variants=settings.variants)
 
 
-@flow(name="improve")
+@settings_flow(name="improve")
 def improve(settings: config.Improve) -> list[StageRun]:
     """Collect the model's own searches, learn from what worked, and measure whether it helped."""
     if deployment.id:
@@ -61,8 +61,7 @@ def _in_its_pool(name: str, settings: config.Run) -> list[dict[str, Any]]:
     Raises:
         StageError: it did not complete.
     """
-    parameters = {"settings": settings.model_dump(mode="json")}
-    child = cast(FlowRun, run_deployment(f"{name}/{name}", parameters=parameters))
+    child = cast(FlowRun, run_deployment(f"{name}/{name}", parameters=settings.model_dump(mode="json")))
     if child.state is None or not child.state.is_completed():
         raise StageError(
             f"{name} did not complete: its run {child.name} ended as {child.state and child.state.name}. That run says why; "

@@ -4,11 +4,11 @@ drag ingest --documents FOLDER_OF_PDFS --questions questions.jsonl
 drag ingest --ocr-file ocr_output.jsonl --questions questions.jsonl
 """
 
-from prefect import flow
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.form import settings_flow
 from flows.summary import show_markdown, show_stages
 from tasks import artifact, config, storage
 from tasks.cache import content_fingerprint, stage_key
@@ -62,7 +62,7 @@ def _show_set_aside(runs: list[StageRun]) -> None:
     show_markdown("Set aside", "\n".join(f"| {' | '.join(row)} |" for row in (columns, ["---"] * 4, *rows)))
 
 
-@flow(name="ingest")
+@settings_flow(name="ingest")
 def ingest(settings: config.IngestRun) -> list[StageRun]:
     """Read documents and questions, and index the pages."""
     runs = ingested(storage.resolve(settings.storage), settings.ingest, settings.index)

@@ -6,8 +6,7 @@ drag format --formats sft_best dpo --jsonl
 
 from typing import Any
 
-from prefect import flow
-
+from flows.form import settings_flow
 from flows.summary import show_markdown, show_picture, show_stages
 from tasks import artifact, config, plots, statistics, storage
 from tasks.artifact import Artifact, load_ref
@@ -40,7 +39,7 @@ def formatted(root: str, settings: config.Format, agent: config.Agent) -> StageR
     return run
 
 
-@flow(name="process")
+@settings_flow(name="process")
 def process(settings: config.ProcessRun) -> list[StageRun]:
     """Score the newest trajectories and pair their queries."""
     root = storage.resolve(settings.storage)
@@ -49,7 +48,7 @@ def process(settings: config.ProcessRun) -> list[StageRun]:
     return runs
 
 
-@flow(name="format")
+@settings_flow(name="format")
 def format_(settings: config.FormatRun) -> list[StageRun]:
     """Make training sets of the scored rollouts."""
     runs = [formatted(storage.resolve(settings.storage), settings.format, settings.agent)]
@@ -57,7 +56,7 @@ def format_(settings: config.FormatRun) -> list[StageRun]:
     return runs
 
 
-@flow(name="prepare")
+@settings_flow(name="prepare")
 def prepare(settings: config.PrepareRun) -> list[StageRun]:
     """Score the newest trajectories, and make training sets of them."""
     root = storage.resolve(settings.storage)

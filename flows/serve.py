@@ -5,9 +5,9 @@ drag serve
 
 import time
 
-from prefect import flow
 from prefect.logging import get_run_logger
 
+from flows.form import settings_flow
 from flows.serving import model_server
 from flows.summary import work_dir
 from tasks import artifact, config, storage
@@ -17,7 +17,7 @@ from tasks.serve import served_models
 _CHECK_EVERY_S = 10
 
 
-@flow(name="serve")
+@settings_flow(name="serve")
 def serve(settings: config.ServeRun) -> None:
     """Serve the base model as "base", and the newest adapter under a name of its own; merged into it, as "base" alone.
 

@@ -25,10 +25,14 @@ class Ingest(Settings):
         default="drag", description="Changes which documents fall into which split. Keep it to keep the split."
     )
     include_json: str | None = Field(
-        default=None, description="JSON list of document names or question ids: only these questions are kept."
+        default=None,
+        title="Include only",
+        description="JSON file, a list of document names or question ids: only these questions are kept.",
     )
     exclude_json: str | None = Field(
-        default=None, description="JSON list of document names or question ids: these questions are dropped."
+        default=None,
+        title="Exclude",
+        description="JSON file, a list of document names or question ids: these questions are dropped.",
     )
     workers: int | None = Field(default=None, ge=1, description="Processes that read PDFs; one per core when empty.")
 

@@ -18,7 +18,10 @@ class Collect(Settings):
         default=None, ge=1, description="Take only the first so many questions, in an order fixed by hash."
     )
     sampling_config: list[SamplingName] = Field(
-        default=["default"], min_length=1, description="Sampling configurations to run, each on every question."
+        default=["default"],
+        min_length=1,
+        title="Sampling configurations",
+        description="Sampling configurations to run, each on every question.",
     )
     samples: int = Field(default=1, ge=1, description="Rollouts of each question under each sampling configuration.")
     seed: int = Field(default=0, description="Base of every rollout's seed.")
@@ -52,4 +55,4 @@ class Format(Settings):
     train_ratio: Share = Field(
         default=0.9, description="Share of questions in the training part; the rest measures the loss."
     )
-    jsonl: bool = Field(default=False, description="Also write the reference pipeline's JSONL files.")
+    jsonl: bool = Field(default=False, title="JSONL", description="Also write the reference pipeline's JSONL files.")

@@ -1,19 +1,33 @@
 """What the flows take: the stages' settings, composed."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from tasks.config.base import Settings
+from tasks.config.base import Settings, as_form
 from tasks.config.documents import Index, Ingest, Search
 from tasks.config.evaluation import VARIANTS, Evaluate, Variants
 from tasks.config.rollouts import Collect, Format, Process
 from tasks.config.serving import Agent, Sampling, SamplingName, Serve, Server
 from tasks.config.training import Finetune
 
+# What people change first comes first in a form.
+_ORDER = "storage model training_set adapter ingest collect server agent collect_agent process format finetune evaluate variants"
+
+
+def _as_form(schema: dict[str, Any]) -> None:
+    first = _ORDER.split()
+    fields = schema.get("properties", {})
+    schema["properties"] = dict(
+        sorted(fields.items(), key=lambda f: first.index(f[0]) if f[0] in first else len(first))
+    )
+    as_form(schema)
+
 
 class Run(Settings):
     """Base of what the flows take."""
+
+    model_config = ConfigDict(json_schema_extra=_as_form)
 
     storage: str = Field(default="drag-data", description="Where artifacts lie: a local folder, or s3://bucket/prefix.")
 
@@ -21,18 +35,22 @@ class Run(Settings):
 class IngestRun(Run):
     """Parameters of the flow `ingest`."""
 
-    ingest: Ingest = Field(description="Input.")
-    index: Index = Field(default=Index(), description="Index.")
+    ingest: Ingest = Field(title="Documents and questions", description="What is read, and how questions are split.")
+    index: Index = Field(default=Index(), title="Index", description="How pages are indexed.")
 
 
 class ModelRun(Run):
     """What every flow that asks a model takes."""
 
-    search: Search = Field(default=Search(), description="Search.")
-    agent: Agent = Field(default=Agent(), description="Agent.")
-    sampling: Sampling = Field(default=Sampling(), description="Overrides of the named sampling configurations.")
-    server: Server = Field(default=Server(), description="Model and server.")
-    serve: Serve = Field(default=Serve(), description="vLLM.")
+    search: Search = Field(default=Search(), title="Search", description="How queries are read and answered.")
+    agent: Agent = Field(default=Agent(), title="Agent", description="How the model is driven.")
+    sampling: Sampling = Field(
+        default=Sampling(),
+        title="Sampling",
+        description="How tokens are drawn; what is empty is as the named configuration says.",
+    )
+    server: Server = Field(default=Server(), title="Model and server", description="Who is asked.")
+    serve: Serve = Field(default=Serve(), title="vLLM", description="How vLLM is started, where no base URL is given.")
 
 
 class BaseRun(Run):
@@ -44,14 +62,16 @@ class BaseRun(Run):
 class CollectRun(ModelRun):
     """Parameters of the flow `collect`."""
 
-    collect: Collect = Field(default=Collect(), description="Collection.")
+    collect: Collect = Field(default=Collect(), title="Collection", description="Which rollouts are run.")
     adapter: bool = Field(default=False, description="Collect with the newest adapter instead of the base model.")
 
 
 class ProcessRun(Run):
     """Parameters of the flow `process`."""
 
-    process: Process = Field(default=Process(), description="Scoring and pairs.")
+    process: Process = Field(
+        default=Process(), title="Scoring and pairs", description="Which rollouts are kept, and compared."
+    )
 
 
 class FormatRun(Run):
@@ -60,7 +80,9 @@ class FormatRun(Run):
     agent: Agent = Field(
         default=Agent(), description="The agent as it will be served; its prompt goes into the training sets."
     )
-    format: Format = Field(default=Format(), description="Training sets.")
+    format: Format = Field(
+        default=Format(), title="Training sets", description="What is made of the rollouts that are kept."
+    )
 
 
 class PrepareRun(ProcessRun, FormatRun):
@@ -73,7 +95,7 @@ class FinetuneRun(BaseRun):
     training_set: Literal["sft_best", "sft_trajectory", "sft_context"] = Field(
         default="sft_best", description="Training set to learn from."
     )
-    finetune: Finetune = Field(default=Finetune(), description="Training.")
+    finetune: Finetune = Field(default=Finetune(), title="Training", description="How the adapter is trained.")
 
 
 class MergeRun(BaseRun):
@@ -84,7 +106,7 @@ class ServeRun(BaseRun):
     """Parameters of the flow `serve`."""
 
     adapter: bool = Field(default=False, description="Serve the newest adapter beside the base model.")
-    serve: Serve = Field(default=Serve(), description="vLLM.")
+    serve: Serve = Field(default=Serve(), title="vLLM", description="How vLLM is started, where no base URL is given.")
 
 
 class InferRun(ModelRun):
@@ -98,7 +120,7 @@ class InferRun(ModelRun):
 class EvaluateRun(ModelRun):
     """Parameters of the flow `evaluate`."""
 
-    evaluate: Evaluate = Field(default=Evaluate(), description="Measurement.")
+    evaluate: Evaluate = Field(default=Evaluate(), title="Measurement", description="What runs are measured on.")
     variants: Variants = Field(default=list(VARIANTS), description="Runs to measure.")
 
 
@@ -116,17 +138,21 @@ class CompareRun(Run):
 class Improve(ModelRun):
     """Parameters of the flow `improve`: the whole loop, once round."""
 
-    ingest: Ingest = Field(description="Input.")
-    index: Index = Field(default=Index(), description="Index.")
-    collect: Collect = Field(default=Collect(), description="Collection.")
+    ingest: Ingest = Field(title="Documents and questions", description="What is read, and how questions are split.")
+    index: Index = Field(default=Index(), title="Index", description="How pages are indexed.")
+    collect: Collect = Field(default=Collect(), title="Collection", description="Which rollouts are run.")
     collect_agent: Agent | None = Field(
         default=None,
         description="Agent for collection where it is to differ; when empty, the same with worked examples in its prompt.",
     )
-    process: Process = Field(default=Process(), description="Scoring and pairs.")
-    format: Format = Field(default=Format(), description="Training sets; the first named one is learned from.")
-    finetune: Finetune = Field(default=Finetune(), description="Training.")
-    evaluate: Evaluate = Field(default=Evaluate(), description="Measurement.")
+    process: Process = Field(
+        default=Process(), title="Scoring and pairs", description="Which rollouts are kept, and compared."
+    )
+    format: Format = Field(
+        default=Format(), title="Training sets", description="The first that is named is learned from."
+    )
+    finetune: Finetune = Field(default=Finetune(), title="Training", description="How the adapter is trained.")
+    evaluate: Evaluate = Field(default=Evaluate(), title="Measurement", description="What runs are measured on.")
     variants: Variants = Field(
         default=list(VARIANTS), description="Runs to compare; each is compared with those before it."
     )

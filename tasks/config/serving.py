@@ -1,19 +1,37 @@
 """Settings of the model that is asked: the agent that drives it, how it samples, where it is served."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from tasks.config.base import Settings, Share
 
 SamplingName = Literal["greedy", "low_temp", "default", "high_temp", "creative", "diverse"]
 
 
+_ADDRESS = r"^https?://[^@/?#\s]+(/[^@?#\s]*)?$"
+
+
+def _without_secrets(address: str) -> str:
+    """Settings are stored and shown."""
+    if not re.match(_ADDRESS, address):
+        raise ValueError(
+            "not an address such as http://host:8000/v1; a user, password or key does not belong in it: "
+            "set the environment variable OPENAI_API_KEY"
+        )
+    return address
+
+
+Address = Annotated[str, AfterValidator(_without_secrets), Field(json_schema_extra={"pattern": _ADDRESS})]
+
+
 class Agent(Settings):
     """How the model is driven. What it is trained on and what it is served come from the same settings."""
 
     protocol: Literal["tags", "tools"] = Field(
-        default="tools", description="'tools': OpenAI tool calls. 'tags': <think>, <search> and <answer> in plain text."
+        default="tools",
+        description="'tools': OpenAI tool calls. 'tags': `<think>`, `<search>` and `<answer>` in plain text.",
     )
     observation: Literal["none", "text"] = Field(
         default="text", description="What the model sees of a page that was found: its text, or only its name."
@@ -32,8 +50,12 @@ class Agent(Settings):
 class Sampling(Settings):
     """How tokens are drawn, overriding the named configuration where set."""
 
-    temperature: float | None = Field(default=None, ge=0, description="Overrides the configuration's temperature.")
-    top_p: float | None = Field(default=None, gt=0, le=1, description="Overrides the named configuration's top-p.")
+    temperature: float | None = Field(
+        default=None, ge=0, description="Overrides the named configuration's temperature."
+    )
+    top_p: float | None = Field(
+        default=None, gt=0, le=1, title="Top-p", description="Overrides the named configuration's top-p."
+    )
     repetition_penalty: float | None = Field(
         default=None, gt=0, description="Overrides the named configuration's repetition penalty."
     )
@@ -45,15 +67,13 @@ def _listed(value: Any) -> Any:
     return [] if value in (None, "") else [value] if isinstance(value, str) else value
 
 
-Address = Annotated[str, Field(pattern=r"^https?://[^@\s]+$")]  # no name and password in it: the key is no setting
-
-
 class Server(Settings):
     """The OpenAI-compatible servers that are asked. Their key comes from the environment variable OPENAI_API_KEY."""
 
     base_url: Annotated[list[Address], BeforeValidator(_listed)] = Field(
         default=[],
-        description="Addresses of running servers, such as http://host:8000/v1, that share the work; empty starts vLLM here.",
+        title="Base URLs",
+        description="Addresses of running servers, such as `http://host:8000/v1`, that share the work; empty starts vLLM here. Their key comes from the environment.",
     )
     model: str = Field(
         default="HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -68,11 +88,21 @@ class Server(Settings):
 class Serve(Settings):
     """The vLLM process that DRAG starts when no base_url is given."""
 
-    max_model_len: int | None = Field(default=None, ge=256, description="Context length; the model's own when empty.")
-    max_lora_rank: int = Field(default=16, ge=1, description="Largest LoRA rank that adapters may have.")
-    max_num_seqs: int = Field(default=64, ge=1, description="Sequences that are generated at once.")
-    gpu_memory_utilization: Share = Field(default=0.9, description="Share of the GPU's memory that vLLM takes.")
-    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs that one model is spread over.")
+    max_model_len: int | None = Field(
+        default=None, ge=256, title="Context length", description="Tokens; the model's own when empty."
+    )
+    max_lora_rank: int = Field(
+        default=16, ge=1, title="Largest LoRA rank", description="Largest LoRA rank that adapters may have."
+    )
+    max_num_seqs: int = Field(
+        default=64, ge=1, title="Sequences at once", description="Sequences that are generated at once."
+    )
+    gpu_memory_utilization: Share = Field(
+        default=0.9, title="Share of GPU memory", description="Share of the GPU's memory that vLLM takes."
+    )
+    tensor_parallel_size: int = Field(
+        default=1, ge=1, title="GPUs a model", description="GPUs that one model is spread over."
+    )
     tool_call_parser: str | None = Field(
         default=None, description="vLLM's tool parser for the tools protocol, such as hermes."
     )

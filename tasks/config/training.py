@@ -13,10 +13,10 @@ class Finetune(Settings):
     epochs: float = Field(default=2.0, gt=0, description="Passes over the training set.")
     batch_size: int = Field(default=8, ge=1, description="Examples a device takes at once.")
     gradient_accumulation: int = Field(default=1, ge=1, description="Batches that make one optimizer step.")
-    lr: float = Field(default=1e-3, gt=0, description="Peak learning rate.")
-    lora_r: int = Field(default=16, ge=1, description="LoRA rank.")
-    lora_alpha: int = Field(default=32, ge=1, description="LoRA scale times rank.")
-    lora_dropout: Share = Field(default=0.0, description="Dropout on the LoRA branch.")
+    lr: float = Field(default=1e-3, gt=0, title="Learning rate", description="Peak learning rate.")
+    lora_r: int = Field(default=16, ge=1, title="LoRA rank", description="LoRA rank.")
+    lora_alpha: int = Field(default=32, ge=1, title="LoRA alpha", description="LoRA scale times rank.")
+    lora_dropout: Share = Field(default=0.0, title="LoRA dropout", description="Dropout on the LoRA branch.")
     mask_strategy: Literal["none", "assistant", "search-think", "search-only"] = Field(
         default="search-only",
         description="Which tokens are learned: all, what the assistant wrote, reasoning and query, or the query alone.",
@@ -35,5 +35,5 @@ class Finetune(Settings):
     save_steps: int = Field(
         default=25, ge=1, description="Optimizer steps between checkpoints; a kill loses at most these."
     )
-    bf16: bool = Field(default=True, description="bfloat16 autocast.")
+    bf16: bool = Field(default=True, title="bfloat16", description="bfloat16 autocast.")
     seed: int = Field(default=0, description="Seed of weights and order.")

@@ -67,7 +67,7 @@ def test_a_thousand_shards_are_all_recorded(production: Prefect, tmp_path: Path)
     assert {row["status"] for row in rows} == {"finished"}
 
     flow_runs = production.request("POST", "/flow_runs/filter", {"flows": {"name": {"any_": ["collect"]}}})
-    (run,) = (r["id"] for r in flow_runs if r["parameters"]["settings"]["storage"] == root)
+    (run,) = (r["id"] for r in flow_runs if r["parameters"]["storage"] == root)
     the_stage_itself = 1
     deadline = time.monotonic() + _PATIENCE_S
     while _count(production, run, "COMPLETED") < shards + the_stage_itself and time.monotonic() < deadline:

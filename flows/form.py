@@ -1,0 +1,91 @@
+"""Flows whose parameters are the fields of a settings model, so that the run form in the Prefect UI is that model.
+
+    @settings_flow(name="collect")
+    def collect(settings: config.CollectRun) -> list[StageRun]: ...
+
+    collect(config.CollectRun(storage="here"))                                # in Python
+    {"storage": "here", "collect": {"limit": 100}, "server": {...}}           # what a deployment, a form or the API gives it
+
+Titles, help, choices, bounds and order of the form come from the model alone; see tasks/config.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Generic, TypeVar
+
+from prefect import Flow
+from prefect.utilities.hashing import file_hash
+from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from tasks.config import Run
+from tasks.errors import ConfigError
+
+S = TypeVar("S", bound=Run)
+T = TypeVar("T")
+
+
+class SettingsFlow(Flow[..., T], Generic[S, T]):
+    """A flow that Python calls with its settings, and that the API gives their fields."""
+
+    settings: type[S]
+
+    def __call__(self, settings: S, **options: Any) -> T:  # type: ignore[override]
+        return super().__call__(**dict(settings), **options)
+
+    def validate_parameters(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters as the settings' fields.
+
+        Raises:
+            ConfigError: a value is missing, unknown or out of range; the message names the fields and quotes no value.
+        """
+        try:
+            return dict(self.settings.model_validate(parameters))
+        except ValidationError as error:
+            problems = error.errors(include_input=False, include_url=False)
+            lines = [f"{'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']}" for problem in problems]
+            raise ConfigError("\n".join(lines)) from None  # the original quotes values
+
+
+def settings_flow(name: str) -> Callable[[Callable[[S], T]], SettingsFlow[S, T]]:
+    """Make a function of one settings model a flow whose parameters are the model's fields."""
+
+    def decorate(function: Callable[[S], T]) -> SettingsFlow[S, T]:
+        (parameter,) = inspect.signature(function, eval_str=True).parameters.values()
+        model: type[S] = parameter.annotation
+
+        @functools.wraps(function)
+        def run(**fields: Any) -> T:
+            return function(model(**fields))
+
+        run.__signature__ = _signature(model)  # type: ignore[attr-defined]
+        source = inspect.getsourcefile(function)
+        made: SettingsFlow[S, T] = SettingsFlow(run, name=name, version=file_hash(source) if source else None)
+        made.settings = model
+        return made
+
+    return decorate
+
+
+def _signature(model: type[Run]) -> inspect.Signature:
+    """The fields as keyword parameters, in the order in which a form shows them."""
+    schema = model.model_json_schema()["properties"]
+    ordered = sorted(model.model_fields.items(), key=lambda item: schema[item[0]]["position"])
+    return inspect.Signature(
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_labelled(info), annotation=_type(info))
+            for name, info in ordered
+        ]
+    )
+
+
+def _type(info: FieldInfo) -> Any:
+    """A field's type with its bounds."""
+    return Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
+
+
+def _labelled(info: FieldInfo) -> Any:
+    """A field for Prefect, which would use the parameter's name as its title."""
+    extra: Any = {"title": info.title}
+    return Field(... if info.is_required() else info.default, description=info.description, json_schema_extra=extra)
