@@ -56,9 +56,7 @@ def storage_root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         if request.param == "s3":
             request.getfixturevalue("s3_server")
         else:
-            given = servers.service("s3")["environment"]
-            keys = (given["AWS_ACCESS_KEY_ID"], given["AWS_SECRET_ACCESS_KEY"])
-            stack.enter_context(_s3_environment(request.getfixturevalue("seaweedfs"), *keys))
+            stack.enter_context(_s3_environment(request.getfixturevalue("seaweedfs"), *servers.s3_keys()))
         bucket = f"drag-{uuid.uuid4().hex}"
         storage._client().create_bucket(Bucket=bucket)
         yield f"s3://{bucket}/some/prefix"
@@ -69,3 +67,10 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Pre
     """A Prefect server on PostgreSQL with Redis messaging, and S3: what infra/compose.yaml composes, without its workers."""
     with servers.prefect(tmp_path_factory.mktemp("production") / "host") as server:
         yield server
+
+
+@pytest.fixture
+def production_root(production: servers.Prefect) -> Iterator[str]:
+    """An empty storage root in the bucket that infra/compose.yaml makes, for this process and for the workers."""
+    with _s3_environment(production.environment["AWS_ENDPOINT_URL"], *servers.s3_keys()):
+        yield f"s3://{servers.service('bucket')['environment']['DRAG_BUCKET']}/{uuid.uuid4().hex}"

@@ -5,7 +5,6 @@ that is killed. Which programs, options and settings is not said here but in inf
 which are read as Docker Compose reads them: what is tested is what is deployed.
 """
 
-import base64
 import contextlib
 import functools
 import json
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import httpx
 import pytest
 
 from tasks import watchdog
@@ -52,12 +52,10 @@ class Prefect:
 
     def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Ask the server's API; the answer's JSON."""
-        user = base64.b64encode(SECRETS["PREFECT_AUTH"].encode()).decode()
-        headers = {"Authorization": f"Basic {user}", "Content-Type": "application/json"}
-        data = None if body is None else json.dumps(body).encode()
-        asked = urllib.request.Request(self.api_url + path, data, headers, method=method)
-        with urllib.request.urlopen(asked, timeout=60) as reply:
-            return json.loads(reply.read() or b"null")
+        user, _, password = SECRETS["PREFECT_AUTH"].partition(":")
+        reply = httpx.request(method, self.api_url + path, json=body, auth=(user, password), timeout=60)
+        assert reply.is_success, f"{path}: {reply.text}"
+        return reply.json()
 
 
 def missing(program: str, package: str) -> NoReturn:
@@ -79,6 +77,12 @@ def composed() -> dict[str, Any]:
 def service(name: str) -> dict[str, Any]:
     """One service of the compose file."""
     return composed()["services"][name]
+
+
+def s3_keys() -> tuple[str, str]:
+    """Key pair of the compose file's S3 server: id, secret."""
+    given = service("s3")["environment"]
+    return given["AWS_ACCESS_KEY_ID"], given["AWS_SECRET_ACCESS_KEY"]
 
 
 def worker_command(pool: str) -> list[str]:
@@ -228,7 +232,7 @@ def prefect(folder: Path) -> Iterator[Prefect]:
 def worker(server: Prefect, pool: str) -> Iterator[None]:
     """A worker of a pool, as its image starts it, for the length of the block."""
     port = free_port()
-    env = server.environment | {"PREFECT_WORKER_WEBSERVER_PORT": str(port)}
+    env = server.environment | {"PREFECT_WORKER_WEBSERVER_PORT": str(port), "PREFECT_WORKER_QUERY_SECONDS": "1"}
     healthy = functools.partial(answers, f"http://127.0.0.1:{port}/health")
     with running([sys.executable, "-m", *worker_command(pool)], server.folder / f"worker-{pool}.log", env, healthy):
         yield

@@ -1,17 +1,23 @@
 """Prefect as infra/compose.yaml runs it, on PostgreSQL with Redis: workers in their pools, and no task run unrecorded."""
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from flows.ingest import ingest
-from tasks import config
+from tasks import config, storage
 from tasks.artifact import load_ref, read_rows
 from tests.model_server import ModelServer
-from tests.servers import Prefect
+from tests.servers import Prefect, worker
+from tests.small_collection import TOPICS, searcher
+from tests.tiny_model import tiny_model
 
 _PATIENCE_S = 400  # never waited for unless something is lost
 
@@ -22,6 +28,61 @@ def _count(server: Prefect, flow_run: str, *states: str) -> int:
     if states:
         chosen["task_runs"] = {"state": {"type": {"any_": list(states)}}}
     return server.request("POST", "/task_runs/count", chosen)
+
+
+def _run(server: Prefect, deployment: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A run of a deployment, started as the UI starts it, once it has ended."""
+    found = server.request("GET", f"/deployments/name/{deployment}/{deployment}")
+    body = {"state": {"type": "SCHEDULED"}} | ({"parameters": {"settings": settings}} if settings else {})
+    run = server.request("POST", f"/deployments/{found['id']}/create_flow_run", body)
+    deadline = time.monotonic() + _PATIENCE_S
+    while run["state_type"] not in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+        assert time.monotonic() < deadline, f"{deployment} is still {run['state_name']}"
+        time.sleep(0.5)
+        run = server.request("GET", f"/flow_runs/{run['id']}")
+    return run
+
+
+def test_the_server_has_what_the_compose_file_gives_it(production: Prefect) -> None:
+    settings = production.request("GET", "/admin/settings")["server"]
+    assert settings["database"]["driver"] == "postgresql+asyncpg"
+    assert settings["events"]["messaging_broker"] == settings["events"]["messaging_cache"] == "prefect_redis.messaging"
+    assert settings["events"]["causal_ordering"] == "prefect_redis.ordering"
+    assert settings["concurrency"]["lease_storage"] == "prefect_redis.lease_storage"
+    assert settings["docket"]["url"].startswith("redis://")
+    assert httpx.get(production.api_url + "/admin/settings").status_code == 401  # without the password
+
+
+def test_every_stage_runs_in_its_pool(
+    production: Prefect, production_root: str, documents: Path, tmp_path: Path
+) -> None:
+    root, agent = production_root, {"protocol": "tags", "max_iterations": 3}
+    storage.upload_folder(documents / "pdfs", storage.join(root, "input/documents"))
+    storage.write_bytes(storage.join(root, "input/questions.jsonl"), (documents / "questions.jsonl").read_bytes())
+    command = [sys.executable, "-m", "flows.cli", "deploy", "--storage", root]
+    subprocess.run(command, env=production.environment, check=True)
+    with contextlib.ExitStack() as stack:
+        for pool in ("cpu", "gpu-serving", "gpu-training"):
+            stack.enter_context(worker(production, pool))
+        asked = {"base_url": [stack.enter_context(ModelServer(searcher)).url], "model": "base"}
+        training = {"epochs": 1, "batch_size": 4, "lora_r": 4, "bf16": False}
+        model = str(tiny_model(tmp_path / "model"))
+        runs = [
+            _run(production, "ingest"),  # on what lies below the storage root, as the deployment has it
+            _run(
+                production, "collect", {"storage": root, "agent": agent, "server": asked, "collect": {"split": "all"}}
+            ),
+            _run(production, "prepare", {"storage": root, "agent": agent}),
+            _run(production, "finetune", {"storage": root, "model": model, "finetune": training}),
+        ]
+    assert [(run["work_pool_name"], run["state_name"]) for run in runs] == [
+        ("cpu", "Completed"),
+        ("gpu-serving", "Completed"),
+        ("cpu", "Completed"),
+        ("gpu-training", "Completed"),
+    ]
+    assert load_ref(root, "trajectories").rows == len(TOPICS)
+    assert storage.exists(load_ref(root, "adapter").uri)
 
 
 def _many_questions(folder: Path, number: int) -> config.Ingest:
