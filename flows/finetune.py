@@ -1,6 +1,7 @@
 """finetune: training set → LoRA adapter. merge: adapter and base → one model.
 
 drag finetune sft --training-set sft_best --epochs 2 --lr 1e-3
+drag finetune sft --config deployments/recipes/finetune-ddp.yaml
 drag merge
 """
 
@@ -12,11 +13,15 @@ from tasks.cache import stage_key
 from tasks.model import fetch_model, model_fingerprint
 from tasks.stage_tasks import finetune_adapter, merge_adapter
 from tasks.stages import StageRun, run_stage
+from tasks.training.launch import world_size
 
 
-def finetuned(root: str, settings: config.Finetune, model: str, training_set: Artifact) -> StageRun:
+def finetuned(
+    root: str, settings: config.Finetune, processes: config.Launch, model: str, training_set: Artifact
+) -> StageRun:
     """Train an adapter; a killed training goes on from its last checkpoint, which lies below the stage's folder."""
-    facts = {"model": model_fingerprint(fetch_model(model))}
+    # How many processes train changes the steps; where they run does not.
+    facts = {"model": model_fingerprint(fetch_model(model)), "world_size": world_size(processes)}
     learned = settings.model_copy(update={"save_steps": 1})  # how often it is saved changes nothing that is learned
     key = stage_key(
         "tasks.training", settings={"finetune": learned}, inputs={"training_set": training_set}, facts=facts
@@ -27,6 +32,7 @@ def finetuned(root: str, settings: config.Finetune, model: str, training_set: Ar
         key=key,
         uri=storage.join(root, "adapters", key),
         settings=settings,
+        processes=processes,
         model=model,
         training_set=training_set,
         work_dir=work_dir(root) / "training" / key,
@@ -41,7 +47,7 @@ def finetuned(root: str, settings: config.Finetune, model: str, training_set: Ar
 def finetune(settings: config.FinetuneRun) -> list[StageRun]:
     """Train an adapter on the newest training set of the chosen format."""
     root = storage.resolve(settings.storage)
-    runs = [finetuned(root, settings.finetune, settings.model, load_ref(root, settings.training_set))]
+    runs = [finetuned(root, settings.finetune, settings.launch, settings.model, load_ref(root, settings.training_set))]
     show_stages(runs)
     return runs
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prefect.logging import get_run_logger
+
 from tasks import config, storage
 from tasks.artifact import Artifact
 from tasks.progress import progress
@@ -88,13 +90,20 @@ def format_training_sets(
 
 @stage("finetune", retries=1)
 def finetune_adapter(
-    key: str, uri: str, settings: config.Finetune, model: str, training_set: Artifact, work_dir: Path
+    key: str,
+    uri: str,
+    settings: config.Finetune,
+    processes: config.Launch,
+    model: str,
+    training_set: Artifact,
+    work_dir: Path,
 ) -> dict[str, Artifact]:
     """Training set → LoRA adapter and its loss curve."""
     from tasks import limits
     from tasks.model import fetch_model
     from tasks.training import launch
 
+    logger = get_run_logger()
     with limits.slot("gpu-training"), progress("Training") as on_progress:
         adapter, curve, _ = launch.finetune(
             training_set,
@@ -103,6 +112,8 @@ def finetune_adapter(
             uri,
             work_dir,
             lambda step, total, loss: on_progress(step, total),
+            processes=processes,
+            on_line=lambda line: logger.info("%s", line),
         )
     return {"adapter": adapter, "loss_curve": curve}
 

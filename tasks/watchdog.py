@@ -11,10 +11,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import IO
 
 GRACE_S = 15.0
+_PARENT_EVERY_S = 0.5
 
 
 def start(
@@ -39,6 +41,18 @@ def stop(process: subprocess.Popen[bytes]) -> int:
     if process.stdin and not process.stdin.closed:
         process.stdin.close()
     return process.wait()
+
+
+def die_with_parent() -> None:
+    """End this process soon after its parent, where the parent is no watchdog of ours but may be killed all the same."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_EVERY_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def main(command: list[str]) -> int:

@@ -27,7 +27,7 @@ from tasks.config.runs import (
     ServeRun,
 )
 from tasks.config.serving import Agent, Sampling, SamplingName, Serve, Server
-from tasks.config.training import Finetune
+from tasks.config.training import Finetune, Launch
 
 __all__ = [
     "VARIANTS",
@@ -49,6 +49,7 @@ __all__ = [
     "InferRun",
     "Ingest",
     "IngestRun",
+    "Launch",
     "MergeRun",
     "ModelRun",
     "PrepareRun",

@@ -9,10 +9,10 @@ from tasks.config.documents import Index, Ingest, Search
 from tasks.config.evaluation import VARIANTS, Evaluate, Variants
 from tasks.config.rollouts import Collect, Format, Process
 from tasks.config.serving import Agent, Sampling, SamplingName, Serve, Server
-from tasks.config.training import Finetune
+from tasks.config.training import Finetune, Launch
 
 # What people change first comes first in a form.
-_ORDER = "storage model training_set adapter ingest collect server agent collect_agent process format finetune evaluate variants"
+_ORDER = "storage model training_set adapter ingest collect server agent collect_agent process format finetune launch evaluate variants"
 
 
 def _as_form(schema: dict[str, Any]) -> None:
@@ -96,6 +96,9 @@ class FinetuneRun(BaseRun):
         default="sft_best", description="Training set to learn from."
     )
     finetune: Finetune = Field(default=Finetune(), title="Training", description="How the adapter is trained.")
+    launch: Launch = Field(
+        default=Launch(), title="Training processes", description="How many train together, and where they meet."
+    )
 
 
 class MergeRun(BaseRun):
@@ -152,6 +155,9 @@ class Improve(ModelRun):
         default=Format(), title="Training sets", description="The first that is named is learned from."
     )
     finetune: Finetune = Field(default=Finetune(), title="Training", description="How the adapter is trained.")
+    launch: Launch = Field(
+        default=Launch(), title="Training processes", description="How many train together, and where they meet."
+    )
     evaluate: Evaluate = Field(default=Evaluate(), title="Measurement", description="What runs are measured on.")
     variants: Variants = Field(
         default=list(VARIANTS), description="Runs to compare; each is compared with those before it."

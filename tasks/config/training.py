@@ -1,18 +1,20 @@
-"""Settings of training."""
+"""Settings of training: what is learned, and by how many processes."""
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.config.base import Settings, Share
 
 
 class Finetune(Settings):
-    """Training set → LoRA adapter."""
+    """Training set → LoRA adapter. A step learns from batch_size × gradient_accumulation examples of every process."""
 
     epochs: float = Field(default=2.0, gt=0, description="Passes over the training set.")
-    batch_size: int = Field(default=8, ge=1, description="Examples a device takes at once.")
-    gradient_accumulation: int = Field(default=1, ge=1, description="Batches that make one optimizer step.")
+    batch_size: int = Field(default=8, ge=1, description="Examples a process takes at once.")
+    gradient_accumulation: int = Field(
+        default=1, ge=1, description="Batches of every process that make one optimizer step."
+    )
     lr: float = Field(default=1e-3, gt=0, title="Learning rate", description="Peak learning rate.")
     lora_r: int = Field(default=16, ge=1, title="LoRA rank", description="LoRA rank.")
     lora_alpha: int = Field(default=32, ge=1, title="LoRA alpha", description="LoRA scale times rank.")
@@ -37,3 +39,39 @@ class Finetune(Settings):
     )
     bf16: bool = Field(default=True, title="bfloat16", description="bfloat16 autocast.")
     seed: int = Field(default=0, description="Seed of weights and order.")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="Several processes: each holds the model (ddp), or it is sharded over their GPUs (fsdp), for one that a GPU cannot hold.",
+    )
+    quantize: Literal["none", "4bit"] = Field(
+        default="none",
+        description="Hold the frozen weights in four bits (QLoRA): a quarter of the memory, slower steps. Needs a GPU.",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Finetune":
+        """Four-bit weights fit every GPU, so there is nothing to gain from sharding them."""
+        if self.strategy == "fsdp" and self.quantize != "none":
+            raise ValueError("strategy fsdp shards unquantized weights: take quantize none, or strategy ddp")
+        return self
+
+
+class Launch(Settings):
+    """The processes that train together, started by torchrun where there are several."""
+
+    processes_per_node: int | None = Field(
+        default=None,
+        ge=1,
+        description="Training processes on a machine; empty is one for each of its GPUs, or one where there is none.",
+    )
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        title="Machines",
+        description="Machines that train together. Each runs the same command, with storage on S3; they meet at the rendezvous.",
+    )
+    rendezvous: str | None = Field(
+        default=None,
+        pattern=r"^[^:/\s]+:\d+$",
+        description="HOST:PORT on one of several machines; empty takes torchrun's variable PET_RDZV_ENDPOINT.",
+    )

@@ -2,11 +2,13 @@
 
 A checkpoint counts only once its marker is there, which is written last and names every file with its hash: one that a kill
 cut off in writing is ignored. The marker also names the training (a hash of its inputs and settings), so that another
-training's checkpoint is never taken for this one's.
+training's checkpoint is never taken for this one's. Where several machines train, each copies what its processes wrote.
 """
 
 import hashlib
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from tasks import storage
@@ -15,22 +17,34 @@ _MARKER = "complete.json"
 _PREFIX = "checkpoint-"
 
 
-def seal(folder: Path, training: str, uri: str | None) -> None:
-    """Mark a checkpoint that is written whole, and copy it below `uri` where other machines find it; older copies go.
+def clear(folder: Path, uri: str | None) -> None:
+    """Remove what an earlier run may have left below `uri` at the place of this checkpoint, its marker above all."""
+    if uri:
+        storage.delete(storage.join(uri, folder.name))
+
+
+def copy(folder: Path, uri: str | None) -> dict[str, str]:
+    """Copy what this machine wrote of a checkpoint below `uri`, if one is given; returns name → hash of these files."""
+    if uri:
+        storage.upload_folder(folder, storage.join(uri, folder.name))
+    return _hashes(folder)
+
+
+def seal(folder: Path, training: str, uri: str | None, files: Mapping[str, str]) -> None:
+    """Mark a checkpoint that is written whole, here and below `uri` where other machines find it; older copies go.
 
     Args:
         folder: .../checkpoint-STEP.
         training: what it is a checkpoint of.
-        uri: s3:// folder of all checkpoints of this training, or None to keep them here alone.
+        uri: s3:// folder of all checkpoints of this training, or None when they stay on this machine.
+        files: name → hash of all its files, as `copy` returned them on each machine.
     """
-    marker = json.dumps({"training": training, "files": _hashes(folder)}).encode()
+    marker = json.dumps({"training": training, "files": files}).encode()
     if uri:
-        copy = storage.join(uri, folder.name)
-        storage.delete(copy)
-        storage.upload_folder(folder, copy)
-        storage.write_bytes(storage.join(copy, _MARKER), marker)
+        whole = storage.join(uri, folder.name)
+        storage.write_bytes(storage.join(whole, _MARKER), marker)
         for file in storage.iter_files(uri):
-            if not file.startswith(copy + "/"):
+            if not file.startswith(whole + "/"):
                 storage.delete(file)
     storage.write_bytes(str(folder / _MARKER), marker)
 
@@ -47,6 +61,7 @@ def fetch(uri: str, folder: Path, training: str) -> None:
     here = latest(folder, training)
     there = max(marked, key=_step, default=None)
     if there and (here is None or _step(there) > _step(here.name)):
+        shutil.rmtree(folder / there, ignore_errors=True)  # this machine's part, or one that a kill cut off
         storage.download_folder(storage.join(uri, there), folder / there)
 
 

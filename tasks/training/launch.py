@@ -1,7 +1,11 @@
-"""Finetune: start the trainer as a process of its own, follow it, and store the adapter and loss curve that it leaves.
+"""Finetune: start the trainer as a program of its own, follow it, and store the adapter and loss curve that it leaves.
 
-A process of its own gives its memory back when it ends, can be started by torchrun instead, and cannot take its starter
-with it. Killed, together or alone, the same call goes on from the last checkpoint.
+A program of its own gives its memory back when it ends, can be several processes on several machines, and cannot take its
+starter with it. Killed, together or in part, the same call goes on from the last checkpoint; with storage on S3, from an empty
+work_dir too, on another machine.
+
+Each process takes batch_size examples at once, so the number of processes changes what a step learns from: it is part of what
+names a training. Which machines they run on is not.
 """
 
 import hashlib
@@ -10,26 +14,53 @@ import os
 import shutil
 import subprocess
 import sys
-from collections import deque
+import time
+from collections import defaultdict, deque
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tasks import storage, watchdog
 from tasks.artifact import Artifact, provenance, read_provenance, read_rows, write_folder, write_table
-from tasks.config import Finetune
-from tasks.errors import TrainingError
+from tasks.config import Finetune, Launch
+from tasks.errors import ConfigError, TrainingError
 from tasks.model import fetch_model, model_fingerprint
 from tasks.training import checkpoints, curve
+from tasks.training.card import card
 from tasks.training.loading import base_name
+from tasks.training.messages import read
 from tasks.training.spec import Spec, write_spec
 
 OnProgress = Callable[[int, int, float], None]
+OnLine = Callable[[str], None]
 _LAST_LINES = 25
+_HANDED_OVER_S = 900.0
+
+
+def world_size(settings: Launch) -> int:
+    """Training processes on all machines together."""
+    return (settings.processes_per_node or max(1, _gpus())) * settings.nodes
+
+
+def _gpus() -> int:
+    """GPUs that programs started here may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def finetune(
-    training_set: Artifact, model: str, settings: Finetune, uri: str, work_dir: Path, on_progress: OnProgress
+    training_set: Artifact,
+    model: str,
+    settings: Finetune,
+    uri: str,
+    work_dir: Path,
+    on_progress: OnProgress,
+    *,
+    processes: Launch = Launch(),  # noqa: B008 - it cannot be changed
+    on_line: OnLine = lambda line: None,
 ) -> tuple[Artifact, Artifact, dict[str, Any]]:
     """Train a LoRA adapter.
 
@@ -39,6 +70,8 @@ def finetune(
         uri: folder to write adapter/ and loss_curve.parquet to. On S3 it also takes the checkpoints, while training lasts.
         work_dir: local folder for checkpoints; the same one lets a killed training go on.
         on_progress: told (step, steps in all, loss).
+        processes: how many processes train, and where they meet. On each of several machines the same call is made.
+        on_line: told every line that the trainer and its libraries print, which begins with "[rank N] " where there are several.
 
     Returns:
         the adapter (adapter/1, in PEFT's layout), its loss curve (loss_curve/1), and facts: examples, set_aside by reason,
@@ -46,12 +79,15 @@ def finetune(
         seconds, tokens_per_second, loss, eval_loss.
 
     Raises:
-        TrainingError: there is nothing to learn from, or training failed; the message has the trainer's last words.
+        TrainingError: there is nothing to learn from, or training failed; the message names the process among several, its
+            own error and its last words.
+        ConfigError: machines are to train together that share no storage, or do not know where to meet.
     """
     base = fetch_model(model)
     base_fingerprint = model_fingerprint(base)
-    prompts = sorted({row["prompt_fingerprint"] for row in read_rows(training_set, ["prompt_fingerprint"])})
-    identity = [training_set.sha256, base_fingerprint, settings.model_dump(mode="json")]
+    rows = read_rows(training_set, ["prompt_fingerprint", "question_id", "format"])
+    world = world_size(processes)
+    identity = [training_set.sha256, base_fingerprint, settings.model_dump(mode="json"), world]
     spec = Spec(
         training=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
         training_set=training_set,
@@ -59,72 +95,130 @@ def finetune(
         base_name=base_name(model),
         settings=settings,
         work_dir=work_dir,
+        world_size=world,
         checkpoints_uri=storage.join(uri, "checkpoints") if storage.is_s3(uri) else None,
     )
     work_dir.mkdir(parents=True, exist_ok=True)
     if spec.checkpoints_uri:
         checkpoints.fetch(spec.checkpoints_uri, work_dir / "checkpoints", spec.training)
     write_spec(spec, work_dir / "spec.json")
-    run([sys.executable, "-m", "tasks.training.sft", "--spec", str(work_dir / "spec.json")], on_progress)
+    (work_dir / "history.json").unlink(missing_ok=True)
+    outcome = storage.join(uri, "outcome.json")
+    if processes.nodes > 1:
+        storage.delete(outcome)
+    run(_command(work_dir / "spec.json", world, processes, uri), on_progress, on_line)
+    if not (work_dir / "history.json").exists():  # the first process ran on another machine, which stores what it left
+        return _handed_over(outcome)
 
     left = json.loads((work_dir / "history.json").read_text())
+    written = read_provenance(training_set)
     made_of = provenance(
         {"training_set": training_set},
-        learned_from=read_provenance(training_set)["inputs"],
+        learned_from=written["inputs"],
         settings=settings.model_dump(mode="json"),
         base_model=spec.base_name,
         base_fingerprint=base_fingerprint,
-        prompt_fingerprints=prompts,
+        world_size=world,
+        prompt_fingerprints=sorted({row["prompt_fingerprint"] for row in rows}),
         **left["facts"],
     )
-    adapter = write_folder(work_dir / "adapter", storage.join(uri, "adapter"), "adapter/1", 1, made_of)
     table = curve.curve_table(left["history"])
+    summary = curve.summary(table)
+    data = {
+        "questions": len({row["question_id"] for row in rows}),
+        "formats": sorted({row["format"] for row in rows}),
+        "provenance": written,
+    }
+    (work_dir / "adapter" / "README.md").write_text(card(made_of, data, summary), encoding="utf-8")
+    adapter = write_folder(work_dir / "adapter", storage.join(uri, "adapter"), "adapter/1", 1, made_of)
     loss_curve = write_table(table, storage.join(uri, "loss_curve.parquet"), "loss_curve/1", made_of)
     shutil.rmtree(work_dir / "checkpoints")
     if spec.checkpoints_uri:
         storage.delete(spec.checkpoints_uri)
-    return adapter, loss_curve, left["facts"] | curve.summary(table)
+    facts = left["facts"] | summary
+    if processes.nodes > 1:
+        made = {"adapter": asdict(adapter), "loss_curve": asdict(loss_curve), "facts": facts}
+        storage.write_bytes(outcome, json.dumps(made).encode())
+    return adapter, loss_curve, facts
 
 
-def run(command: list[str], on_progress: OnProgress) -> None:
-    """Run a trainer to its end, passing on its progress; it does not outlive its starter.
+def _command(spec: Path, world: int, processes: Launch, uri: str) -> list[str]:
+    """The program that trains: the trainer itself, or what starts several of it.
+
+    Raises:
+        ConfigError: machines are to train together that share no storage, or do not know where to meet.
+    """
+    if world == 1:
+        return [sys.executable, "-m", "tasks.training.sft", "--spec", str(spec)]
+    command = [sys.executable, "-m", "tasks.training.ranks", "--spec", str(spec)]
+    command += ["--processes", str(world // processes.nodes)]
+    if processes.nodes > 1:
+        rendezvous = processes.rendezvous or os.environ.get("PET_RDZV_ENDPOINT")
+        if not rendezvous:
+            raise ConfigError("several machines need a place to meet: set rendezvous (HOST:PORT on one of them)")
+        if not storage.is_s3(uri):
+            raise ConfigError(
+                "several machines hand checkpoints and adapter over on S3: set storage to s3://bucket/prefix"
+            )
+        command += ["--nodes", str(processes.nodes), "--rendezvous", rendezvous]
+    return command
+
+
+def _handed_over(uri: str) -> tuple[Artifact, Artifact, dict[str, Any]]:
+    """What another machine stored, as soon as it has."""
+    deadline = time.monotonic() + _HANDED_OVER_S
+    while not storage.exists(uri):
+        if time.monotonic() > deadline:
+            raise TrainingError(
+                f"training ended, but the machine of its first process did not store the adapter ({uri}): see that one's log"
+            )
+        time.sleep(1)
+    made = json.loads(storage.read_bytes(uri))
+    return Artifact(**made["adapter"]), Artifact(**made["loss_curve"]), made["facts"]
+
+
+def run(command: list[str], on_progress: OnProgress, on_line: OnLine) -> None:
+    """Run a trainer to its end, passing on its progress and its lines; it does not outlive its starter.
 
     Raises:
         TrainingError: it ended with an error, which the message quotes.
     """
-    process = watchdog.start(command, env=_environment(), output=subprocess.PIPE)
-    last: deque[str] = deque(maxlen=_LAST_LINES)
-    said = None
+    process = watchdog.start(
+        command, env=_environment(several="tasks.training.ranks" in command), output=subprocess.PIPE
+    )
+    last: defaultdict[int | None, deque[str]] = defaultdict(lambda: deque(maxlen=_LAST_LINES))
+    mendable: str | None = None
+    failed: dict[str, Any] | None = None
     try:
         assert process.stdout is not None
         for line in process.stdout:
-            text = line.decode(errors="replace").rstrip()
-            message = _message(text)
+            raw = line.decode(errors="replace").rstrip()
+            rank, text, message = read(raw)
             if message is None:
-                last.append(text)
+                last[rank].append(text)
+                on_line(raw)
+            elif "rank" in message:
+                failed = message
             elif "error" in message:
-                said = message["error"]
+                mendable = mendable or message["error"]
             else:
                 on_progress(message["step"], message["total"], message["loss"])
     finally:
         code = watchdog.stop(process)
-    if code:
-        raise TrainingError(said or f"the trainer ended with code {code}:\n" + "\n".join(last))
+    if not code:
+        return
+    if mendable:
+        raise TrainingError(mendable)
+    if failed:
+        first = f"rank {failed['rank']} of {failed['world']}: {failed['error']}"
+        raise TrainingError("\n".join([first, *last[failed["rank"]]]))
+    raise TrainingError("\n".join([f"the trainer ended with code {code}:", *last[None]]))
 
 
-def _message(line: str) -> dict[str, Any] | None:
-    """What the trainer tells its starter; None when the line is some library's."""
-    if not line.startswith("{"):
-        return None
-    try:
-        message = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return message if "error" in message or {"step", "total", "loss"} <= message.keys() else None
-
-
-def _environment() -> dict[str, str]:
-    """One process takes one GPU; several are for torchrun. Nothing is reported home."""
+def _environment(several: bool) -> dict[str, str]:
+    """One process takes one GPU, several take them all; lines come at once; nothing is reported home."""
     env = dict(os.environ)
-    env["CUDA_VISIBLE_DEVICES"] = env.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    return env | {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if not several:
+        env["CUDA_VISIBLE_DEVICES"] = env.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    env |= {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return env | {"PYTHONUNBUFFERED": "1"}

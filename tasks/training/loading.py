@@ -1,5 +1,7 @@
 """Load a model for training or merging: a folder or a model hub's name, code of its own never run."""
 
+import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,29 +33,69 @@ def load_tokenizer(model: str | Path) -> Any:
     return tokenizer
 
 
-def load_model(model: str | Path, *, bf16: bool, longest_row: int | None = None) -> Any:
-    """The model with its language modelling head, on the CPU.
+def load_model(model: str | Path, *, bf16: bool, longest_row: int | None = None, quantize: str = "none") -> Any:
+    """The model with its language modelling head, on the CPU. One that sees images too is loaded whole, and reads text.
 
     Args:
         bf16: hold its weights in bfloat16 rather than float32.
         longest_row: tokens of the longest row that it will be given, where known.
+        quantize: "none"; or "4bit", on this process's GPU then, the head and the embeddings left as they are.
 
     Raises:
-        TrainingError: it is no causal language model of text.
+        TrainingError: it is no causal language model, or four bits are wanted where there is no GPU or no bitsandbytes.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # what loads in a second needs no bar, and there is one of ours around it
     short = longest_row is not None and longest_row <= _SHORT and not torch.cuda.is_available()
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        return (AutoModelForImageTextToText if _sees(config) else AutoModelForCausalLM).from_pretrained(
             model,
             dtype=torch.bfloat16 if bf16 else torch.float32,
             attn_implementation="eager" if short else "sdpa",
             trust_remote_code=False,
+            **(_four_bits() if quantize == "4bit" else {}),
         )
     except ValueError as error:
         reason = str(error).strip().splitlines()[0]
         raise TrainingError(f"{model} cannot be trained as a causal language model: {reason}") from error
+
+
+def lora_modules(model: Any) -> Any:
+    """Which modules LoRA adapts, as PEFT names them: every linear one of the language model, none of what sees images.
+
+    Servers have ignored adapters of a vision tower without a word, and it learns nothing from text.
+    """
+    return r".*language_model\..*_proj" if _sees(model.config) else "all-linear"
+
+
+def _sees(config: Any) -> bool:
+    return getattr(config, "vision_config", None) is not None
+
+
+def _four_bits() -> dict[str, Any]:
+    """How weights are loaded in four bits, the way QLoRA does: normal floats, their scales quantized too.
+
+    Raises:
+        TrainingError: there is no GPU, or bitsandbytes is not installed.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise TrainingError("four-bit weights need a GPU, and here is none: take --quantize none")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise TrainingError(
+            "four-bit weights need bitsandbytes: pip install 'drag[train,gpu]', or take --quantize none"
+        )
+    from transformers import BitsAndBytesConfig
+
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": quantization, "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}}

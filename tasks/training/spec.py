@@ -19,6 +19,7 @@ class Spec:
         model: folder of the base model.
         base_name: how the adapter names its base.
         work_dir: local folder for checkpoints and what is made.
+        world_size: processes that train together.
         checkpoints_uri: s3:// folder where other machines find checkpoints, if there is one.
     """
 
@@ -28,13 +29,14 @@ class Spec:
     base_name: str
     settings: Finetune
     work_dir: Path
+    world_size: int
     checkpoints_uri: str | None
 
 
 def write_spec(spec: Spec, file: Path) -> None:
     """Write a spec as JSON."""
     content: dict[str, Any] = {
-        name: getattr(spec, name) for name in ("training", "model", "base_name", "checkpoints_uri")
+        name: getattr(spec, name) for name in ("training", "model", "base_name", "world_size", "checkpoints_uri")
     }
     content |= {
         "training_set": asdict(spec.training_set),

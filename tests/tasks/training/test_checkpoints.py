@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from tasks import storage
-from tasks.training.checkpoints import fetch, latest, seal
+from tasks.training import checkpoints
+from tasks.training.checkpoints import fetch, latest
 
 
 def write(folder: Path, step: int) -> Path:
@@ -12,6 +13,12 @@ def write(folder: Path, step: int) -> Path:
     (path / "weights").write_text(f"weights at {step}")
     (path / "state").write_text("state")
     return path
+
+
+def seal(folder: Path, training: str, uri: str | None) -> None:
+    """As one machine does."""
+    checkpoints.clear(folder, uri)
+    checkpoints.seal(folder, training, uri, checkpoints.copy(folder, uri))
 
 
 def test_one_that_was_cut_off_is_ignored(tmp_path: Path) -> None:

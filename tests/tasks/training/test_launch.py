@@ -72,6 +72,7 @@ def test_what_is_made(whole: tuple[Artifact, Artifact, dict[str, Any]], training
     assert made_of["prompt_fingerprints"] == ["prompt"]
     assert made_of["inputs"] == {"training_set": training_set.sha256}
     assert {p.name for p in fetch_folder(adapter).iterdir()} == {
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "provenance.json",
@@ -110,12 +111,15 @@ def test_killed_it_goes_on_to_the_same_adapter(
 def test_the_trainer_s_last_words_are_in_the_error(tmp_path: Path) -> None:
     crash = "print('loading'); print('{\"step\": 1, \"total\": 2, \"loss\": 3.0}'); raise MemoryError('no room')"
     seen: list[tuple[int, int, float]] = []
+    lines: list[str] = []
     with pytest.raises(TrainingError, match=r"(?s)code 1.*loading.*MemoryError: no room"):
-        launch.run([sys.executable, "-c", crash], lambda *told: seen.append(told))
+        launch.run([sys.executable, "-c", crash], lambda *told: seen.append(told), lines.append)
     assert seen == [(1, 2, 3.0)]
+    assert lines[0] == "loading"
+    assert lines[-1] == "MemoryError: no room"
 
 
 def test_an_error_that_the_user_can_mend_comes_without_the_log() -> None:
     refuse = "print('loading'); print('{\"error\": \"collect more\"}'); raise SystemExit(6)"
     with pytest.raises(TrainingError, match=r"\Acollect more\Z"):
-        launch.run([sys.executable, "-c", refuse], lambda *_: None)
+        launch.run([sys.executable, "-c", refuse], lambda *_: None, lambda _: None)

@@ -21,7 +21,7 @@ from tests.tasks.training.training_rows import row
 
 @pytest.fixture
 def spec(training_set: Artifact, model: Path, tmp_path: Path) -> Spec:
-    return Spec("training", training_set, str(model), "tiny", Finetune(bf16=False, epochs=1), tmp_path, None)
+    return Spec("training", training_set, str(model), "tiny", Finetune(bf16=False, epochs=1), tmp_path, 1, None)
 
 
 def test_spec_survives_its_file(spec: Spec) -> None:
@@ -74,14 +74,18 @@ def test_two_processes_learn_what_one_learns_from_twice_the_batches(spec: Spec) 
     from safetensors.numpy import load_file
 
     one, two = spec.work_dir / "one", spec.work_dir / "two"
-    for folder, accumulation in ((one, 2), (two, 1)):
+    for folder, processes in ((one, 1), (two, 2)):
         folder.mkdir()
-        settings = spec.settings.model_copy(update={"batch_size": 3, "gradient_accumulation": accumulation})
-        write_spec(replace(spec, settings=settings, work_dir=folder), folder / "spec.json")
+        settings = spec.settings.model_copy(update={"batch_size": 3, "gradient_accumulation": 2 // processes})
+        write_spec(replace(spec, settings=settings, work_dir=folder, world_size=processes), folder / "spec.json")
     assert main(["--spec", str(one / "spec.json")]) == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "tasks.training.sft"]
-    done = subprocess.run([*torchrun, "--spec", str(two / "spec.json")], capture_output=True, text=True, check=False)
+    ranks = [sys.executable, "-m", "tasks.training.ranks", "--processes", "2"]
+    done = subprocess.run([*ranks, "--spec", str(two / "spec.json")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+    histories = [json.loads((folder / "history.json").read_text())["history"] for folder in (one, two)]
+    for name in ("loss", "eval_loss", "tokens"):
+        alone, together = ([entry[name] for entry in history if name in entry] for history in histories)
+        assert together == pytest.approx(alone, rel=1e-5)
     first, second = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (one, two))
     assert max(abs(first[name] - second[name]).max() for name in first) < 1e-5
 

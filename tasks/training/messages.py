@@ -1,0 +1,45 @@
+"""What training processes tell whoever started them: lines of JSON on standard output, among what libraries print.
+
+    {"step", "total", "loss"}   a step is done
+    {"error"}                   it ended with an error that the user can mend
+    {"error", "rank", "world"}  a process ended otherwise, which its own lines explain
+
+A process among several has its lines prefixed: "[rank N] line".
+"""
+
+import json
+import re
+from typing import Any, NamedTuple
+
+PREFIX = "[rank {}] "
+_PREFIXED = re.compile(r"\[rank (\d+)\] (.*)")
+
+
+class Line(NamedTuple):
+    """One line: which process wrote it (None when there is but one), its text, and what it tells, if anything."""
+
+    rank: int | None
+    text: str
+    message: dict[str, Any] | None
+
+
+def tell(**message: Any) -> None:
+    """One line to whoever started this program."""
+    print(json.dumps(message), flush=True)
+
+
+def read(line: str) -> Line:
+    """A line as its writer meant it."""
+    prefixed = _PREFIXED.fullmatch(line)
+    rank, text = (int(prefixed[1]), prefixed[2]) if prefixed else (None, line)
+    return Line(rank, text, _message(text))
+
+
+def _message(text: str) -> dict[str, Any] | None:
+    if not text.startswith("{"):
+        return None
+    try:
+        message = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return message if "error" in message or {"step", "total", "loss"} <= message.keys() else None

@@ -1,0 +1,104 @@
+"""Train with several processes: torchrun's launcher runs tasks/training/sft.py in each, and the one that failed is named.
+
+    python -m tasks.training.ranks --spec spec.json --processes 8
+    python -m tasks.training.ranks --spec spec.json --processes 8 --nodes 2 --rendezvous HOST:29400    (on each machine)
+
+It is torchrun as a library, since torchrun tells of a failure in prose, and at times of a process that only lost the one that
+failed. What a process prints comes out as "[rank N] line" while it runs. Nothing is restarted here: the same command goes on
+from the last checkpoint, on this machine or another.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous.api import RendezvousError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from tasks.errors import TrainingError
+from tasks.training.messages import PREFIX, tell
+from tasks.training.spec import read_spec
+
+# What a process says when it lost another one, whose error explains it.
+_ECHO = re.compile(
+    r"gloo|nccl|DistBackendError|DistNetworkError|TCPStore|closed by peer|reset by peer|broken pipe", re.I
+)
+
+
+def train(file: Path, processes: int, nodes: int, rendezvous: str | None) -> None:
+    """Run the training of a spec file in `processes` processes here, and as many on each of the other machines.
+
+    Raises:
+        TrainingError: the machines did not meet.
+        ChildFailedError: a process ended with an error or was killed; the others were ended.
+    """
+    spec = read_spec(file)
+    logs = spec.work_dir / "ranks"
+    shutil.rmtree(logs, ignore_errors=True)
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # on a CPU, each would else take every core
+    launch = LaunchConfig(
+        min_nodes=nodes,
+        max_nodes=nodes,
+        nproc_per_node=processes,
+        run_id=spec.training[:16],
+        rdzv_backend="c10d",
+        rdzv_endpoint=rendezvous or "localhost:0",
+        local_addr=None if rendezvous else "localhost",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=str(logs), tee=Std.ALL),
+        log_line_prefix_template=PREFIX.format("${rank}"),
+    )
+    try:
+        elastic_launch(launch, sys.executable)("-m", "tasks.training.sft", "--spec", str(file))
+    except RendezvousError as error:
+        raise TrainingError(
+            f"{nodes} machines did not meet at {rendezvous} ({error}): start the same command on each, and let them reach it"
+        ) from error
+
+
+def root_cause(failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
+    """The rank that failed first of itself, and its own error in a line."""
+    said = {rank: _message(failure) for rank, failure in failures.items()}
+    rank = min(failures, key=lambda rank: (bool(_ECHO.search(said[rank])), failures[rank].timestamp, rank))
+    return rank, said[rank]
+
+
+def _message(failure: ProcessFailure) -> str:
+    """ "RuntimeError: no room" from the process's error file; how it ended, where it left none."""
+    if failure.exitcode < 0:
+        return f"killed by {failure.signal_name()}"
+    if failure.error_file == "<N/A>":
+        return f"ended with code {failure.exitcode}"
+    message = failure.message
+    return message["message"] if isinstance(message, dict) else message
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--spec", type=Path, required=True, help="JSON file that tasks/training/spec.py describes")
+    parser.add_argument("--processes", type=int, required=True, help="processes on this machine")
+    parser.add_argument("--nodes", type=int, default=1, help="machines that train together")
+    parser.add_argument("--rendezvous", help="HOST:PORT on one of several machines, where they meet")
+    options = parser.parse_args(arguments)
+    try:
+        train(options.spec, options.processes, options.nodes, options.rendezvous)
+    except TrainingError as error:
+        tell(error=str(error))
+        return error.exit_code
+    except ChildFailedError as error:
+        rank, said = root_cause(error.failures)
+        tell(error=said, rank=rank, world=options.processes * options.nodes)
+        return TrainingError.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""How TRL's trainer is made ours: laid-out batches, a loss of its own, a record of each step, checkpoints that survive kills.
+
+Everything here holds for one process, for several that each have the model (DDP), and for several among which its parameters
+are sharded (FSDP2): there every forward pass is one of all processes together, so none may make one alone.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+from tasks.errors import TrainingError
+from tasks.training import checkpoints
+from tasks.training.messages import tell
+
+
+class Trainer(SFTTrainer):
+    """SFTTrainer that takes laid-out batches, computes logits of learned tokens alone, and stops on a loss that is none."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.loss_is_scaled_for_ga = True
+        self._positions = torch.empty(0, dtype=torch.long)
+        head = self.model.get_output_embeddings()
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[self._positions],))
+
+    def get_batch_samples(self, *arguments: Any, **named: Any) -> tuple[list[Any], torch.Tensor]:
+        """The batches of one optimizer step, and how many tokens they learn on all devices."""
+        samples, _ = super().get_batch_samples(*arguments, **named)
+        count = torch.tensor(sum(batch["labels"].numel() for batch in samples), device=self.accelerator.device)
+        return samples, self.accelerator.gather(count).sum()
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """This device's part of the step's loss; times the devices, since their gradients are averaged."""
+        loss = self.token_losses(model, inputs).mul(inputs["weights"]).sum() / num_items_in_batch
+        return loss * self.accelerator.num_processes
+
+    def token_losses(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """−log p of each learned token, [N]."""
+        self._positions = inputs["positions"]
+        of_model = {k: v for k, v in inputs.items() if k in ("input_ids", "position_ids", "attention_mask")}
+        logits = model(**of_model, use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits.float(), inputs["labels"], reduction="none")
+
+    def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        """One batch, forward and backward.
+
+        Raises:
+            TrainingError: the loss is no number.
+        """
+        loss = super().training_step(*arguments, **named)
+        if not math.isfinite(loss.item()):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower the learning rate (--lr)"
+            )
+        return loss
+
+    def mean_loss(self, prepared: list[dict[str, Any]]) -> float:
+        """Mean −log p over the learned tokens of some batches, nothing learned; all processes share the work and the result."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        total, count = 0.0, 0
+        self.model.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for start in range(0, len(prepared), processes):
+                # Processes beyond the last batch compute it too, uncounted: a sharded model needs every one of them.
+                batch = prepared[min(start + rank, len(prepared) - 1)]
+                inputs = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+                losses = self.token_losses(self.model, inputs)
+                if start + rank < len(prepared):
+                    total += losses.sum().item()
+                    count += inputs["labels"].numel()
+        self.model.train()
+        sums = torch.tensor([[total, count]], dtype=torch.float64, device=self.accelerator.device)
+        total, count = self.accelerator.gather(sums).sum(0).tolist()
+        return total / count
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter in PEFT's layout, once, gathered from all processes; the frozen weights are never gathered."""
+        state = {
+            name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            for name, tensor in self.model.state_dict().items()
+            if "lora_" in name
+        }
+        if self.args.should_save:
+            self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state)
+
+
+class Record(TrainerCallback):
+    """Reports each step, measures the loss where told, and seals checkpoints.
+
+    What it records lies in the trainer's own history, which checkpoints carry: a resumed run's curve has no gap.
+    """
+
+    def __init__(
+        self,
+        training: str,
+        checkpoints_uri: str | None,
+        tokens_by_step: list[int],
+        epochs: float,
+        measure_at: set[int],
+        measure: Callable[[], float] | None,
+    ) -> None:
+        self._training, self._checkpoints_uri = training, checkpoints_uri
+        self._tokens_by_step, self._epochs = tokens_by_step, epochs
+        self._measure_at, self._measure = measure_at, measure
+        self._started = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Set the clock to the seconds that earlier, killed runs took."""
+        self._started = time.monotonic() - max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Complete the step's record, and tell whoever started the training."""
+        if not logs or "loss" not in logs:
+            return
+        step = state.global_step
+        state.log_history[-1] |= {
+            "tokens": self._tokens_by_step[min(step, len(self._tokens_by_step) - 1)],
+            "seconds": time.monotonic() - self._started,
+            "epoch": self._epochs * step / state.max_steps,
+        }
+        if state.is_world_process_zero:
+            tell(step=step, total=state.max_steps, loss=logs["loss"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """At the end of each epoch, measure the loss on what is not learned from."""
+        if self._measure and state.global_step in self._measure_at:
+            state.log_history.append({"step": state.global_step, "eval_loss": self._measure()})
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Seal the checkpoint once every process has written its part, and every machine has copied it."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero:
+            checkpoints.clear(folder, self._checkpoints_uri)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        files = checkpoints.copy(folder, self._checkpoints_uri) if state.is_local_process_zero else {}
+        files = {name: digest for part in of_all_processes(files) for name, digest in part.items()}
+        if state.is_world_process_zero:
+            checkpoints.seal(folder, self._training, self._checkpoints_uri, files)
+
+
+def of_all_processes(value: Any) -> list[Any]:
+    """What each process has, on every process; all must call it."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
