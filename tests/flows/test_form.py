@@ -65,7 +65,10 @@ def test_what_people_change_first_comes_first() -> None:
 
 @pytest.mark.parametrize(
     "filled_in",
-    [{"collect": {"limit": 3, "samples": 2}, "server": {"base_url": ["http://127.0.0.1:8000/v1"]}}, {"storage": "here"}],
+    [
+        {"collect": {"limit": 3, "samples": 2}, "server": {"base_url": ["http://127.0.0.1:8000/v1"]}},
+        {"storage": "here"},
+    ],
 )
 def test_what_is_filled_in_reaches_the_flow_and_the_rest_is_the_models(filled_in: dict[str, Any]) -> None:
     validate(filled_in, form(collect), raise_on_error=True)
