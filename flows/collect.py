@@ -8,7 +8,7 @@ Killed, or with failed rollouts: the same command again redoes only what is not 
 from typing import Any
 
 from flows.form import settings_flow
-from flows.serving import Connect, model_server, refuse_other_prompt
+from flows.serving import model_server, refuse_other_prompt
 from flows.summary import show_stages, work_dir
 from tasks import artifact, config, storage
 from tasks import collect as shards
@@ -17,6 +17,7 @@ from tasks.cache import stage_key
 from tasks.model import fetch_model, model_fingerprint
 from tasks.stage_tasks import collect_trajectories
 from tasks.stages import StageRun, run_stage
+from tasks.supervise import Connect
 
 # How fast a run goes changes no rollout. How it is cut into shards changes none either, but parts lie in shards' folders.
 _PACE = {"concurrency", "request_timeout", "rollout_timeout", "max_retries"}

@@ -13,7 +13,7 @@ from rich.markdown import Markdown
 
 from flows.collect import collected
 from flows.form import settings_flow
-from flows.serving import Connect, model_server
+from flows.serving import model_server
 from flows.summary import show_markdown, show_stages, work_dir
 from tasks import artifact, config, storage
 from tasks.artifact import Artifact, load_ref, read_provenance, read_rows
@@ -23,6 +23,7 @@ from tasks.metrics import metric_cells, metrics_markdown, read_runs
 from tasks.progress import slug
 from tasks.stage_tasks import compare_runs, rescore_run, score_run, write_html_report
 from tasks.stages import StageRun, run_stage
+from tasks.supervise import Connect
 
 
 def evaluated(root: str, settings: config.EvaluateRun, connect: Connect) -> list[StageRun]:

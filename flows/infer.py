@@ -54,9 +54,9 @@ def infer(settings: config.InferRun) -> None:
 
     console = Console()
     with model_server(settings.server, settings.serve, work_dir(root)) as connect:
-        server = connect(adapter)
+        connect(adapter)
         for question in _questions(settings.question, console):
-            _show(asyncio.run(ask(server, question)), console)
+            _show(asyncio.run(ask(connect(adapter), question)), console)
 
 
 def _questions(given: str | None, console: Console) -> Iterator[str]:

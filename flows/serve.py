@@ -1,6 +1,6 @@
 """serve: hold a model server, with the newest adapter if there is one, until it is cancelled or interrupted.
 
-drag serve
+drag serve --port 8000
 """
 
 import time
@@ -11,7 +11,6 @@ from flows.form import settings_flow
 from flows.serving import model_server
 from flows.summary import work_dir
 from tasks import artifact, config, storage
-from tasks.errors import ServerError
 from tasks.serve import served_models
 
 _CHECK_EVERY_S = 10
@@ -21,17 +20,16 @@ _CHECK_EVERY_S = 10
 def serve(settings: config.ServeRun) -> None:
     """Serve the base model as "base", and the newest adapter under a name of its own; merged into it, as "base" alone.
 
+    A server that ended, hangs or has a dead engine is started again, at the same address and with the same adapter.
+
     Raises:
-        ServerError: the server did not start, or died.
+        ServerError: the server did not start, or died more often than `max_restarts`.
     """
     root = storage.resolve(settings.storage)
+    adapter = artifact.load_ref(root, "adapter") if settings.adapter else None
     with model_server(config.Server(model=settings.model), settings.serve, work_dir(root)) as connect:
-        served = connect(artifact.load_ref(root, "adapter") if settings.adapter else None)
-        (base_url,) = served.base_url
-        get_run_logger().info("serving %s at %s", ", ".join(served_models(base_url)), base_url)
         while True:
-            time.sleep(_CHECK_EVERY_S)
-            try:
-                served_models(base_url)
-            except ServerError as error:
-                raise ServerError(f"the model server died; its log is below {work_dir(root)}") from error
+            (base_url,) = connect(adapter).base_url
+            get_run_logger().info("serving %s at %s", ", ".join(served_models(base_url)), base_url)
+            while not connect.revive():
+                time.sleep(_CHECK_EVERY_S)

@@ -1,10 +1,10 @@
-"""A model to ask, for as long as a flow needs one: the server that the settings name, or a vLLM of our own.
+"""A model to ask, for as long as a flow needs one: the servers that the settings name, or a vLLM of our own.
 
-Ours starts when the first stage really asks, so a flow whose stages are all cached starts none.
+Ours starts when the first stage really asks, so a flow whose stages are all cached starts none; and again when it died.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from tasks import config, limits, serve
@@ -14,10 +14,8 @@ from tasks.errors import ConfigError, ServerError
 from tasks.logs import run_logger
 from tasks.model import fetch_model
 from tasks.progress import progress
+from tasks.supervise import Connect, Supervised
 from tasks.training.merge import merge
-
-Connect = Callable[[Artifact | None], config.Server]
-"""Server settings to ask the base model with, or an adapter, which is loaded if need be."""
 
 
 @contextlib.contextmanager
@@ -25,35 +23,96 @@ def model_server(server: config.Server, settings: config.Serve, work_dir: Path) 
     """Yields `connect`; a vLLM that it started is stopped at the block's end.
 
     Raises:
-        ServerError: a server did not start, or refused an adapter.
+        ServerError: a server did not start, died more often than `max_restarts`, or refused an adapter.
     """
-    with contextlib.ExitStack() as stack:
-        running: dict[str, serve.Served] = {}
+    if server.base_url:
+        yield _Remote(server)
+    else:
+        with contextlib.ExitStack() as stack:
+            yield _Own(server, settings, work_dir, stack)
 
-        def start(model: str) -> serve.Served:
-            """The server of a model, started when first asked for; another one makes room, as each wants the machine."""
-            if model not in running:
-                stack.close()
-                running.clear()
-                stack.enter_context(limits.slot("gpu-serving"))
-                with progress("Starting vLLM") as on_progress:
-                    timeout = round(settings.start_timeout)
-                    running[model] = stack.enter_context(
-                        serve.serving(model, settings, work_dir, on_wait=lambda s: on_progress(round(s), timeout))
+
+class _Own:
+    """A vLLM that is started here, one at a time."""
+
+    def __init__(
+        self, server: config.Server, settings: config.Serve, work_dir: Path, stack: contextlib.ExitStack
+    ) -> None:
+        self._server, self._settings, self._work_dir, self._stack = server, settings, work_dir, stack
+        self._running: dict[str, Supervised] = {}
+
+    def __call__(self, adapter: Artifact | None) -> config.Server:
+        if adapter and self._settings.adapters == "merged":
+            started = self._serve(_merged(self._server.model, adapter, self._work_dir))
+            name = serve.BASE_NAME
+        else:
+            started = self._serve(self._server.model)
+            name = serve.load_adapter(started, adapter) if adapter else serve.BASE_NAME
+        return self._server.model_copy(update={"base_url": [started.base_url], "model": name})
+
+    def revive(self) -> bool:
+        return any(supervised.revive() for supervised in self._running.values())
+
+    def _serve(self, model: str) -> serve.Served:
+        """The server of a model, started when first asked for; another one makes room, as each wants the machine."""
+        if model not in self._running:
+            self._stack.close()
+            self._running.clear()
+            self._stack.enter_context(limits.slot("gpu-serving"))
+            port = self._settings.port or serve.free_port()  # the same after a restart: whoever asks there goes on
+            supervised = Supervised(lambda: self._start(model, port), self._settings.max_restarts)
+            self._running[model] = self._stack.enter_context(supervised)
+        return self._running[model].served()
+
+    @contextlib.contextmanager
+    def _start(self, model: str, port: int) -> Iterator[serve.Served]:
+        timeout = round(self._settings.start_timeout)
+        with contextlib.ExitStack() as stack:
+            with progress("Starting vLLM") as on_progress:
+                served = stack.enter_context(
+                    serve.serving(
+                        model,
+                        self._settings,
+                        self._work_dir,
+                        on_wait=lambda seconds: on_progress(round(seconds), timeout),
+                        port=port,
                     )
-            return running[model]
+                )
+            yield served
 
-        def connect(adapter: Artifact | None) -> config.Server:
-            if server.base_url:
-                return _remote(server, adapter)
-            if adapter and settings.adapters == "merged":
-                started, name = start(_merged(server.model, adapter, work_dir)), serve.BASE_NAME
-            else:
-                started = start(server.model)
-                name = serve.load_adapter(started, adapter) if adapter else serve.BASE_NAME
-            return server.model_copy(update={"base_url": [started.base_url], "model": name})
 
-        yield connect
+class _Remote:
+    """Servers that someone else runs."""
+
+    def __init__(self, server: config.Server) -> None:
+        self._server = server
+
+    def __call__(self, adapter: Artifact | None) -> config.Server:
+        """An adapter must be served by each under its own name.
+
+        Raises:
+            ConfigError: one of them serves something else.
+            ServerError: none of them answers. One that does not while another does is left out until it does.
+        """
+        wanted = serve.adapter_name(adapter) if adapter else self._server.model
+        silent = []
+        for base_url in self._server.base_url:
+            try:
+                served = serve.served_models(base_url)
+            except ServerError as error:
+                silent.append(error)
+                continue
+            if wanted not in served:
+                hint = f"; load it there as {wanted!r} (vLLM: --lora-modules {wanted}=FOLDER)" if adapter else ""
+                raise ConfigError(f"{base_url} serves {', '.join(served)}, not {wanted}{hint}")
+        if len(silent) == len(self._server.base_url):
+            raise silent[-1]
+        for reason in silent:
+            run_logger().warning("%s", reason)
+        return self._server.model_copy(update={"model": wanted})
+
+    def revive(self) -> bool:
+        return False
 
 
 def refuse_other_prompt(adapter: Artifact, agent: config.Agent) -> None:
@@ -76,27 +135,3 @@ def _merged(model: str, adapter: Artifact, work_dir: Path) -> str:
     if not (folder.with_suffix(".artifact.json")).exists():
         merge(adapter, str(fetch_model(model)), str(folder))
     return str(folder)
-
-
-def _remote(server: config.Server, adapter: Artifact | None) -> config.Server:
-    """The settings for servers that someone else runs; an adapter must be served by each under its own name.
-
-    Raises:
-        ServerError: none of them answers. One that does not while another does is left out until it does.
-    """
-    wanted = serve.adapter_name(adapter) if adapter else server.model
-    silent = []
-    for base_url in server.base_url:
-        try:
-            served = serve.served_models(base_url)
-        except ServerError as error:
-            silent.append(error)
-            continue
-        if wanted not in served:
-            hint = f"; load it there as {wanted!r} (vLLM: --lora-modules {wanted}=FOLDER)" if adapter else ""
-            raise ConfigError(f"{base_url} serves {', '.join(served)}, not {wanted}{hint}")
-    if len(silent) == len(server.base_url):
-        raise silent[-1]
-    for reason in silent:
-        run_logger().warning("%s", reason)
-    return server.model_copy(update={"model": wanted})

@@ -14,7 +14,7 @@ import itertools
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from tasks import artifact, config, storage
 from tasks.agent.completion import Complete, Completion, CompletionError
 from tasks.agent.rollout import rollout, search_with
 from tasks.agent.sampling import ResolvedSampling, resolve
-from tasks.agent.trajectory import Question, to_row
+from tasks.agent.trajectory import Failure, Question, to_row
 from tasks.artifact import Artifact
 from tasks.errors import ArtifactError, ConfigError, ServerError
 from tasks.pages import PageStore
@@ -239,7 +239,7 @@ def _one_is_well(base_urls: Sequence[str]) -> None:
 
 def _earlier(folder: str) -> tuple[dict[str, dict[str, Any]], int]:
     """What a shard's stored parts say of each rollout, and the number of runs that wrote them."""
-    table = artifact.read_parts(folder, SCHEMA, ["rollout_id", "attempt", "status"])
+    table = artifact.read_parts(folder, SCHEMA, ["rollout_id", "attempt", "status", "outcome"])
     best = _best_attempts(table)
     rows = table.take(list(best.values())).to_pylist() if best else []
     parts = [storage.relative(file, folder) for file in storage.iter_files(folder) if file.endswith(".parquet")]
@@ -253,6 +253,7 @@ async def run_shard(
     flush_every: int,
     attempt: Attempt,
     on_done: Callable[[int], None] = lambda rollouts: None,
+    again: Collection[Failure] | None = None,
 ) -> ShardReport:
     """Run the rollouts of a shard that have no finished attempt yet; store every attempt in parts as rollouts finish.
 
@@ -265,19 +266,27 @@ async def run_shard(
         uri: folder of the run, which all its shards share.
         attempt: runs one rollout, see `open_attempts`; its gate decides how many run at once.
         on_done: told how many more rollouts have ended: at the start those of earlier runs, then each as it ends.
+        again: reasons for which a rollout that failed in an earlier run is tried again; whatever the reason when None.
 
     Raises:
         ArtifactError: parts of an earlier run have another schema; `forget` them to start again.
     """
     folder = _folder(uri, shard)
     known, runs = await asyncio.to_thread(_earlier, folder)
-    todo = [s for s in shard.rollouts if known.get(s.rollout_id, {}).get("status") != "finished"]
+    finished = sum(known.get(s.rollout_id, {}).get("status") == "finished" for s in shard.rollouts)
+    todo, left = [], Counter[str]()  # the rollouts to run; how many are failed, by reason
+    for spec in shard.rollouts:
+        before = known.get(spec.rollout_id)
+        if before is None or (before["status"] != "finished" and (again is None or before["outcome"] in again)):
+            todo.append(spec)
+        elif before["status"] != "finished":
+            left[before["outcome"]] += 1
     report = ShardReport(
         number=shard.number,
         planned=len(shard.rollouts),
-        finished=len(shard.rollouts) - len(todo),
+        finished=finished,
         failed={},
-        found_finished=len(shard.rollouts) - len(todo),
+        found_finished=finished,
         tried_again=sum(s.rollout_id in known for s in todo),
     )
     # Rows wait here until a part that holds them is known to be written.
@@ -303,7 +312,7 @@ async def run_shard(
         on_done(1)
         await flush(flush_every)
 
-    on_done(report.found_finished)
+    on_done(len(shard.rollouts) - len(todo))
     tasks = [asyncio.create_task(run(spec)) for spec in todo]
     try:
         await asyncio.gather(*tasks)
@@ -313,10 +322,13 @@ async def run_shard(
             task.cancel()
         if waiting:
             write(waiting)  # here, not in a thread: whoever was cancelled may not be allowed to wait any more
+    for (status, reason), n in outcomes.items():
+        if status != "finished":
+            left[reason] += n
     return replace(
         report,
         finished=report.finished + sum(n for (status, _), n in outcomes.items() if status == "finished"),
-        failed={reason: n for (status, reason), n in sorted(outcomes.items()) if status != "finished"},
+        failed=dict(sorted(left.items())),
     )
 
 

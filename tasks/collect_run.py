@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Collection
 
 from prefect import task
 
@@ -11,12 +11,16 @@ from tasks.agent.client import open_client
 from tasks.agent.prompts import prompt_fingerprint
 from tasks.agent.sampling import resolve
 from tasks.agent.selftest import self_test
+from tasks.agent.trajectory import Failure
 from tasks.artifact import Artifact, provenance
 from tasks.cache import code_version
+from tasks.collect import ShardReport
 from tasks.errors import CollectError
 from tasks.progress import OnProgress
+from tasks.supervise import Connect
 
-RunShard = Callable[[collect.Shard], Awaitable[collect.ShardReport]]
+OF_THE_SERVER: frozenset[Failure] = frozenset({"connection", "deadline", "server_error"})
+"""Reasons for which a rollout fails when the server dies under it."""
 
 
 def collect_all(
@@ -25,7 +29,7 @@ def collect_all(
     questions: Artifact,
     pages: Artifact,
     index: Artifact,
-    server: config.Server,
+    connect: Connect,
     adapter: Artifact | None,
     model: str,
     run_key: str,
@@ -36,8 +40,10 @@ def collect_all(
 ) -> Artifact:
     """Run what is not finished, fold, and return the trajectories.
 
+    When our server died meanwhile, it is started again, and the rollouts that it failed are run again.
+
     Args:
-        server: whom to ask: address and name.
+        connect: says whom to ask: address and name.
         adapter: what is asked there, when it is not the base model.
         model: fingerprint of the model.
         run_uri: folder of the shards' parts.
@@ -46,6 +52,7 @@ def collect_all(
     Raises:
         CollectError: more rollouts failed than `allow_failed_share`; the others are kept.
         SelfTestError: the model yields no parsable search under these settings.
+        ServerError: our server died more often than `max_restarts`; what was finished is kept.
     """
     shards = collect.plan(questions, settings.collect, run_key)
     fingerprints = {
@@ -53,21 +60,31 @@ def collect_all(
         "index_fingerprint": index.sha256,
         "code_fingerprint": code_version("tasks.collect"),
     }
-    reports = asyncio.run(
-        _run_shards(
-            shards,
-            settings,
-            questions=questions,
-            pages=pages,
-            index=index,
-            server=server,
-            fingerprints=fingerprints,
-            uri=run_uri,
-            check_first=check_first,
-            on_progress=on_progress,
+
+    def run(
+        chosen: list[collect.Shard], again: Collection[Failure] | None, check_first: bool
+    ) -> dict[int, ShardReport]:
+        reports = asyncio.run(
+            _run_shards(
+                chosen,
+                settings,
+                questions=questions,
+                pages=pages,
+                index=index,
+                server=connect(adapter),
+                fingerprints=fingerprints,
+                uri=run_uri,
+                check_first=check_first,
+                again=again,
+                on_progress=on_progress,
+            )
         )
-    )
-    _judge(reports, settings.collect.allow_failed_share)
+        return {report.number: report for report in reports}
+
+    reports = run(shards, None, check_first)
+    while (lost := [s for s in shards if OF_THE_SERVER & reports[s.number].failed.keys()]) and connect.revive():
+        reports |= run(lost, OF_THE_SERVER, False)
+    _judge(list(reports.values()), settings.collect.allow_failed_share)
     facts = provenance(
         {"questions": questions, "pages": pages, "index": index} | ({"adapter": adapter} if adapter else {}),
         settings=settings.model_dump(mode="json", exclude={"storage": True, "server": {"base_url"}}),
@@ -89,11 +106,13 @@ async def _run_shards(
     fingerprints: dict[str, str],
     uri: str,
     check_first: bool,
+    again: Collection[Failure] | None,
     on_progress: OnProgress,
-) -> list[collect.ShardReport]:
+) -> list[ShardReport]:
     """All shards at once, under one gate: which of them a rollout belongs to does not matter to the server."""
     done: Counter[int] = Counter()
     total = sum(len(shard.rollouts) for shard in shards)
+    planned = {shard.number: shard for shard in shards}
 
     if check_first:
         async with open_client(server) as conversation:
@@ -111,7 +130,7 @@ async def _run_shards(
     ) as attempt:
 
         @task(name="shard", retries=2, retry_delay_seconds=5, persist_result=False)
-        async def run_shard(number: int) -> collect.ShardReport:
+        async def run_shard(number: int) -> ShardReport:
             done[number] = 0  # a shard that is tried again counts anew
 
             def on_done(rollouts: int) -> None:
@@ -119,13 +138,18 @@ async def _run_shards(
                 on_progress(done.total(), total)
 
             return await collect.run_shard(
-                shards[number], uri=uri, flush_every=settings.collect.flush_every, attempt=attempt, on_done=on_done
+                planned[number],
+                uri=uri,
+                flush_every=settings.collect.flush_every,
+                attempt=attempt,
+                on_done=on_done,
+                again=again,
             )
 
-        return list(await asyncio.gather(*(run_shard(shard.number) for shard in shards)))
+        return list(await asyncio.gather(*(run_shard(number) for number in planned)))
 
 
-def _judge(reports: list[collect.ShardReport], allowed: float) -> None:
+def _judge(reports: list[ShardReport], allowed: float) -> None:
     """Raise when more rollouts failed than may."""
     planned = sum(report.planned for report in reports)
     failed: Counter[str] = Counter()

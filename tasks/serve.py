@@ -108,6 +108,7 @@ def serving(
     work_dir: Path,
     adapters: Mapping[str, Path] | None = None,
     on_wait: Callable[[float], None] | None = None,
+    port: int | None = None,
 ) -> Iterator[Served]:
     """A vLLM server for as long as the block runs; it is stopped however the block ends.
 
@@ -115,13 +116,14 @@ def serving(
         model: local folder or model hub name.
         adapters: name → folder in PEFT's layout, served from the start.
         on_wait: told the seconds waited so far, about once a second, until the server answers.
+        port: on loopback; a free one when None.
 
     Raises:
         ServerError: it ended or did not answer in time; the message holds the end of its log.
     """
-    port = free_port()
+    port = port or free_port()
     work_dir.mkdir(parents=True, exist_ok=True)
-    log = work_dir / f"vllm-{port}.log"
+    log = work_dir / f"vllm-{time.strftime('%Y%m%dT%H%M%S')}-{port}.log"
     args = command(fetch_model(model), port, settings, adapters or {})
     with log.open("wb") as output:
         process = watchdog.start(args, env=environment(), output=output)

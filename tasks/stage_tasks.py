@@ -4,7 +4,7 @@ Every one takes `key` (it is cached by that), `uri` (the folder to write to), se
 imported when it runs, so that the command line starts fast and ingest needs no training packages.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tasks import config, storage
 from tasks.artifact import Artifact
 from tasks.progress import progress
 from tasks.stages import stage
+from tasks.supervise import Connect
 
 
 @stage("read documents")
@@ -52,7 +53,7 @@ def collect_trajectories(
     key: str,
     uri: str,
     settings: config.CollectRun,
-    connect: Callable[[Artifact | None], config.Server],
+    connect: Connect,
     adapter: Artifact | None,
     title: str,
     **run: Any,
@@ -60,11 +61,11 @@ def collect_trajectories(
     """Questions → trajectories of the base model, or of an adapter. Its shards are task runs that retry by themselves."""
     from tasks import collect_run
 
-    server = connect(adapter)
+    connect(adapter)  # its progress comes before that of collecting
     with progress(f"Collecting: {title}") as on_progress:
         return {
             "trajectories": collect_run.collect_all(
-                settings, server=server, adapter=adapter, uri=uri, on_progress=on_progress, **run
+                settings, connect=connect, adapter=adapter, uri=uri, on_progress=on_progress, **run
             )
         }
 

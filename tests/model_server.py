@@ -7,7 +7,7 @@ In a test, in a thread of its own:
 
 As a process, answering as a dutiful agent does (one search, then an answer), and telling its counts at /counts:
 
-    python tests/model_server.py --port 8000 --delay 0.2 [--fail-every 5] [--die-after 100]
+    python tests/model_server.py --port 8000 --delay 0.2 [--fail-every 5] [--end-after 100]
 """
 
 import argparse
@@ -123,6 +123,7 @@ class ModelServer:
         app = web.Application(client_max_size=1 << 28)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/v1/load_lora_adapter", self._load)
         app.router.add_get("/health", self._health)
         app.router.add_get("/counts", self._counts)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)  # 0 would wait for hanging requests
@@ -136,6 +137,10 @@ class ModelServer:
         self.asked_for_models += 1
         return web.json_response({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
 
+    async def _load(self, request: web.Request) -> web.Response:
+        self.models.append((await request.json())["lora_name"])
+        return web.Response()
+
     async def _health(self, request: web.Request) -> web.Response:
         match self.ill:
             case Status(code, text, headers):
@@ -145,7 +150,7 @@ class ModelServer:
         return web.Response()
 
     async def _counts(self, request: web.Request) -> web.Response:
-        return web.json_response({"calls": self.calls, "most_in_flight": self.most_in_flight})
+        return web.json_response({"calls": self.calls, "most_in_flight": self.most_in_flight, "pid": os.getpid()})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.read())
@@ -199,10 +204,13 @@ def _completion(body: dict[str, Any], reply: Reply, call: int) -> dict[str, Any]
     }
 
 
-async def _serve(port: int, delay_s: float, fail_every: int, die_after: int) -> None:
-    def script(request: dict[str, Any], call: int) -> Reply | Status | Die:
-        if die_after and call > die_after:
-            return Die()
+async def _serve(port: int, delay_s: float, fail_every: int, end: str, end_after: int) -> None:
+    def script(request: dict[str, Any], call: int) -> Reply | Status | Hang | Die:
+        if end_after and call > end_after:
+            if end == "die":
+                return Die()
+            server.ill = Status(503) if end == "ill" else Hang()
+            return Status(500) if end == "ill" else Hang()
         return Status(503) if fail_every and call % fail_every == 0 else dutiful_agent(request, call)
 
     server = ModelServer(script, delay_s=delay_s, keep=False)
@@ -217,9 +225,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--delay", type=float, default=0.0, help="seconds every call takes")
     parser.add_argument("--fail-every", type=int, default=0, help="answer 503 to every so-manieth call")
-    parser.add_argument("--die-after", type=int, default=0, help="end the process after so many calls")
+    parser.add_argument("--end", choices=["die", "ill", "hang"], default="die", help="how it ends")
+    parser.add_argument("--end-after", type=int, default=0, help="after so many calls; never when 0")
     args = parser.parse_args()
-    asyncio.run(_serve(args.port, args.delay, args.fail_every, args.die_after))
+    asyncio.run(_serve(args.port, args.delay, args.fail_every, args.end, args.end_after))
 
 
 if __name__ == "__main__":

@@ -111,4 +111,8 @@ class Serve(Settings):
         default="lora",
         description="How an adapter is served: loaded beside its base, or merged into it in a server of its own, which is several times faster on a CPU.",
     )
+    port: int | None = Field(default=None, ge=1, le=65535, description="Port on loopback; a free one when empty.")
     start_timeout: float = Field(default=600, gt=0, description="Seconds until the server must answer.")
+    max_restarts: int = Field(
+        default=3, ge=0, description="Times that a server which ended, hangs or has a dead engine is started again."
+    )

@@ -1,0 +1,104 @@
+"""A model server dies in the middle of a flow: the flow ends as if nothing had happened, and redoes no more than it must."""
+
+import itertools
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import serving
+from flows.collect import collect
+from tasks import artifact, config, serve, supervise
+from tasks import collect as shards
+from tasks.artifact import load_ref, read_rows
+from tasks.errors import ServerError
+from tests.server_process import counts, server_process
+from tests.small_collection import ingest_small
+from tests.tiny_model import tiny_model
+
+ROLLOUTS = 20
+
+
+@pytest.fixture
+def root(tmp_path: Path, documents: Path) -> str:
+    ingest_small(str(tmp_path / "store"), documents)
+    return str(tmp_path / "store")
+
+
+@pytest.fixture
+def dying(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
+    """In the place of vLLM, the test server, the next one with the next of these flags."""
+    flags: list[list[str]] = []
+    numbers = itertools.count()
+
+    def start(model: str, settings: config.Serve, work_dir: Path, *, port: int, **_: Any) -> Any:
+        number = next(numbers)
+        return server_process(tmp_path / f"server-{number}.log", port, *(flags[number] if number < len(flags) else []))
+
+    monkeypatch.setattr(serve, "serving", start)
+    monkeypatch.setattr(supervise, "_ASK_AGAIN_S", 0.1)
+    monkeypatch.setattr(supervise, "_WATCH_EVERY_S", 0.2)
+    monkeypatch.setattr(supervise, "_SILENT_S", 3.0)
+    return flags
+
+
+def _settings(root: str, tmp_path: Path, **vllm: Any) -> config.CollectRun:
+    return config.CollectRun(
+        storage=root,
+        agent=config.Agent(protocol="tags"),
+        server=config.Server(model=str(tiny_model(tmp_path / "model")), concurrency=4, max_retries=0),
+        serve=config.Serve(**vllm),
+        collect=config.Collect(split="all", samples=2, shard_size=3, flush_every=2),
+    )
+
+
+def _attempts(root: str) -> Counter[tuple[str, str]]:
+    """(rollout, status) of every stored attempt."""
+    stored = artifact.read_parts(f"{root}/rollouts", shards.SCHEMA, ["rollout_id", "status"]).to_pylist()
+    return Counter((row["rollout_id"], row["status"]) for row in stored)
+
+
+@pytest.mark.parametrize("end", ["die", "ill", "hang"])
+def test_a_collection_outlives_its_server(root: str, tmp_path: Path, dying: list[list[str]], end: str) -> None:
+    dying += [["--end", end, "--end-after", "20"], ["--end", end, "--end-after", "6"]]
+    collect(_settings(root, tmp_path))
+    rows = read_rows(load_ref(root, "trajectories"))
+    assert len(rows) == ROLLOUTS
+    assert {row["outcome"] for row in rows} == {"answered"}
+    assert max(row["attempt"] for row in rows) > 1
+    attempts = _attempts(root)
+    assert {n for (_, status), n in attempts.items() if status == "finished"} == {1}
+    assert sum(status == "finished" for _, status in attempts) == ROLLOUTS
+
+
+def test_with_no_restart_left_the_run_ends_and_the_next_goes_on(
+    root: str, tmp_path: Path, dying: list[list[str]]
+) -> None:
+    dying += [["--end-after", "20"]]
+    with pytest.raises(ServerError, match="max_restarts"):
+        collect(_settings(root, tmp_path, max_restarts=0))
+    kept = {rollout for rollout, status in _attempts(root) if status == "finished"}
+    assert kept
+    collect(_settings(root, tmp_path, max_restarts=0))
+    attempts = _attempts(root)
+    assert {attempts[rollout, "finished"] for rollout in kept} == {1}
+    assert sum(status == "finished" for _, status in attempts) == ROLLOUTS
+
+
+def test_an_adapter_is_loaded_again(tmp_path: Path, dying: list[list[str]]) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    adapter = artifact.write_folder(tmp_path / "adapter", str(tmp_path / "stored"), "adapter/1", 1, {})
+    server = config.Server(model=str(tiny_model(tmp_path / "model")))
+    with serving.model_server(server, config.Serve(), tmp_path) as connect:
+        asked = connect(adapter)
+        assert asked.model in serve.served_models(asked.base_url[0])
+        assert not connect.revive()
+        os.kill(counts(asked.base_url[0])["pid"], signal.SIGKILL)
+        assert connect.revive()
+        assert asked.model not in serve.served_models(asked.base_url[0])
+        assert connect(adapter) == asked
+        assert asked.model in serve.served_models(asked.base_url[0])
