@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks import config, limits, serve
+from tasks.adapters import check_adapter
 from tasks.agent.prompts import prompt_fingerprint
-from tasks.artifact import Artifact, read_provenance
+from tasks.artifact import Artifact, fetch_folder, read_provenance
 from tasks.errors import ConfigError, ServerError
 from tasks.logs import run_logger
 from tasks.model import fetch_model
@@ -46,6 +47,8 @@ class _Own:
             started = self._serve(_merged(self._server.model, adapter, self._work_dir))
             name = serve.BASE_NAME
         else:
+            if adapter:
+                check_adapter(fetch_folder(adapter), fetch_model(self._server.model), self._settings)
             started = self._serve(self._server.model)
             name = serve.load_adapter(started, adapter) if adapter else serve.BASE_NAME
         return self._server.model_copy(update={"base_url": [started.base_url], "model": name})

@@ -27,6 +27,7 @@ from tasks.model import fetch_model
 
 BASE_NAME = "base"
 _POLL_S = 0.5
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the only ones that vLLM takes as its largest
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,16 @@ def command(model: Path, port: int, settings: config.Serve, adapters: Mapping[st
     """The command line that serves `model` as "base", and each adapter under its name."""
     args = [vllm_python(), "-m", "vllm.entrypoints.openai.api_server"]
     args += ["--model", str(model), "--served-model-name", BASE_NAME, "--host", "127.0.0.1", "--port", str(port)]
-    args += ["--dtype", "bfloat16"]
+    args += ["--dtype", "bfloat16", "--load-format", "safetensors"]  # by default it would read pickles too
     if settings.adapters == "lora":
-        args += ["--enable-lora", "--max-lora-rank", str(settings.max_lora_rank)]
+        rank = next(rank for rank in _RANKS if rank >= settings.max_lora_rank)
+        args += ["--enable-lora", "--max-lora-rank", str(rank)]
+        if settings.tower_lora:
+            args += ["--enable-tower-connector-lora"]
     args += ["--max-num-seqs", str(settings.max_num_seqs), "--tensor-parallel-size", str(settings.tensor_parallel_size)]
+    args += ["--data-parallel-size", str(settings.data_parallel_size)]
+    if settings.images_per_prompt is not None:
+        args += ["--limit-mm-per-prompt", json.dumps({"image": settings.images_per_prompt, "video": 0})]
     if settings.max_model_len:
         args += ["--max-model-len", str(settings.max_model_len)]
     if settings.tool_call_parser:

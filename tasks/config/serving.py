@@ -92,7 +92,12 @@ class Serve(Settings):
         default=None, ge=256, title="Context length", description="Tokens; the model's own when empty."
     )
     max_lora_rank: int = Field(
-        default=16, ge=1, title="Largest LoRA rank", description="Largest LoRA rank that adapters may have."
+        default=16, ge=1, le=512, title="Largest LoRA rank", description="Largest LoRA rank that adapters may have."
+    )
+    tower_lora: bool = Field(
+        default=False,
+        title="LoRA on the vision tower",
+        description="Serve also what an adapter changes of the part that sees images; vLLM does so for the Qwen-VL series.",
     )
     max_num_seqs: int = Field(
         default=64, ge=1, title="Sequences at once", description="Sequences that are generated at once."
@@ -102,6 +107,17 @@ class Serve(Settings):
     )
     tensor_parallel_size: int = Field(
         default=1, ge=1, title="GPUs a model", description="GPUs that one model is spread over."
+    )
+    data_parallel_size: int = Field(
+        default=1,
+        ge=1,
+        title="Copies of the model",
+        description="Copies that share the requests behind one address; each takes as many GPUs as one model is spread over.",
+    )
+    images_per_prompt: int | None = Field(
+        default=None,
+        ge=0,
+        description="Images that a prompt may hold. With 0 a model that sees is given text alone, which leaves it more memory; vLLM's own limit when empty.",
     )
     tool_call_parser: str | None = Field(
         default=None, description="vLLM's tool parser for the tools protocol, such as hermes."
