@@ -1,4 +1,4 @@
-"""Whether vLLM would serve all that an adapter learned: some of what PEFT can train it refuses, and some it leaves out silently."""
+"""Whether vLLM serves all that an adapter learned: of what PEFT can train it refuses some, and leaves some out silently."""
 
 import json
 from pathlib import Path

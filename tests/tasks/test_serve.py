@@ -1,0 +1,94 @@
+"""The command line that serves a model: on loopback, no pickle read, and a recipe's names known to the installed vLLM."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks import config, serve
+from tasks.errors import ServerError
+
+RECIPES = sorted(Path("deployments/recipes").glob("*.yaml"))
+
+
+@pytest.fixture
+def vllm() -> Path:
+    """The folder of the installed vLLM package."""
+    try:
+        python = Path(serve.vllm_python())
+    except ServerError as error:
+        pytest.skip(str(error))
+    return next(python.parents[1].glob("lib/python3*/site-packages/vllm"))
+
+
+def _registered(file: Path) -> set[str]:
+    """The names that vLLM's module registers parsers under, read without importing it."""
+    keys: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Dict):
+            keys |= {key.value for key in node.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)}
+    return keys
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(serve, "vllm_python", lambda: "python")
+    return lambda **settings: serve.command(tmp_path, 8000, config.Serve(**settings), {})
+
+
+def _value(args: list[str], flag: str) -> str:
+    return args[args.index(flag) + 1]
+
+
+def test_it_listens_on_loopback_and_reads_no_pickle(command) -> None:
+    args = command()
+    assert _value(args, "--host") == "127.0.0.1"
+    assert _value(args, "--load-format") == "safetensors"
+    assert "--trust-remote-code" not in args
+
+
+def test_no_key_is_on_the_command_line(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-nobody")
+    assert "sk-of-nobody" not in " ".join(command())
+    assert serve.environment()["VLLM_API_KEY"] == "sk-of-nobody"
+
+
+@pytest.mark.parametrize(("asked", "given"), [(1, "1"), (4, "8"), (16, "16"), (17, "32"), (512, "512")])
+def test_the_largest_rank_is_one_that_vllm_takes(command, asked: int, given: str) -> None:
+    assert _value(command(max_lora_rank=asked), "--max-lora-rank") == given
+
+
+def test_settings_become_flags(command) -> None:
+    args = command(tensor_parallel_size=2, data_parallel_size=4, images_per_prompt=0, tower_lora=True, max_num_seqs=7)
+    assert [_value(args, f"--{name}-size") for name in ("tensor-parallel", "data-parallel")] == ["2", "4"]
+    assert json.loads(_value(args, "--limit-mm-per-prompt")) == {"image": 0, "video": 0}
+    assert _value(args, "--max-num-seqs") == "7"
+    assert "--enable-tower-connector-lora" in args
+
+
+def test_the_installed_vllm_knows_every_flag(vllm: Path, command) -> None:
+    declared = (vllm / "engine" / "arg_utils.py").read_text() + "".join(
+        file.read_text() for file in (vllm / "entrypoints").rglob("cli_args.py")
+    )
+    args = command(
+        tensor_parallel_size=2,
+        images_per_prompt=1,
+        tower_lora=True,
+        max_model_len=1024,
+        tool_call_parser="hermes",
+        reasoning_parser="qwen3",
+    )
+    for flag in (arg for arg in args if arg.startswith("--")):
+        names = {f'"{flag}"', f"{flag.removeprefix('--no-').removeprefix('--').replace('-', '_')}:"}
+        assert any(name in declared for name in names), flag
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipes_parsers_are_those_of_the_installed_vllm(recipe: Path, vllm: Path) -> None:
+    settings = config.Serve.model_validate(yaml.safe_load(recipe.read_text()).get("serve") or {})
+    if settings.tool_call_parser:
+        assert settings.tool_call_parser in _registered(vllm / "tool_parsers" / "__init__.py")
+    if settings.reasoning_parser:
+        assert settings.reasoning_parser in _registered(vllm / "reasoning" / "__init__.py")
