@@ -147,6 +147,11 @@ def deployment(client: SyncPrefectClient, spec: DeploymentSpec) -> Settled:
         client.create_deployment(client.create_flow_from_name(flow.name), spec.name, schedules=first, **wanted)
         return Settled("deployment", name, "created", f"in {spec.work_pool.name}")
     has = dict(found) | {"concurrency_limit": found.global_concurrency_limit and found.global_concurrency_limit.limit}
+    if (found.work_pool_name, found.work_queue_name) != (spec.work_pool.name, spec.work_pool.work_queue_name):
+        has |= {
+            "work_pool_name": None,
+            "work_queue_name": None,
+        }  # given a pool alone, the server takes its default queue
     if {schedule.slug: schedule.schedule for schedule in found.schedules} != schedules:
         has["schedules"] = None
         wanted["schedules"] = [DeploymentScheduleUpdate(slug=slug, schedule=s) for slug, s in schedules.items()]

@@ -24,6 +24,7 @@ from prefect.runtime import deployment
 from tasks.errors import ConfigError
 
 Limit = Literal["gpu-serving", "gpu-training"]
+LEASE_S = 300.0
 
 
 @contextlib.contextmanager
@@ -38,7 +39,7 @@ def slot(limit: Limit) -> Iterator[None]:
         return
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(concurrency(limit, strict=True))
+            stack.enter_context(concurrency(limit, strict=True, lease_duration=LEASE_S))
         except ConcurrencySlotAcquisitionError as error:
             if error.__cause__:  # the server did not answer, or refused
                 raise

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
+from flows.embedded import server_process
 from tests.small_collection import write_documents
 
 
@@ -20,3 +22,18 @@ def prefect() -> Iterator[None]:
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pdfs/ and questions.jsonl."""
     return write_documents(tmp_path_factory.mktemp("documents"))
+
+
+@pytest.fixture(scope="module")
+def whole_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a server for one module, with the services that the session's lacks: schedules, automations, leases.
+
+    The environment names it, for this and all child processes.
+    """
+    with (
+        server_process(tmp_path_factory.mktemp("prefect")) as url,
+        temporary_settings({PREFECT_API_URL: url}),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("PREFECT_API_URL", url)
+        yield url

@@ -1,58 +1,238 @@
-"""`drag deploy` against a Prefect server process of its own, with the services that schedule and notice."""
+"""`drag deploy`: what it makes of deployments/ on a real server, what it leaves alone, what it refuses."""
 
-from collections.abc import Iterator
+import asyncio
+import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
+from prefect.cli.deploy._models import PrefectYamlModel
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from pydantic import ValidationError
 
 from flows import deploy_files
+from flows.cli import COMMANDS, main
 from flows.deploy import deploy
-from flows.embedded import server_process
+from flows.deploy_server import Settled
+from flows.improve import steps
 from tasks import config
+from tasks.errors import ConfigError, ServerError
+from tests.workers import listed
 
-SECRETS = {
-    "OPENAI_API_KEY": "sk-secret-of-the-model-server",
-    "AWS_ACCESS_KEY_ID": "secret-access-key-id",
-    "AWS_SECRET_ACCESS_KEY": "secret-access-key",
-}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of the server's API, which the environment names for this and all child processes."""
-    with (
-        server_process(tmp_path_factory.mktemp("prefect")) as url,
-        temporary_settings({PREFECT_API_URL: url}),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for spec in deploy_files.read_pools().blocks.values():
-            patch.delenv(spec.variable, raising=False)
-        for name, value in {**SECRETS, "PREFECT_API_URL": url}.items():
-            patch.setenv(name, value)
-        yield url
+SECRETS = {"OPENAI_API_KEY": "sk-secret-of-the-model-server", "AWS_ACCESS_KEY_ID": "secret-access-key-id"}
+KINDS = ["work_pools", "work_queues", "v2/concurrency_limits", "deployments", "automations"]
+KINDS += ["block_documents", "block_types", "block_schemas", "flows"]
 
 
-def state(url: str) -> dict[str, Any]:
-    """All that the server says about what `drag deploy` makes, with times of change."""
-
-    def listed(path: str) -> list[dict[str, Any]]:
-        reply = httpx.post(f"{url}/{path}/filter", json={}, timeout=60)
-        return sorted(reply.raise_for_status().json(), key=lambda item: item["id"])
-
-    kinds = ["work_pools", "work_queues", "v2/concurrency_limits", "deployments", "automations"]
-    kinds += ["block_documents", "block_types", "block_schemas", "flows"]
-    return {kind: listed(kind) for kind in kinds}
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for spec in deploy_files.read_pools().blocks.values():
+        monkeypatch.delenv(spec.variable, raising=False)
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
 
 
-def test_deploying_twice_changes_nothing(server: str, tmp_path: Path) -> None:
-    settings = config.Deploy(storage=str(tmp_path))
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of deployments/ to change, which is then what is deployed."""
+    copy = tmp_path / "deployments"
+    shutil.copytree(deploy_files.FOLDER, copy)
+    monkeypatch.setattr(deploy_files, "FOLDER", copy)
+    return copy
+
+
+def _edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+
+
+def _state(url: str) -> dict[str, list[dict[str, Any]]]:
+    """All that the server says about what `drag deploy` makes, with the times of its last changes."""
+    return {kind: listed(url, kind) for kind in KINDS}
+
+
+def _outcomes(settled: list[Settled], outcome: str) -> list[str]:
+    return [f"{made.kind} {made.name}" for made in settled if made.outcome == outcome]
+
+
+def _deployed(url: str, name: str) -> dict[str, Any]:
+    return httpx.get(f"{url}/deployments/name/{name}", timeout=60).raise_for_status().json()
+
+
+def test_deploying_twice_changes_nothing(whole_server: str) -> None:
+    settings = config.Deploy(storage="s3://bucket/drag")
     first = deploy(settings)
-    assert {made.outcome for made in first} == {"created", "missing"}
-    before = state(server)
+    assert _outcomes(first, "missing") == [
+        "block drag-aws-secret-access-key",
+        "block drag-aws-endpoint-url",
+        "block drag-aws-default-region",
+        "block drag-hf-token",
+        "block drag-notify",
+        "automation Nightly collection failed",
+        "automation Too many rollouts failed",
+    ]
+    assert len(_outcomes(first, "created")) == len(first) - 7
+    before = _state(whole_server)
     second = deploy(settings)
-    assert {made.outcome for made in second} == {"unchanged", "missing"}, [m for m in second if m.outcome == "changed"]
-    after = state(server)
-    assert after == before
+    assert _outcomes(second, "created") == _outcomes(second, "changed") == []
+    assert _state(whole_server) == before
+
+
+def test_what_is_on_the_server_is_what_the_files_say(whole_server: str) -> None:
+    deploy(config.Deploy(storage="s3://bucket/drag"))
+    queues = {(q["work_pool_name"], q["name"]): q["priority"] for q in listed(whole_server, "work_queues")}
+    for pool in ("cpu", "gpu-serving", "gpu-training"):
+        assert queues[pool, "interactive"] < queues[pool, "nightly"] < queues[pool, "default"]
+    limits = {limit["name"]: limit["limit"] for limit in listed(whole_server, "v2/concurrency_limits")}
+    assert limits["gpu-serving"] == limits["gpu-training"] == 1
+
+    nightly = _deployed(whole_server, "collect/nightly")
+    assert nightly["schedules"][0]["schedule"]["timezone"] == "Europe/Berlin"
+    assert nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    assert nightly["global_concurrency_limit"]["limit"] == 1
+    assert (nightly["work_pool_name"], nightly["work_queue_name"]) == ("gpu-serving", "nightly")
+    recipe = yaml.safe_load((deploy_files.FOLDER / "recipes" / "nightly.yaml").read_text())
+    assert nightly["parameters"] == {"settings": recipe | {"storage": "s3://bucket/drag"}}
+    assert all(d["pull_steps"] == [] and d["path"] is None for d in listed(whole_server, "deployments"))
+
+    environment = {p["name"]: _environment_of(p) for p in listed(whole_server, "work_pools")}
+    key_id = {"AWS_ACCESS_KEY_ID": "{{ prefect.blocks.secret.drag-aws-access-key-id }}"}
+    assert environment["cpu"] == environment["gpu-training"] == key_id  # of the blocks that exist
+    assert environment["gpu-serving"] == key_id | {"OPENAI_API_KEY": "{{ prefect.blocks.secret.drag-openai-api-key }}"}
+    said = json.dumps(_state(whole_server))
+    assert not any(secret in said for secret in SECRETS.values())
+
+
+def _environment_of(pool: dict[str, Any]) -> dict[str, str]:
+    return pool["base_job_template"]["variables"]["properties"]["env"]["default"]
+
+
+def test_only_what_differs_is_written_and_what_people_paused_stays_paused(
+    whole_server: str, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config.Deploy(storage="s3://bucket/drag")
+    monkeypatch.setenv("DRAG_WEBHOOK_URL", "http://127.0.0.1:9/before")
+    deploy(settings)
+    nightly = _deployed(whole_server, "collect/nightly")
+    schedule = nightly["schedules"][0]
+    of_schedule = f"{whole_server}/deployments/{nightly['id']}/schedules/{schedule['id']}"
+    httpx.patch(of_schedule, json={"active": False}, timeout=60).raise_for_status()
+    automation = listed(whole_server, "automations")[0]
+    httpx.patch(
+        f"{whole_server}/automations/{automation['id']}", json={"enabled": False}, timeout=60
+    ).raise_for_status()
+
+    monkeypatch.setenv("DRAG_WEBHOOK_URL", "http://127.0.0.1:9/after")
+    monkeypatch.delenv("OPENAI_API_KEY")
+    _edit(files / "prefect.yaml", "description: Compares runs that", "description: Sets side by side runs that")
+    _edit(files / "prefect.yaml", 'cron: "0 1 * * *"', 'cron: "30 2 * * *"')
+    _edit(files / "pools.yaml", "gpu-training: 1 ", "gpu-training: 2 ")
+    _edit(files / "pools.yaml", "Training on all GPUs", "Training with all GPUs")
+    _edit(files / "automations.yaml", "crashed or ran out", "crashed, or ran out")
+    changed = deploy(settings)
+    assert _outcomes(changed, "changed") == [
+        "block drag-notify",
+        "pool gpu-training",
+        "limit gpu-training",
+        "deployment collect/nightly",
+        "deployment compare/compare",
+        "automation Nightly collection failed",
+    ]
+    assert _outcomes(changed, "created") == []
+    after = _deployed(whole_server, "collect/nightly")["schedules"]
+    assert [(s["id"], s["active"], s["schedule"]["cron"]) for s in after] == [(schedule["id"], False, "30 2 * * *")]
+    assert [a["enabled"] for a in listed(whole_server, "automations") if a["id"] == automation["id"]] == [False]
+    assert _outcomes(deploy(settings), "changed") == []
+
+
+def test_kubernetes_jobs_get_image_gpus_and_references_to_secrets(whole_server: str) -> None:
+    from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+
+    deploy(config.Deploy(storage="s3://bucket/drag"))  # the blocks
+    gpus = {}
+    for pool in deploy_files.read_pools().pools:
+        reference = {"AWS_ACCESS_KEY_ID": "{{ prefect.blocks.secret.drag-aws-access-key-id }}"}
+        template = deploy_files.job_template(pool, "kubernetes", reference)
+        resolved = asyncio.run(KubernetesWorkerJobConfiguration.from_template_and_values(template, {}))
+        job = resolved.job_manifest["spec"]["template"]["spec"]
+        (container,) = job["containers"]
+        assert resolved.env["AWS_ACCESS_KEY_ID"] == SECRETS["AWS_ACCESS_KEY_ID"]
+        assert re.fullmatch(r"registry\.example\.com/drag-(orchestrator|serving|training):0\.1\.0", container["image"])
+        assert job["serviceAccountName"] == "drag-run"
+        assert job["nodeSelector"]
+        assert not re.search(r"\{\{", json.dumps(job))
+        gpus[pool] = container["resources"]["limits"].get("nvidia.com/gpu")
+    assert gpus == {"cpu": None, "gpu-serving": 1, "gpu-training": 8}
+
+
+def test_pools_change_their_type_when_they_are_deleted_as_advised(whole_server: str) -> None:
+    deploy(config.Deploy(storage="s3://bucket/drag"))
+    settings = config.Deploy(storage="s3://bucket/drag", pool_type="kubernetes")
+    with pytest.raises(ConfigError, match="prefect work-pool delete cpu"):
+        deploy(settings)
+    for pool in deploy_files.read_pools().pools:
+        httpx.delete(f"{whole_server}/work_pools/{pool}", timeout=60).raise_for_status()
+    made = deploy(settings)
+    assert [m.detail for m in made if m.kind == "pool"] == ["kubernetes"] * 3
+    assert {m.outcome for m in made if m.kind == "deployment"} == {"changed"}
+    again = deploy(settings)
+    assert _outcomes(again, "created") == _outcomes(again, "changed") == []
+
+
+def test_every_flow_has_a_deployment_in_a_pool_and_queue_that_exist() -> None:
+    pools = deploy_files.read_pools().pools
+    deployments = deploy_files.read_deployments("s3://bucket/drag")
+    commands = {command.runs.replace(":", ".") for name, command in COMMANDS.items() if name not in ("infer", "demo")}
+    assert {d.entrypoint for d in deployments} == (commands - {"flows.deploy.deploy"}) | {"flows.prepare.prepare"}
+    for spec in deployments:
+        assert spec.work_pool.work_queue_name in pools[spec.work_pool.name].queues
+    named = {f"{spec.flow().name}/{spec.name}" for spec in deployments}
+    improve = config.Improve(ingest=config.Ingest(documents="d"))
+    assert {f"{step.name}/{step.name}" for step, _ in steps(improve)} <= named
+    assert PrefectYamlModel.model_validate(yaml.safe_load((deploy_files.FOLDER / "prefect.yaml").read_text()))
+
+
+def test_what_cannot_be_is_refused_before_the_server_is_asked(files: Path) -> None:
+    def refused(file: str, old: str, new: str, match: str) -> None:
+        before = (files / file).read_text()
+        _edit(files / file, old, new)
+        read = {"pools.yaml": deploy_files.read_pools, "automations.yaml": deploy_files.read_automations}
+        with pytest.raises(ConfigError, match=match):
+            read.get(file, lambda: deploy_files.read_deployments("s3://bucket/drag"))()
+        (files / file).write_text(before)
+
+    refused("recipes/nightly.yaml", "split: train", "split: midnight", "nightly")
+    refused("prefect.yaml", "{{ recipes.nightly }}", "{{ recipes.nightlife }}", "nothing fills in")
+    refused("prefect.yaml", 'cron: "0 1 * * *"', "krone: 1", "krone")
+    refused("pools.yaml", "secret.drag-hf-token", "secret.drag-hf-tokens", "no secret block")
+    refused("pools.yaml", '"{{ prefect.blocks.secret.drag-hf-token }}"', "hf-plain-text", "no secret block")
+    refused("automations.yaml", "[drag.collect.failed-share]", "drag", "expect")
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"storage": "drag-data"}, "absolute"),
+        ({"storage": "/shared/drag", "pool_type": "kubernetes"}, "s3://"),
+        ({}, "required"),
+    ],
+)
+def test_storage_that_runs_could_not_reach_is_refused(values: dict[str, str], match: str) -> None:
+    with pytest.raises(ValidationError, match=match):
+        config.Deploy.model_validate(values)
+
+
+def test_without_a_server_it_says_how_to_get_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        assert main(["deploy", "--storage", "/shared/drag"]) == ConfigError.exit_code
+    assert "prefect server start" in capsys.readouterr().err
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        assert main(["deploy", "--storage", "/shared/drag"]) == ServerError.exit_code

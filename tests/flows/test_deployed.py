@@ -1,0 +1,229 @@
+"""Deployments run by worker processes that have the project installed, and no more: another folder, no secret of their own."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flows import deploy_files
+from flows.deploy import deploy
+from tasks import config, limits, storage
+from tasks.artifact import load_ref
+from tasks.errors import ConfigError
+from tests.flows.test_improve import STAGES, small_loop
+from tests.model_server import ModelServer, Status
+from tests.small_collection import searcher
+from tests.tiny_model import tiny_model
+from tests.workers import ROOT, ended, listed, start_run, worker
+
+SECRETS = {
+    "OPENAI_API_KEY": "sk-secret-of-the-model-server",
+    "AWS_ACCESS_KEY_ID": "secret-access-key-id",
+    "AWS_SECRET_ACCESS_KEY": "secret-access-key",
+}
+BLOCKS = deploy_files.read_pools().blocks
+VARIABLES = {spec.variable for spec in BLOCKS.values()}
+
+
+class Receiver:
+    """What a webhook's other end hears, on a socket."""
+
+    def __init__(self) -> None:
+        self.heard: queue.Queue[dict[str, Any]] = queue.Queue()
+        heard = self.heard
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                heard.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/secret-webhook-path"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    yield made
+    made.server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def deployed(s3_server: str, whole_server: str, receiver: Receiver) -> Iterator[str]:
+    """Address of a server onto which the project was deployed by somebody who has the secrets."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**SECRETS, "DRAG_WEBHOOK_URL": receiver.url}.items():
+            patch.setenv(name, value)
+        storage._client().create_bucket(Bucket="deployed")
+        deploy(config.Deploy(storage="s3://deployed/drag"))
+        for name in SECRETS:
+            patch.delenv(name)
+        yield whole_server
+
+
+def test_ingest_runs_as_it_is_offered_and_no_secret_shows(
+    deployed: str, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of-this-test")  # the deployed ones are for runs
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-this-test")
+    storage._client.cache_clear()
+    for file in sorted((documents / "pdfs").iterdir()):
+        storage.write_bytes(f"s3://deployed/drag/input/documents/{file.name}", file.read_bytes())
+    storage.write_bytes("s3://deployed/drag/input/questions.jsonl", (documents / "questions.jsonl").read_bytes())
+    run = start_run(deployed, "ingest/ingest")
+    with worker("cpu", tmp_path / "elsewhere", without=VARIABLES) as log:
+        done = ended(deployed, run, log)
+    assert done["state_type"] == "COMPLETED", log.read_text()
+    assert load_ref("s3://deployed/drag", "pages").rows == 20
+    assert load_ref("s3://deployed/drag", "questions").rows == 10
+
+    kinds = [
+        "work_pools",
+        "deployments",
+        "flow_runs",
+        "task_runs",
+        "logs",
+        "artifacts",
+        "block_documents",
+        "automations",
+    ]
+    said = {kind: json.dumps(listed(deployed, kind)) for kind in kinds}
+    said["events"] = httpx.post(f"{deployed}/events/filter", json={"limit": 50}, timeout=60).text
+    said["worker"] = log.read_text()
+    said["storage"] = "".join(
+        storage.read_bytes(file).decode(errors="replace") for file in storage.iter_files("s3://deployed/drag")
+    )
+    for secret in [*SECRETS.values(), "secret-webhook-path"]:
+        assert [where for where, text in said.items() if secret in text] == []
+    assert run in said["flow_runs"]
+    assert "read documents" in said["task_runs"]
+
+
+def test_a_night_that_fails_is_told(deployed: str, receiver: Receiver, tmp_path: Path) -> None:
+    found = httpx.get(f"{deployed}/deployments/name/collect/nightly", timeout=60).json()["parameters"]
+    empty = str(tmp_path / "nothing-ingested")
+    run = start_run(deployed, "collect/nightly", {"settings": found["settings"] | {"storage": empty}})
+    with worker("gpu-serving", tmp_path / "elsewhere", without=VARIABLES) as log:
+        assert ended(deployed, run, log)["state_type"] == "FAILED"
+        told = receiver.heard.get(timeout=300)
+    assert "Nightly collection" in told["text"]
+    assert "Failed" in told["text"]
+    assert run in told["text"]
+
+
+def test_too_many_failed_rollouts_are_told(deployed: str, receiver: Receiver) -> None:
+    from prefect.events import Event
+
+    event = Event.model_validate(
+        {
+            "event": "drag.collect.failed-share",
+            "resource": {"prefect.resource.id": "prefect.flow-run.1", "prefect.resource.name": "happy-cat"},
+            "payload": {"failed_share": 0.25, "allowed": 0.05},
+        }
+    )
+    httpx.post(f"{deployed}/events", json=[event.model_dump(mode="json")], timeout=60).raise_for_status()
+    told = receiver.heard.get(timeout=300)["text"]
+    assert "happy-cat" in told
+    assert "0.25" in told
+
+
+@pytest.fixture
+def as_deployed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this process were a run of a deployment."""
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "11111111-1111-4111-8111-111111111111")
+
+
+def _takes_a_slot(url: str, limit: str) -> bool:
+    """Whether somebody else would get a slot now; they would keep it a minute at most."""
+    body = {"names": [limit], "slots": 1, "lease_duration": 60}
+    code = httpx.post(f"{url}/v2/concurrency_limits/increment-with-lease", json=body, timeout=60).status_code
+    assert code in (200, 423)
+    return code == 200
+
+
+def test_a_slot_keeps_others_out_and_a_plain_command_needs_none(
+    deployed: str, monkeypatch: pytest.MonkeyPatch, as_deployed: None
+) -> None:
+    with limits.slot("gpu-serving"):
+        assert not _takes_a_slot(deployed, "gpu-serving")
+    monkeypatch.delenv("PREFECT__RUNTIME__DEPLOYMENT__ID")
+    with limits.slot("gpu-serving"):
+        assert _takes_a_slot(deployed, "gpu-serving")
+    with limits.slot("gpu-nothing"):  # type: ignore[arg-type]
+        pass
+
+
+def test_a_limit_that_does_not_exist_is_an_error(deployed: str, as_deployed: None) -> None:
+    with pytest.raises(ConfigError, match="drag deploy"), limits.slot("gpu-nothing"):  # type: ignore[arg-type]
+        pass
+
+
+def test_a_killed_holder_gives_its_slot_back(deployed: str, as_deployed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    httpx.post(f"{deployed}/v2/concurrency_limits/", json={"name": "killed", "limit": 1}, timeout=60).raise_for_status()
+    hold = "import time\nfrom tasks import limits\nlimits.LEASE_S = 60\nwith limits.slot('killed'):\n print('held', flush=True)\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", hold + " time.sleep(3600)"],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not _takes_a_slot(deployed, "killed")
+    deadline = time.monotonic() + 400
+    while not _takes_a_slot(deployed, "killed"):
+        assert time.monotonic() < deadline, "the slot stayed taken"
+        time.sleep(1)
+
+
+@pytest.mark.timeout(1500)
+def test_improve_runs_each_stage_in_its_pool_and_a_retry_goes_on(
+    deployed: str, documents: Path, tmp_path: Path
+) -> None:
+    root, model = str(tmp_path / "store"), str(tiny_model(tmp_path / "model"))
+    with ModelServer(searcher) as server:
+        server.models = [model]
+        server.script = lambda request, call: Status(400)
+        settings = small_loop(root, documents, model, server.url)
+        run = start_run(deployed, "improve/improve", {"settings": settings.model_dump(mode="json")})
+        with (
+            worker("cpu", tmp_path / "one", without=VARIABLES) as log,
+            worker("gpu-serving", tmp_path / "two", without=VARIABLES),
+            worker("gpu-training", tmp_path / "three", without=VARIABLES),
+        ):
+            failed = ended(deployed, run, log)
+            assert failed["state_type"] == "FAILED"
+            assert "collect did not complete" in failed["state"]["message"]
+            server.script = searcher
+            retry = [sys.executable, "-m", "prefect", "flow-run", "retry", run]
+            subprocess.run(retry, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+            done = ended(deployed, run, log)
+        assert done["state_type"] == "COMPLETED", log.read_text()
+
+    ours = {task["id"] for task in listed(deployed, "task_runs", flow_runs={"id": {"any_": [run]}})}
+    children = [r for r in listed(deployed, "flow_runs") if r["parent_task_run_id"] in ours]
+    ran = sorted(children, key=lambda r: r["start_time"])
+    pools = ["cpu", "gpu-serving", "cpu", "gpu-serving", "cpu", "gpu-training", "gpu-serving"]
+    assert [r["work_pool_name"] for r in ran] == pools
+    assert [r["state_type"] for r in ran] == ["COMPLETED", "FAILED"] + ["COMPLETED"] * 5
+    tables = listed(deployed, "artifacts", artifacts={"key": {"any_": ["stages"]}, "flow_run_id": {"any_": [run]}})
+    rows = json.loads(tables[0]["data"])
+    assert [row["stage"] for row in rows] == STAGES
+    assert [row["cached"] for row in rows] == [True] * 3 + [False] * (len(STAGES) - 3)

@@ -1,0 +1,64 @@
+"""Workers as processes, in a folder that has nothing of the project, with an environment that has none of its secrets."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tasks import watchdog
+from tasks.serve import log_tail
+
+ROOT = Path(__file__).parents[1]
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+_PATIENCE_S = 500  # never waited for unless something is broken
+
+
+@contextlib.contextmanager
+def worker(pool: str, folder: Path, without: Collection[str] = ()) -> Iterator[Path]:
+    """A process worker of a pool for the length of the block, which inherits the environment but for `without`; its log."""
+    folder.mkdir()
+    env = {name: value for name, value in os.environ.items() if name not in without}
+    env |= {"PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1", "TMPDIR": str(folder)}
+    log = folder / "worker.log"
+    command = ["-c", f"cd {folder} && exec {sys.executable} -m prefect worker start --pool {pool} --type process"]
+    with log.open("wb") as output:
+        process = watchdog.start(["bash", *command], env=env, output=output)
+    try:
+        yield log
+    finally:
+        watchdog.stop(process)
+
+
+def start_run(url: str, deployment: str, parameters: dict[str, Any] | None = None) -> str:
+    """Start a run of a deployment, as the UI's button does; returns its id."""
+    found = httpx.get(f"{url}/deployments/name/{deployment}", timeout=60).raise_for_status().json()
+    body = {"parameters": parameters or {}, "state": {"type": "SCHEDULED"}}
+    made = httpx.post(f"{url}/deployments/{found['id']}/create_flow_run", json=body, timeout=60)
+    return made.raise_for_status().json()["id"]
+
+
+def ended(url: str, run: str, log: Path) -> dict[str, Any]:
+    """The flow run once it has come to an end."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        found = httpx.get(f"{url}/flow_runs/{run}", timeout=60).raise_for_status().json()
+        if found["state_type"] in FINAL:
+            return found
+        time.sleep(0.5)
+    raise AssertionError(f"the run did not end:\n{log_tail(log)}")
+
+
+def listed(url: str, kind: str, **chosen: Any) -> list[dict[str, Any]]:
+    """Everything of a kind that the API shows without being asked for secrets."""
+    found: list[dict[str, Any]] = []
+    while True:
+        body = {"limit": 200, "offset": len(found), **chosen}
+        page = httpx.post(f"{url}/{kind}/filter", json=body, timeout=60).raise_for_status().json()
+        found += page
+        if len(page) < 200:
+            return sorted(found, key=lambda item: item["id"])
