@@ -23,7 +23,7 @@ from tasks import config
 from tasks.errors import ConfigError, ServerError
 from tests.workers import listed
 
-SECRETS = {"OPENAI_API_KEY": "sk-secret-of-the-model-server", "AWS_ACCESS_KEY_ID": "secret-access-key-id"}
+SECRETS = {"OPENAI_API_KEY": "sk-secret-of-the-model-server", "AWS_ACCESS_KEY_ID": "AKIA-nobody-may-see"}
 KINDS = ["work_pools", "work_queues", "v2/concurrency_limits", "deployments", "automations"]
 KINDS += ["block_documents", "block_types", "block_schemas", "flows"]
 
