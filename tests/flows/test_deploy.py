@@ -97,7 +97,7 @@ def test_what_is_on_the_server_is_what_the_files_say(whole_server: str) -> None:
     assert nightly["global_concurrency_limit"]["limit"] == 1
     assert (nightly["work_pool_name"], nightly["work_queue_name"]) == ("gpu-serving", "nightly")
     recipe = yaml.safe_load((deploy_files.FOLDER / "recipes" / "nightly.yaml").read_text())
-    assert nightly["parameters"] == {"settings": recipe | {"storage": "s3://bucket/drag"}}
+    assert nightly["parameters"] == recipe | {"storage": "s3://bucket/drag"}
     assert all(d["pull_steps"] == [] and d["path"] is None for d in listed(whole_server, "deployments"))
 
     environment = {p["name"]: _environment_of(p) for p in listed(whole_server, "work_pools")}
@@ -194,7 +194,7 @@ def test_every_flow_has_a_deployment_in_a_pool_and_queue_that_exist() -> None:
     named = {f"{spec.flow().name}/{spec.name}" for spec in deployments}
     improve = config.Improve(ingest=config.Ingest(documents="d"))
     assert {f"{step.name}/{step.name}" for step, _ in steps(improve)} <= named
-    assert PrefectYamlModel.model_validate(yaml.safe_load((deploy_files.FOLDER / "prefect.yaml").read_text()))
+    PrefectYamlModel.model_validate({"pull": [], "deployments": [spec.model_dump() for spec in deployments]})
 
 
 def test_what_cannot_be_is_refused_before_the_server_is_asked(files: Path) -> None:

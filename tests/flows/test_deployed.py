@@ -116,9 +116,8 @@ def test_ingest_runs_as_it_is_offered_and_no_secret_shows(
 
 
 def test_a_night_that_fails_is_told(deployed: str, receiver: Receiver, tmp_path: Path) -> None:
-    found = httpx.get(f"{deployed}/deployments/name/collect/nightly", timeout=60).json()["parameters"]
     empty = str(tmp_path / "nothing-ingested")
-    run = start_run(deployed, "collect/nightly", {"settings": found["settings"] | {"storage": empty}})
+    run = start_run(deployed, "collect/nightly", {"storage": empty})
     with worker("gpu-serving", tmp_path / "elsewhere", without=VARIABLES) as log:
         assert ended(deployed, run, log)["state_type"] == "FAILED"
         told = receiver.heard.get(timeout=300)
@@ -204,7 +203,7 @@ def test_improve_runs_each_stage_in_its_pool_and_a_retry_goes_on(
         server.models = [model]
         server.script = lambda request, call: Status(400)
         settings = small_loop(root, documents, model, server.url)
-        run = start_run(deployed, "improve/improve", {"settings": settings.model_dump(mode="json")})
+        run = start_run(deployed, "improve/improve", settings.model_dump(mode="json"))
         with (
             worker("cpu", tmp_path / "one", without=VARIABLES) as log,
             worker("gpu-serving", tmp_path / "two", without=VARIABLES),
