@@ -2,15 +2,20 @@
 
     drag collect --sampling-config default diverse --samples 4 --limit 500 --concurrency 32
 
-Killed, or with failed rollouts: the same command again redoes only what is not finished.
+Killed, or with failed rollouts: the same command again redoes only what is not finished. A night's collection, which asks again
+what other nights asked, and takes new and hardest questions first:
+
+    drag collect --dt 2026-11-24 --order new-and-hardest --limit 500
 """
 
 from typing import Any
 
+from prefect.runtime import flow_run
+
 from flows.form import settings_flow
 from flows.serving import model_server, refuse_other_prompt
 from flows.summary import show_stages, work_dir
-from tasks import artifact, config, storage
+from tasks import artifact, config, nights, storage
 from tasks import collect as shards
 from tasks.artifact import Artifact, load_ref
 from tasks.cache import stage_key
@@ -21,7 +26,9 @@ from tasks.supervise import Connect
 
 # How fast a run goes changes no rollout. How it is cut into shards changes none either, but parts lie in shards' folders.
 _PACE = {"concurrency", "request_timeout", "rollout_timeout", "max_retries"}
-_RESUMING = {"resume", "flush_every", "allow_failed_share"}
+_RESUMING = {"resume", "flush_every", "allow_failed_share", "notify_failed_share"}
+# it says which day `dt` is, and `dt` counts
+_MEANING = {"time_zone"}
 # these choose rollouts without changing any: with more of them a run goes on from where one with fewer ended
 _CHOICE = {"limit", "samples", "sampling_config"}
 # of the vLLM that is started here; how much of the machine it takes changes no rollout
@@ -37,9 +44,10 @@ def collected(
     *,
     check_first: bool = True,
 ) -> StageRun:
-    """Run every rollout that is not finished, and fold them into one trajectories artifact.
+    """Run every rollout that is not finished, and fold them into one trajectories artifact, a partition if it is a night's.
 
     Args:
+        settings: its `dt` is None or a date.
         adapter: the adapter to ask, or None for the base model.
         title: what the progress bar says is collected.
         check_first: try a few questions before, and stop when none yields a search. A measurement takes what comes.
@@ -57,7 +65,7 @@ def collected(
 
     def key(without: set[str]) -> str:
         chosen = {
-            "collect": settings.collect.model_dump(mode="json", exclude=_RESUMING | without),
+            "collect": settings.collect.model_dump(mode="json", exclude=_RESUMING | _MEANING | without),
             "server": settings.server.model_dump(mode="json", exclude=_PACE)
             | {"base_url": sorted(settings.server.base_url)},
         }
@@ -66,11 +74,12 @@ def collected(
         fixed = {"agent": settings.agent, "search": settings.search, "sampling": settings.sampling}
         return stage_key("tasks.collect", settings=fixed, inputs=inputs, facts={**chosen, "model": fingerprint})
 
-    uri = storage.join(root, "trajectories", key(set()))
+    night = settings.collect.dt
+    uri = nights.partition_uri(root, night, key(set())) if night else storage.join(root, "trajectories", key(set()))
     run_uri = storage.join(root, "rollouts", key(_CHOICE))
     if not settings.collect.resume:
         shards.forget(run_uri)
-    return run_stage(
+    run = run_stage(
         collect_trajectories,
         root=root,
         key=key(set()),
@@ -86,11 +95,23 @@ def collected(
         check_first=check_first,
         **{name: inputs[name] for name in ("questions", "pages", "index")},
     )
+    if night:
+        nights.publish(uri, run.artifacts)
+    return run
 
 
 def _has_failed(uri: str) -> bool:
     """Whether an earlier run ended, as it was allowed to, with rollouts that failed: these are tried again."""
-    return "failed" in artifact.read_parts(uri, shards.SCHEMA, ["status"])["status"].to_pylist()
+    stored = artifact.read_parts(storage.join(uri, "trajectories.parquet"), shards.SCHEMA, ["status"])
+    return "failed" in stored["status"].to_pylist()
+
+
+def _dated(settings: config.Collect) -> config.Collect:
+    """The settings with a date for "scheduled". When a run was scheduled for stays the same when it is retried."""
+    if settings.dt != "scheduled":
+        return settings
+    night = nights.night_of(flow_run.scheduled_start_time, settings.time_zone)
+    return settings.model_copy(update={"dt": night.isoformat()})
 
 
 def _weights(model: str) -> str:
@@ -102,8 +123,10 @@ def collect(settings: config.CollectRun) -> list[StageRun]:
     """Collect search trajectories of the base model, or of the newest adapter."""
     root = storage.resolve(settings.storage)
     adapter = load_ref(root, "adapter") if settings.adapter else None
+    settings = settings.model_copy(update={"collect": _dated(settings.collect)})
+    title = f"{settings.collect.split} questions" + (f" of {settings.collect.dt}" if settings.collect.dt else "")
     with model_server(settings.server, settings.serve, work_dir(root)) as connect:
-        runs = [collected(root, settings, connect, adapter, title=f"{settings.collect.split} questions")]
+        runs = [collected(root, settings, connect, adapter, title)]
     artifact.save_ref(root, "trajectories", runs[0].artifacts["trajectories"])
     show_stages(runs)
     return runs

@@ -1,6 +1,7 @@
 """prepare: trajectories → scored rollouts and preference pairs → training sets. Its halves are flows too.
 
-drag process
+drag process                                              # the newest trajectories
+drag process --since 2026-11-01 --until 2026-11-30        # those of all nights of November
 drag format --formats sft_best dpo --jsonl
 """
 
@@ -8,16 +9,24 @@ from typing import Any
 
 from flows.form import settings_flow
 from flows.summary import show_markdown, show_picture, show_stages
-from tasks import artifact, config, plots, statistics, storage
-from tasks.artifact import Artifact, load_ref
+from tasks import artifact, config, nights, plots, statistics, storage
+from tasks.artifact import load_ref
 from tasks.cache import stage_key
 from tasks.stage_tasks import format_training_sets, process_trajectories
 from tasks.stages import StageRun, run_stage
 
 
-def processed(root: str, settings: config.Process, trajectories: Artifact) -> StageRun:
-    """Score the rollouts and pair their queries; show the statistics."""
-    key = stage_key("tasks.process", settings={"process": settings}, inputs={"trajectories": trajectories})
+def processed(root: str, settings: config.Process, chosen: config.Nights) -> StageRun:
+    """Score the rollouts and pair their queries; show the statistics.
+
+    Raises:
+        EmptyError: no night lies in the range, or no rollout is left.
+    """
+    if chosen.since or chosen.until:
+        trajectories = nights.between(root, chosen.since, chosen.until)
+    else:
+        trajectories = {"trajectories": load_ref(root, "trajectories")}
+    key = stage_key("tasks.process", settings={"process": settings}, inputs=trajectories)
     uri = storage.join(root, "processed", key)
     run = run_stage(process_trajectories, root=root, key=key, uri=uri, settings=settings, trajectories=trajectories)
     for name, made in run.artifacts.items():
@@ -41,9 +50,9 @@ def formatted(root: str, settings: config.Format, agent: config.Agent) -> StageR
 
 @settings_flow(name="process")
 def process(settings: config.ProcessRun) -> list[StageRun]:
-    """Score the newest trajectories and pair their queries."""
+    """Score the newest trajectories, or those of a range of nights, and pair their queries."""
     root = storage.resolve(settings.storage)
-    runs = [processed(root, settings.process, load_ref(root, "trajectories"))]
+    runs = [processed(root, settings.process, settings.nights)]
     show_stages(runs)
     return runs
 
@@ -58,9 +67,9 @@ def format_(settings: config.FormatRun) -> list[StageRun]:
 
 @settings_flow(name="prepare")
 def prepare(settings: config.PrepareRun) -> list[StageRun]:
-    """Score the newest trajectories, and make training sets of them."""
+    """Score the newest trajectories, or those of a range of nights, and make training sets of them."""
     root = storage.resolve(settings.storage)
-    runs = [processed(root, settings.process, load_ref(root, "trajectories"))]
+    runs = [processed(root, settings.process, settings.nights)]
     runs.append(formatted(root, settings.format, settings.agent))
     show_stages(runs)
     return runs

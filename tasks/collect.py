@@ -85,10 +85,13 @@ def select(questions: Artifact, split: config.Split, limit: int | None) -> list[
     ]
 
 
-def plan(questions: Artifact, settings: config.Collect, run_key: str) -> list[Shard]:
+def plan(
+    questions: Artifact, settings: config.Collect, run_key: str, order: Sequence[str] | None = None
+) -> list[Shard]:
     """The rollouts of a run, in shards.
 
     Args:
+        order: ids of the split's questions in the order to take them; that of `select` when None.
         run_key: names the run: a hash of everything that a rollout depends on. It goes into the rollout ids, so another
             model or prompt never passes for this one. Under the same key a larger `limit` only adds shards at the end, and
             more samples or sampling configurations only add rollouts to the shards of the same questions.
@@ -102,7 +105,9 @@ def plan(questions: Artifact, settings: config.Collect, run_key: str) -> list[Sh
                     seed = int(_digest(settings.seed, rollout_id)[:8], 16) & 0x7FFFFFFF
                     yield RolloutSpec(rollout_id, question_id, sampling, sample, seed)
 
-    chosen, size = select(questions, settings.split, settings.limit), settings.shard_size
+    if order is None:
+        order = select(questions, settings.split, None)
+    chosen, size = order[: settings.limit], settings.shard_size
     return [Shard(n, tuple(rollouts(chosen[at : at + size]))) for n, at in enumerate(range(0, len(chosen), size))]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from prefect import task
 
-from tasks import collect, config, storage
+from tasks import artifact, collect, config, nights, storage
 from tasks.agent.client import open_client
 from tasks.agent.prompts import prompt_fingerprint
 from tasks.agent.sampling import resolve
@@ -54,7 +54,14 @@ def collect_all(
         SelfTestError: the model yields no parsable search under these settings.
         ServerError: our server died more often than `max_restarts`; what was finished is kept.
     """
-    shards = collect.plan(questions, settings.collect, run_key)
+    inputs = {"questions": questions, "pages": pages, "index": index} | ({"adapter": adapter} if adapter else {})
+    order = None
+    if settings.collect.order == "new-and-hardest":
+        assert settings.collect.dt is not None
+        alike = collect.select(questions, settings.collect.split, None)
+        inputs["order"] = nights.order(alike, storage.resolve(settings.storage), settings.collect.dt, run_uri)
+        order = artifact.read_table(inputs["order"], ["question_id"])["question_id"].to_pylist()
+    shards = collect.plan(questions, settings.collect, run_key, order)
     fingerprints = {
         "model_fingerprint": model,
         "index_fingerprint": index.sha256,
@@ -86,7 +93,7 @@ def collect_all(
         reports |= run(lost, OF_THE_SERVER, False)
     _judge(list(reports.values()), settings.collect.allow_failed_share)
     facts = provenance(
-        {"questions": questions, "pages": pages, "index": index} | ({"adapter": adapter} if adapter else {}),
+        inputs,
         settings=settings.model_dump(mode="json", exclude={"storage": True, "server": {"base_url"}}),
         model=settings.server.model,
         prompt_fingerprint=prompt_fingerprint(settings.agent),

@@ -5,8 +5,9 @@ Ranks are taken from the stored results and the answer locations, so a change of
     <uri>/processed.parquet   <uri>/pairs.parquet   <uri>/statistics.parquet   <uri>/statistics.json, the same for people
 """
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -27,14 +28,16 @@ _COPIED = [name for name in TABLES[_OUT].names if name in TABLES[_IN].names]
 _MADE = [name for name in TABLES[_OUT].names if name not in _COPIED]
 
 
-def process(trajectories: Artifact, settings: Process, uri: str) -> tuple[Artifact, Artifact, Artifact]:
+def process(trajectories: Mapping[str, Artifact], settings: Process, uri: str) -> tuple[Artifact, Artifact, Artifact]:
     """Score every finished rollout, filter, and pair the queries of each question.
 
     The filters decide which rollouts become training examples; pairs are made of all finished rollouts, because a query
     that failed is what a better one is preferred to. Processed rows keep the order of the trajectories; pairs and
-    statistics do not depend on it. Conversations pass through in batches, never all in memory.
+    statistics do not depend on it. Conversations pass through in batches, never all in memory. Collections are read one after
+    the other; a rollout that is in several, because a night was repeated with other choices, counts once.
 
     Args:
+        trajectories: collections by name; the names go into the provenance.
         uri: folder for what is written.
 
     Returns:
@@ -49,7 +52,7 @@ def process(trajectories: Artifact, settings: Process, uri: str) -> tuple[Artifa
 
     def kept_tables() -> Iterator[pa.Table]:
         columns = list(dict.fromkeys([*_COPIED, "status", "turns"]))
-        for table in artifact.read_batches(trajectories, columns):
+        for table in _once(trajectories, columns):
             rows = table.drop_columns(list(_UNREAD)).to_pylist()
             roles = _roles(table["messages"])
             made, mask = [], []
@@ -75,8 +78,8 @@ def process(trajectories: Artifact, settings: Process, uri: str) -> tuple[Artifa
             raise EmptyError(_nothing_left(rollouts, settings))
 
     # how pages were shown matters to whoever trains on whole conversations
-    agent = artifact.read_provenance(trajectories).get("settings", {}).get("agent", {})
-    facts = artifact.provenance({"trajectories": trajectories}, settings=settings.model_dump(mode="json"), agent=agent)
+    agents = [artifact.read_provenance(a).get("settings", {}).get("agent", {}) for a in trajectories.values()]
+    facts = artifact.provenance(trajectories, settings=settings.model_dump(mode="json"), agent=_common(agents))
     processed = artifact.write_tables(kept_tables(), storage.join(uri, "processed.parquet"), _OUT, facts)
     pair_rows = [
         _pair_row(question_id, questions[question_id], pair)
@@ -92,6 +95,39 @@ def process(trajectories: Artifact, settings: Process, uri: str) -> tuple[Artifa
         statistics.table_of(found), storage.join(uri, "statistics.parquet"), statistics.SCHEMA, facts
     )
     return processed, paired, counted
+
+
+def _once(trajectories: Mapping[str, Artifact], columns: list[str]) -> Iterator[pa.Table]:
+    """The rows of all collections, in batches, without those of a rollout that another row stands for.
+
+    A rollout's row is the first finished one, else the last.
+    """
+    if len(trajectories) == 1:
+        yield from artifact.read_batches(next(iter(trajectories.values())), columns)
+        return
+
+    def stated() -> Iterator[tuple[str, str]]:
+        for stored in trajectories.values():
+            for table in artifact.read_batches(stored, ["rollout_id", "status"]):
+                yield from zip(table["rollout_id"].to_pylist(), table["status"].to_pylist(), strict=True)
+
+    chosen: dict[str, tuple[bool, int]] = {}  # whether a rollout's row is finished, and its place among all rows
+    for place, (rollout_id, status) in enumerate(stated()):
+        if rollout_id not in chosen or not chosen[rollout_id][0]:
+            chosen[rollout_id] = status == "finished", place
+    taken, places = {place for _, place in chosen.values()}, itertools.count()
+    for stored in trajectories.values():
+        for table in artifact.read_batches(stored, columns):
+            yield table.filter(pa.array([next(places) in taken for _ in range(table.num_rows)]))
+
+
+def _common(agents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings that the collections share; where they differ, the list of all, which is nobody's setting."""
+    shared: dict[str, Any] = {}
+    for name in dict.fromkeys(name for agent in agents for name in agent):
+        values = [agent.get(name) for agent in agents]
+        shared[name] = values[0] if all(value == values[0] for value in values) else values
+    return shared
 
 
 def _roles(messages: pa.ChunkedArray) -> list[list[str]]:

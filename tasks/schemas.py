@@ -95,6 +95,20 @@ TABLES: dict[str, pa.Schema] = {
         index_fingerprint=_text,
         code_fingerprint=_text,
     ),
+    # what later nights know of a night: one row a question and sampling configuration (tasks/nights.py)
+    "night-scores/1": _schema(
+        run=_text,  # key that runs of the same rollouts share
+        question_id=_text,
+        sampling=_text,
+        rollouts=_int,  # finished ones
+        rank_score=_float,  # mean, over these, of the best search's
+    ),
+    # one row a question, in the order in which a night takes them
+    "order/1": _schema(
+        question_id=_text,
+        rollouts=_int,  # finished ones of earlier nights
+        rank_score=_float,  # mean, over these, of the best search's; null where there are none
+    ),
     # one row a rollout, scored
     "processed/1": _schema(
         rollout_id=_text,

@@ -58,21 +58,28 @@ def collect_trajectories(
     title: str,
     **run: Any,
 ) -> dict[str, Artifact]:
-    """Questions → trajectories of the base model, or of an adapter. Its shards are task runs that retry by themselves."""
-    from tasks import collect_run
+    """Questions → trajectories of the base model, or of an adapter. Its shards are task runs that retry by themselves.
+
+    Of a night, also how each question fared, for later nights.
+    """
+    from tasks import collect_run, nights
 
     connect(adapter)  # its progress comes before that of collecting
     with progress(f"Collecting: {title}") as on_progress:
-        return {
-            "trajectories": collect_run.collect_all(
-                settings, connect=connect, adapter=adapter, uri=uri, on_progress=on_progress, **run
-            )
-        }
+        made = collect_run.collect_all(
+            settings, connect=connect, adapter=adapter, uri=uri, on_progress=on_progress, **run
+        )
+    if settings.collect.dt is None:
+        return {"trajectories": made}
+    scores = nights.write_scores(made, run["run_key"], storage.join(uri, "scores.parquet"))
+    return {"trajectories": made, "scores": scores}
 
 
 @stage("process")
-def process_trajectories(key: str, uri: str, settings: config.Process, trajectories: Artifact) -> dict[str, Artifact]:
-    """Trajectories → scored rollouts, preference pairs, statistics."""
+def process_trajectories(
+    key: str, uri: str, settings: config.Process, trajectories: Mapping[str, Artifact]
+) -> dict[str, Artifact]:
+    """Trajectories of one collection or of several → scored rollouts, preference pairs, statistics."""
     from tasks import process
 
     processed, pairs, statistics = process.process(trajectories, settings, uri)

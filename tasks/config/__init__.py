@@ -8,7 +8,7 @@ from tasks.config.base import Settings, Share, Split
 from tasks.config.deployment import Deploy
 from tasks.config.documents import Index, Ingest, Search
 from tasks.config.evaluation import VARIANTS, Evaluate, Variant, Variants
-from tasks.config.rollouts import Collect, Format, FormatName, Process
+from tasks.config.rollouts import Collect, Format, FormatName, Nights, Process
 from tasks.config.runs import (
     BaseRun,
     CollectRun,
@@ -52,6 +52,7 @@ __all__ = [
     "Launch",
     "MergeRun",
     "ModelRun",
+    "Nights",
     "PrepareRun",
     "Process",
     "ProcessRun",

@@ -1,8 +1,10 @@
 """Settings of rollouts: which are run, what is kept of them, which training sets they become."""
 
-from typing import Literal
+import zoneinfo
+from datetime import date
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from tasks.config.base import Settings, Share, Split
 from tasks.config.serving import SamplingName
@@ -10,12 +12,39 @@ from tasks.config.serving import SamplingName
 FormatName = Literal["sft_best", "sft_trajectory", "sft_context", "dpo", "reward"]
 
 
+def _night(value: str) -> str:
+    if value != "scheduled":
+        try:
+            value = date.fromisoformat(value).isoformat()
+        except ValueError as error:
+            raise ValueError("neither 'scheduled' nor a date such as 2026-11-24") from error
+    return value
+
+
+def _time_zone(name: str) -> str:
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError("no time zone of the IANA database, such as Europe/Berlin or UTC") from error
+    return name
+
+
 class Collect(Settings):
     """Questions × sampling configurations × samples → trajectories."""
 
     split: Split = Field(default="train", description="Which questions.")
-    limit: int | None = Field(
-        default=None, ge=1, description="Take only the first so many questions, in an order fixed by hash."
+    order: Literal["hash", "new-and-hardest"] = Field(
+        default="hash",
+        description="Which questions come first. 'hash': an order fixed by hash. 'new-and-hardest': those that no earlier night asked, then those whose searches scored lowest on earlier nights.",
+    )
+    limit: int | None = Field(default=None, ge=1, description="Take only the first so many questions, in that order.")
+    dt: Annotated[str, AfterValidator(_night)] | None = Field(
+        default=None,
+        title="Night",
+        description="Night that the collection belongs to: a date, or 'scheduled' for the day that the run was scheduled for. Another night asks again, for new samples; empty belongs to none.",
+    )
+    time_zone: Annotated[str, AfterValidator(_time_zone)] = Field(
+        default="UTC", description="IANA name of the time zone whose day 'scheduled' means, such as Europe/Berlin."
     )
     sampling_config: list[SamplingName] = Field(
         default=["default"],
@@ -35,6 +64,28 @@ class Collect(Settings):
         default=True, description="Go on from what an earlier run finished; otherwise collect all of it again."
     )
     allow_failed_share: Share = Field(default=0.0, description="Share of rollouts that may fail before the run does.")
+    notify_failed_share: Share = Field(
+        default=0.05, description="Share of failed rollouts above which the event drag.collect.failed-share is sent."
+    )
+
+    @model_validator(mode="after")
+    def _has_earlier_nights(self) -> "Collect":
+        if self.order == "new-and-hardest" and self.dt is None:
+            raise ValueError("order new-and-hardest compares with earlier nights: say which night this is by dt")
+        return self
+
+
+class Nights(Settings):
+    """A range of nights, both ends included."""
+
+    since: date | None = Field(default=None, description="First night, as a date; from the first when empty.")
+    until: date | None = Field(default=None, description="Last night, as a date; to the last when empty.")
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "Nights":
+        if self.since and self.until and self.since > self.until:
+            raise ValueError("since is later than until")
+        return self
 
 
 class Process(Settings):

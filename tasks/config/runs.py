@@ -7,12 +7,12 @@ from pydantic import ConfigDict, Field, model_validator
 from tasks.config.base import Settings, as_form
 from tasks.config.documents import Index, Ingest, Search
 from tasks.config.evaluation import VARIANTS, Evaluate, Variants
-from tasks.config.rollouts import Collect, Format, Process
+from tasks.config.rollouts import Collect, Format, Nights, Process
 from tasks.config.serving import Agent, Sampling, SamplingName, Serve, Server
 from tasks.config.training import Finetune, Launch
 
 # What people change first comes first in a form.
-_ORDER = "storage model training_set adapter ingest collect server agent collect_agent process format finetune launch evaluate variants"
+_ORDER = "storage nights model training_set adapter ingest collect server agent collect_agent process format finetune launch evaluate variants"
 
 
 def _as_form(schema: dict[str, Any]) -> None:
@@ -71,6 +71,9 @@ class ProcessRun(Run):
 
     process: Process = Field(
         default=Process(), title="Scoring and pairs", description="Which rollouts are kept, and compared."
+    )
+    nights: Nights = Field(
+        default=Nights(), title="Nights", description="Whose trajectories are taken; without a date, the newest."
     )
 
 

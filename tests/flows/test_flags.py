@@ -1,6 +1,8 @@
 """Command-line flags: made from the settings, checked by them, named as the reference pipeline's."""
 
 import argparse
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -123,8 +125,12 @@ def test_a_users_mistake_ends_with_its_code_and_no_traceback(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("recipe", sorted(Path("deployments/recipes").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_committed_recipe_loads(recipe: Path) -> None:
-    assert config.Improve.model_validate(yaml.safe_load(recipe.read_text()))
+def test_every_committed_recipe_loads_by_the_command_that_it_names(recipe: Path) -> None:
+    commands = re.findall(rf"^#   drag (.* --config {recipe}.*)$", recipe.read_text(), re.MULTILINE)
+    assert commands, f"its head names no command: #   drag COMMAND --config {recipe}"
+    for command in commands:
+        arguments = _parser().parse_args(shlex.split(command))
+        assert settings_from(COMMANDS[arguments.command].settings, arguments)
 
 
 @pytest.mark.parametrize(

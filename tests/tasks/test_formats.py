@@ -92,7 +92,7 @@ def prepared(searcher: Searcher, root: str, agent: Agent, scripts: Sequence[str]
     stored = artifact.write_table(
         artifact.table_of(rows, "trajectories/1"), storage.join(root, "t.parquet"), "trajectories/1", facts
     )
-    return process(stored, Process(), storage.join(root, "processed"))[:2]
+    return process({"trajectories": stored}, Process(), storage.join(root, "processed"))[:2]
 
 
 def _rows(made: dict[str, Artifact], name: str) -> list[dict[str, Any]]:

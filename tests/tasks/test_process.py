@@ -103,6 +103,11 @@ def store(root: str, rows: list[dict[str, Any]]) -> Artifact:
     return artifact.write_table(artifact.table_of(rows, "trajectories/1"), uri, "trajectories/1", {})
 
 
+def inputs(*stored: Artifact) -> dict[str, Artifact]:
+    """Collections as `process` takes them."""
+    return {f"trajectories/{n}": one for n, one in enumerate(stored)}
+
+
 ROWS = [
     trajectory("r1", "q1", [("alpha", None), ("beta", 2), ("gamma", 1)], bad_turns=1, examples=2),
     trajectory("r2", "q1", [("Beta ", 2), ("delta", None)], sampling="creative"),
@@ -113,7 +118,7 @@ ROWS = [
 
 
 def test_scores_filters_pairs_and_statistics(storage_root):
-    processed, pairs, counted = process(store(storage_root, ROWS), Process(), storage.join(storage_root, "out"))
+    processed, pairs, counted = process(inputs(store(storage_root, ROWS)), Process(), storage.join(storage_root, "out"))
     found = statistics.read(counted)
     rows = {row["rollout_id"]: row for row in artifact.read_rows(processed)}
     assert list(rows) == ["r1", "r2", "r5"]
@@ -152,7 +157,7 @@ def test_filters(tmp_path):
     stored = store(str(tmp_path), ROWS)
 
     def kept(**settings: Any) -> list[str]:
-        processed, _, _ = process(stored, Process(**settings), str(tmp_path / "out"))
+        processed, _, _ = process(inputs(stored), Process(**settings), str(tmp_path / "out"))
         return artifact.read_table(processed, ["rollout_id"])["rollout_id"].to_pylist()
 
     assert kept(min_rank_score=0.5) == ["r1", "r2"]
@@ -171,14 +176,14 @@ def test_filters(tmp_path):
 )
 def test_nothing_left_says_what_to_change(tmp_path, rows, settings, says):
     with pytest.raises(EmptyError, match=says):
-        process(store(str(tmp_path), rows), Process(**settings), str(tmp_path / "out"))
+        process(inputs(store(str(tmp_path), rows)), Process(**settings), str(tmp_path / "out"))
     assert not storage.exists(str(tmp_path / "out"))
 
 
 def test_ranks_come_from_results_and_every_answer_location_counts(tmp_path):
     row = trajectory("r", "q", [("alpha", None)])
     row["answer_locations"] = [ANSWER, {"document": "other.pdf", "page": 2}]
-    processed, _, _ = process(store(str(tmp_path), [row]), Process(), str(tmp_path / "out"))
+    processed, _, _ = process(inputs(store(str(tmp_path), [row])), Process(), str(tmp_path / "out"))
     assert artifact.read_rows(processed)[0]["best_rank"] == 2
 
 
@@ -208,7 +213,7 @@ def test_order_of_trajectories_changes_no_pair_score_or_count(tmp_path_factory, 
     results = []
     for some in (rows, shuffled):
         root = str(tmp_path_factory.mktemp("s"))
-        processed, pairs, counted = process(store(root, some), Process(max_pairs=max_pairs), root + "/out")
+        processed, pairs, counted = process(inputs(store(root, some)), Process(max_pairs=max_pairs), root + "/out")
         kept = sorted(artifact.read_rows(processed), key=lambda row: row["rollout_id"])
         results.append((kept, artifact.read_rows(pairs), statistics.read(counted)))
     assert results[0] == results[1]
@@ -224,7 +229,7 @@ def test_order_of_trajectories_changes_no_pair_score_or_count(tmp_path_factory, 
 
 
 def test_statistics_are_shown(tmp_path):
-    _, _, counted = process(store(str(tmp_path), ROWS), Process(), str(tmp_path / "out"))
+    _, _, counted = process(inputs(store(str(tmp_path), ROWS)), Process(), str(tmp_path / "out"))
     found = statistics.read(counted)
     page = statistics.markdown(found)
     assert "| Rollouts | 5: 4 finished, 1 failed |" in page
@@ -240,3 +245,36 @@ def test_statistics_of_nothing_divide_by_nothing():
     assert empty["found_share"] is None
     assert "–" in statistics.markdown(empty)
     assert plots.distributions(empty)
+
+
+@quick
+@given(_rollouts, st.data())
+def test_cut_in_collections_the_rollouts_give_what_they_give_as_one(tmp_path_factory, found, data):
+    """A rollout that several collections hold counts once, by its finished row."""
+    rows = [
+        trajectory(f"r{n}", question, searches, sampling=sampling, status="finished" if ok else "failed")
+        for n, (question, searches, sampling, ok, _) in enumerate(found)
+    ]
+    rows.append(trajectory("sure", "q1", [("a", 1)]))
+    at = data.draw(st.integers(0, len(rows)))
+    again = data.draw(st.lists(st.sampled_from(range(len(rows))), unique=True)) if at else []
+    failed_before = [row | {"status": "failed", "outcome": "connection"} for row in rows[at:]]
+    root = str(tmp_path_factory.mktemp("whole"))
+    whole = process(inputs(store(root, rows)), Process(), root + "/out")
+    parts = [rows[:at] + data.draw(st.permutations(failed_before)), rows[at:], [rows[n] for n in again]]
+    root = str(tmp_path_factory.mktemp("parts"))
+    cut = process(inputs(*(store(f"{root}/{n}", part) for n, part in enumerate(parts))), Process(), root + "/out")
+    for one, other in zip(whole, cut, strict=True):
+        assert artifact.read_rows(one) == artifact.read_rows(other)
+        assert list(artifact.read_provenance(other)["inputs"]) == [f"trajectories/{n}" for n in range(3)]
+
+
+def test_an_agent_that_changed_between_collections_is_nobodys(tmp_path):
+    def collected(name: str, **agent: Any) -> Artifact:
+        facts = {"settings": {"agent": agent}}
+        table = artifact.table_of([trajectory(name, "q1", [("a", 1)])], "trajectories/1")
+        return artifact.write_table(table, str(tmp_path / f"{name}.parquet"), "trajectories/1", facts)
+
+    both = inputs(collected("r1", protocol="tags", top_k=3), collected("r2", protocol="tools", top_k=3))
+    processed, _, _ = process(both, Process(), str(tmp_path / "out"))
+    assert artifact.read_provenance(processed)["agent"] == {"protocol": ["tags", "tools"], "top_k": 3}
