@@ -118,7 +118,7 @@ def _weights(model: str) -> str:
     return model_fingerprint(fetch_model(model))
 
 
-@settings_flow(name="collect")
+@settings_flow(name="collect", about=lambda settings: settings.collect.split)
 def collect(settings: config.CollectRun) -> list[StageRun]:
     """Collect search trajectories of the base model, or of the newest adapter."""
     root = storage.resolve(settings.storage)

@@ -204,7 +204,7 @@ def _show(sets: Mapping[str, list[Artifact]], comparisons: Mapping[str, Artifact
     console.print(f"Report: {report}", soft_wrap=True)
 
 
-@settings_flow(name="evaluate")
+@settings_flow(name="evaluate", about=lambda settings: settings.evaluate.split)
 def evaluate(settings: config.EvaluateRun) -> list[StageRun]:
     """Measure runs on unseen questions, compare them, write the report."""
     root = storage.resolve(settings.storage)

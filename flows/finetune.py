@@ -43,7 +43,7 @@ def finetuned(
     return run
 
 
-@settings_flow(name="finetune")
+@settings_flow(name="finetune", about=lambda settings: settings.training_set)
 def finetune(settings: config.FinetuneRun) -> list[StageRun]:
     """Train an adapter on the newest training set of the chosen format."""
     root = storage.resolve(settings.storage)

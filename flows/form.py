@@ -15,12 +15,14 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Generic, TypeVar
 
 from prefect import Flow
+from prefect.runtime import flow_run
 from prefect.utilities.hashing import file_hash
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from tasks.config import Run
 from tasks.errors import ConfigError
+from tasks.progress import slug
 
 S = TypeVar("S", bound=Run)
 T = TypeVar("T")
@@ -48,8 +50,14 @@ class SettingsFlow(Flow[..., T], Generic[S, T]):
             raise ConfigError("\n".join(lines)) from None  # the original quotes values
 
 
-def settings_flow(name: str) -> Callable[[Callable[[S], T]], SettingsFlow[S, T]]:
-    """Make a function of one settings model a flow whose parameters are the model's fields."""
+def settings_flow(
+    name: str, about: Callable[[Any], str] | None = None
+) -> Callable[[Callable[[S], T]], SettingsFlow[S, T]]:
+    """Make a function of one settings model a flow whose parameters are the model's fields.
+
+    Args:
+        about: a word or two that tell the flow's runs apart, for their names.
+    """
 
     def decorate(function: Callable[[S], T]) -> SettingsFlow[S, T]:
         (parameter,) = inspect.signature(function, eval_str=True).parameters.values()
@@ -61,11 +69,28 @@ def settings_flow(name: str) -> Callable[[Callable[[S], T]], SettingsFlow[S, T]]
 
         run.__signature__ = _signature(model)  # type: ignore[attr-defined]
         source = inspect.getsourcefile(function)
-        made: SettingsFlow[S, T] = SettingsFlow(run, name=name, version=file_hash(source) if source else None)
+        made: SettingsFlow[S, T] = SettingsFlow(
+            run,
+            name=name,
+            flow_run_name=lambda: _run_name(name, about(model.model_validate(flow_run.parameters)) if about else ""),
+            version=file_hash(source) if source else None,
+            # what a flow returns is for its caller; that a failed one's error is stored cannot be helped, pickled it must not be
+            persist_result=False,
+            result_serializer="json",
+        )
         made.settings = model
         return made
 
     return decorate
+
+
+def _run_name(flow: str, about: str) -> str:
+    """Such as collect-train-2026-11-24-bold-newt: what it does, and its own name, which may have been typed into the form."""
+    own = flow_run.name
+    if own.startswith(f"{flow}-"):  # named by an earlier try
+        return own
+    day = flow_run.scheduled_start_time.date().isoformat()
+    return "-".join(filter(None, (flow, slug(about), day, own)))
 
 
 def _signature(model: type[Run]) -> inspect.Signature:

@@ -136,7 +136,7 @@ async def _run_shards(
         fingerprints=fingerprints,
     ) as attempt:
 
-        @task(name="shard", retries=2, retry_delay_seconds=5, persist_result=False)
+        @task(name="shard", task_run_name="shard {number}", retries=2, retry_delay_seconds=5, persist_result=False)
         async def run_shard(number: int) -> ShardReport:
             done[number] = 0  # a shard that is tried again counts anew
 

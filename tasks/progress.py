@@ -55,6 +55,8 @@ def progress(title: str) -> Iterator[OnProgress]:
     ui = ThreadPoolExecutor(1)  # calls of the API would hold up the event loop that reports progress
     context = contextvars.copy_context()
     artifact: list[UUID] = []
+    # of the run that began this, whichever of its task runs will report
+    logger = get_run_logger() if in_a_run else None
 
     def tell_ui(done: int, total: int) -> None:
         share = 100 * done / total
@@ -71,8 +73,8 @@ def progress(title: str) -> Iterator[OnProgress]:
         if bar.disable and 10 * done // total > tenth:
             tenth = 10 * done // total
             console.print(f"{title}: {done} of {total}", soft_wrap=True, highlight=False)
-            if in_a_run:
-                get_run_logger().info("%s: %d of %d", title, done, total)
+            if logger:
+                logger.info("%s: %d of %d", title, done, total)
         if not in_a_run:
             return
         if time.monotonic() - told >= _UI_EVERY_S or done == total:

@@ -48,7 +48,7 @@ def index_pages(key: str, uri: str, settings: config.Index, pages: Artifact) -> 
     return {"index": build_index(pages, settings, storage.join(uri, "index"))}
 
 
-@stage("collect", retries=0)
+@stage("collect", run_name="collect: {title}", retries=0)
 def collect_trajectories(
     key: str,
     uri: str,
@@ -135,7 +135,7 @@ def merge_adapter(key: str, uri: str, model: str, adapter: Artifact) -> dict[str
     return {"merged_model": merge.merge(adapter, str(fetch_model(model)), storage.join(uri, "model"))}
 
 
-@stage("score")
+@stage("score", run_name="score: {run}")
 def score_run(
     key: str,
     uri: str,
@@ -159,7 +159,7 @@ def score_run(
     return {"results": evaluate.score_question_baseline(questions, searcher, settings, run, out, top_k=top_k)}
 
 
-@stage("rescore")
+@stage("rescore", run_name="rescore: {run}")
 def rescore_run(
     key: str, uri: str, settings: config.Evaluate, search: config.Search, run: str, index: Artifact, results: Artifact
 ) -> dict[str, Artifact]:

@@ -47,11 +47,16 @@ def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
 
 
 def stage(
-    name: str, retries: int = 2
+    name: str, *, run_name: str | None = None, retries: int = 2
 ) -> Callable[[Callable[..., dict[str, Artifact]]], Task[..., dict[str, Artifact]]]:
-    """Make a function(key=…, uri=…, …) → {name: artifact} a Prefect task that is cached by `key` and retried."""
+    """Make a function(key=…, uri=…, …) → {name: artifact} a Prefect task that is cached by `key` and retried.
+
+    Args:
+        run_name: what its runs are called, where a flow has several; a template of the parameters.
+    """
     return task(
         name=name,
+        task_run_name=run_name or name,
         cache_policy=CacheKeyFnPolicy(cache_key_fn=_key),
         persist_result=True,
         result_serializer="json",
