@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Collection
 
 from prefect import task
+from prefect.transactions import CommitMode, transaction
 
 from tasks import artifact, collect, config, nights, storage
 from tasks.agent.client import open_client
@@ -71,22 +72,22 @@ def collect_all(
     def run(
         chosen: list[collect.Shard], again: Collection[Failure] | None, check_first: bool
     ) -> dict[int, ShardReport]:
-        reports = asyncio.run(
-            _run_shards(
-                chosen,
-                settings,
-                questions=questions,
-                pages=pages,
-                index=index,
-                server=connect(adapter),
-                fingerprints=fingerprints,
-                uri=run_uri,
-                check_first=check_first,
-                again=again,
-                on_progress=on_progress,
-            )
+        running = _run_shards(
+            chosen,
+            settings,
+            questions=questions,
+            pages=pages,
+            index=index,
+            server=connect(adapter),
+            fingerprints=fingerprints,
+            uri=run_uri,
+            check_first=check_first,
+            again=again,
+            on_progress=on_progress,
         )
-        return {report.number: report for report in reports}
+        # a transaction of their own: what shards have done is not shown as rolled back when the collection fails
+        with transaction(commit_mode=CommitMode.EAGER):
+            return {report.number: report for report in asyncio.run(running)}
 
     reports = run(shards, None, check_first)
     while (lost := [s for s in shards if OF_THE_SERVER & reports[s.number].failed.keys()]) and connect.revive():
