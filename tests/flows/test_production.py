@@ -33,7 +33,7 @@ def _count(server: Prefect, flow_run: str, *states: str) -> int:
 def _run(server: Prefect, deployment: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A run of a deployment, started as the UI starts it, once it has ended."""
     found = server.request("GET", f"/deployments/name/{deployment}/{deployment}")
-    body = {"state": {"type": "SCHEDULED"}} | ({"parameters": {"settings": settings}} if settings else {})
+    body = {"state": {"type": "SCHEDULED"}} | ({"parameters": dict(settings)} if settings else {})
     run = server.request("POST", f"/deployments/{found['id']}/create_flow_run", body)
     deadline = time.monotonic() + _PATIENCE_S
     while run["state_type"] not in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
