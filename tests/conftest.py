@@ -46,6 +46,12 @@ def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture
+def s3_root(s3_server: str) -> str:
+    """A prefix of a bucket of its own on moto's S3 server."""
+    return _bucket()
+
+
 @pytest.fixture(params=["local", "s3", "seaweedfs"])
 def storage_root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty storage root: a local folder, and a prefix of a bucket of its own on each of two S3 servers."""
@@ -57,9 +63,13 @@ def storage_root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
             request.getfixturevalue("s3_server")
         else:
             stack.enter_context(_s3_environment(request.getfixturevalue("seaweedfs"), *servers.s3_keys()))
-        bucket = f"drag-{uuid.uuid4().hex}"
-        storage._client().create_bucket(Bucket=bucket)
-        yield f"s3://{bucket}/some/prefix"
+        yield _bucket()
+
+
+def _bucket() -> str:
+    bucket = f"drag-{uuid.uuid4().hex}"
+    storage._client().create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/some/prefix"
 
 
 @pytest.fixture(scope="session")

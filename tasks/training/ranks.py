@@ -12,6 +12,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,19 +66,26 @@ def train(file: Path, processes: int, nodes: int, rendezvous: str | None) -> Non
 
 def root_cause(failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
     """The rank that failed first of itself, and its own error in a line."""
-    said = {rank: _message(failure) for rank, failure in failures.items()}
-    rank = min(failures, key=lambda rank: (bool(_ECHO.search(said[rank])), failures[rank].timestamp, rank))
-    return rank, said[rank]
+    rank = min(failures, key=lambda rank: (_is_echo(failures[rank]), failures[rank].timestamp, rank))
+    return rank, _error(failures[rank])
 
 
-def _message(failure: ProcessFailure) -> str:
+def _is_echo(failure: ProcessFailure) -> bool:
+    """Whether it only lost the process that failed, or was ended because of that."""
+    said = _recorded(failure)
+    return bool(_ECHO.search(said)) if said else failure.exitcode == -signal.SIGTERM
+
+
+def _error(failure: ProcessFailure) -> str:
     """ "RuntimeError: no room" from the process's error file; how it ended, where it left none."""
-    if failure.exitcode < 0:
-        return f"killed by {failure.signal_name()}"
-    if failure.error_file == "<N/A>":
-        return f"ended with code {failure.exitcode}"
-    message = failure.message
-    return message["message"] if isinstance(message, dict) else message
+    if message := _recorded(failure):
+        return message
+    return f"killed by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with code {failure.exitcode}"
+
+
+def _recorded(failure: ProcessFailure) -> str | None:
+    message = failure.error_file_data["message"]
+    return message["message"] if isinstance(message, dict) else None
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -90,6 +90,7 @@ def train(spec: Spec) -> None:
     )
     if settings.strategy == "fsdp" and not trainer.is_fsdp_enabled:  # accelerate says nothing and trains with DDP
         raise TrainingError("strategy fsdp shards a model over GPUs, and here is none: take --strategy ddp")
+    print(f"process {arguments.process_index + 1} of {spec.world_size} on {arguments.device}", flush=True)
     trainer.remove_callback(PrinterCallback)  # `tell` is how progress is reported
     per_step = settings.gradient_accumulation * spec.world_size
     tokens = [sum(len(example.ids) for example in batch) for batch in batched]
