@@ -64,12 +64,18 @@ def load_model(model: str | Path, *, bf16: bool, longest_row: int | None = None,
         raise TrainingError(f"{model} cannot be trained as a causal language model: {reason}") from error
 
 
-def lora_modules(model: Any) -> Any:
-    """Which modules LoRA adapts, as PEFT names them: every linear one of the language model, none of what sees images.
+def lora_modules(model: Any) -> dict[str, Any]:
+    """Which modules LoRA adapts, as PEFT's LoraConfig takes it: every linear one of the language model, but its head.
 
-    Servers have ignored adapters of a vision tower without a word, and it learns nothing from text.
+    None of what sees images: it learns nothing from text, and servers have ignored adapters of it without a word.
     """
-    return r".*language_model\..*_proj" if _sees(model.config) else "all-linear"
+    import torch
+
+    if not _sees(model.config):
+        return {"target_modules": "all-linear"}
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    names = {name.rpartition(".")[2] for name in linear if ".language_model." in f".{name}"}
+    return {"target_modules": sorted(names), "exclude_modules": r"(?!.*\blanguage_model\.).*"}
 
 
 def _sees(config: Any) -> bool:

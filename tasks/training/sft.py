@@ -85,7 +85,7 @@ def train(spec: Spec) -> None:
             r=settings.lora_r,
             lora_alpha=settings.lora_alpha,
             lora_dropout=settings.lora_dropout,
-            target_modules=lora_modules(model),
+            **lora_modules(model),
         ),
     )
     if settings.strategy == "fsdp" and not trainer.is_fsdp_enabled:  # accelerate says nothing and trains with DDP
@@ -191,8 +191,7 @@ def _save_adapter(trainer: Trainer, folder: Path, base_name: str) -> None:
         file = folder / "adapter_config.json"
         config = json.loads(file.read_text())
         config["base_model_name_or_path"] = base_name
-        if isinstance(config["target_modules"], list):
-            config["target_modules"] = sorted(config["target_modules"])
+        config["target_modules"] = sorted(config["target_modules"])
         file.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 

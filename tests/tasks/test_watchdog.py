@@ -82,7 +82,10 @@ def test_the_exit_code_is_the_commands() -> None:
 
 
 def test_a_program_in_a_session_of_its_own_dies_with_its_parent(tmp_path: Path) -> None:
-    child = f"from tasks import watchdog; watchdog.die_with_parent(); open({str(tmp_path / 'there')!r}, 'w'); import time; time.sleep(600)"
+    there = str(tmp_path / "there")
+    child = (
+        f"import time; from tasks import watchdog; watchdog.die_with_parent(); open({there!r}, 'w'); time.sleep(600)"
+    )
     starts_it = PROGRAM.replace(
         '[sys.executable, "-c", "import time; time.sleep(600)"]',
         f'[sys.executable, "-c", {child!r}], start_new_session=True',
@@ -90,7 +93,7 @@ def test_a_program_in_a_session_of_its_own_dies_with_its_parent(tmp_path: Path) 
     parent = subprocess.Popen([sys.executable, "-c", starts_it, str(tmp_path / "pids")])
     pids = _pids(tmp_path / "pids")
     deadline = time.monotonic() + 60
-    while not (tmp_path / "there").exists():
+    while not Path(there).exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     parent.kill()
