@@ -1,5 +1,11 @@
 """The whole loop with nothing scripted: real PDFs, a real vLLM, a real language model, real training."""
 
+import contextlib
+import os
+import re
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +14,7 @@ import pytest
 import yaml
 
 from flows.cli import RECIPES
+from flows.collect import collect
 from flows.improve import improve
 from tasks import config, serve, storage
 from tasks.agent.prompts import prompt_messages
@@ -15,6 +22,7 @@ from tasks.artifact import load_ref, read_rows
 from tasks.errors import ServerError
 from tasks.model import DEMO_MODEL, fetch_model
 from tasks.sample import write_sample
+from tests.small_collection import ingest_small
 
 pytestmark = pytest.mark.vllm
 
@@ -60,6 +68,59 @@ def test_improve_learns_measures_and_does_nothing_twice(settings: config.Improve
     again = improve(settings)
     assert [run.stage for run in again] == stages
     assert all(run.cached for run in again)
+
+
+def _engine() -> int:
+    """The process id of vLLM's engine, which is a child of the API server that we started."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            name, _, rest = stat.read_text().partition(" (")[2].rpartition(") ")
+            parents[int(stat.parent.name)] = int(rest.split()[1]), name
+    (engine,) = [pid for pid, (_, name) in parents.items() if name.startswith("VLLM::Engine") and _ours(pid, parents)]
+    return engine
+
+
+def _ours(pid: int, parents: dict[int, tuple[int, str]]) -> bool:
+    while pid in parents and pid != os.getpid():
+        pid = parents[pid][0]
+    return pid == os.getpid()
+
+
+def test_an_engine_that_is_killed_costs_no_rollout(tmp_path: Path, documents: Path) -> None:
+    root = str(tmp_path / "store")
+    ingest_small(root, documents)
+    port = serve.free_port()
+    killed: list[int] = []
+
+    def kill_when_busy() -> None:
+        while not killed:
+            with contextlib.suppress(httpx.HTTPError):
+                metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+                running = re.search(r"^vllm:num_requests_running\S* (\S+)", metrics, re.MULTILINE)
+                if running and float(running[1]) >= 16:
+                    killed.append(_engine())
+                    os.kill(killed[0], signal.SIGKILL)
+            time.sleep(0.1)
+
+    killer = threading.Thread(target=kill_when_busy, daemon=True)
+    killer.start()
+    collect(
+        config.CollectRun(
+            storage=root,
+            agent=config.Agent(protocol="tags", examples=True, max_iterations=1, answer=False),
+            sampling=config.Sampling(max_tokens=48),
+            server=config.Server(concurrency=40),
+            serve=config.Serve(max_model_len=2048, port=port),
+            collect=config.Collect(split="all", samples=4),
+        )
+    )
+    killer.join(60)
+    assert killed
+    trajectories = read_rows(load_ref(root, "trajectories"))
+    assert len(trajectories) == 40
+    assert {row["status"] for row in trajectories} == {"finished"}
+    assert max(row["attempt"] for row in trajectories) == 2
 
 
 @pytest.fixture(scope="module")
