@@ -61,12 +61,12 @@ def collected(
     if adapter:
         refuse_other_prompt(adapter, settings.agent)
         inputs["adapter"] = adapter
-    fingerprint = settings.server.model if settings.server.base_url else _weights(settings.server.model)
+    fingerprint = settings.server.model if settings.server.base_url else _weights(settings.server)
 
     def key(without: set[str]) -> str:
         chosen = {
             "collect": settings.collect.model_dump(mode="json", exclude=_RESUMING | _MEANING | without),
-            "server": settings.server.model_dump(mode="json", exclude=_PACE)
+            "server": settings.server.model_dump(mode="json", exclude=_PACE | {"trusted_remote_code"})
             | {"base_url": sorted(settings.server.base_url)},
         }
         if not settings.server.base_url:
@@ -114,8 +114,8 @@ def _dated(settings: config.Collect) -> config.Collect:
     return settings.model_copy(update={"dt": night.isoformat()})
 
 
-def _weights(model: str) -> str:
-    return model_fingerprint(fetch_model(model))
+def _weights(server: config.Server) -> str:
+    return model_fingerprint(fetch_model(server.model, server.trusted_remote_code))
 
 
 @settings_flow(name="collect", about=lambda settings: settings.collect.split)

@@ -5,6 +5,8 @@ drag finetune sft --config deployments/recipes/finetune-ddp.yaml
 drag merge
 """
 
+from collections.abc import Sequence
+
 from flows.form import settings_flow
 from flows.summary import show_picture, show_stages, work_dir
 from tasks import artifact, config, plots, storage
@@ -17,11 +19,20 @@ from tasks.training.launch import world_size
 
 
 def finetuned(
-    root: str, settings: config.Finetune, processes: config.Launch, model: str, training_set: Artifact
+    root: str,
+    settings: config.Finetune,
+    processes: config.Launch,
+    model: str,
+    training_set: Artifact,
+    trusted: Sequence[str],
 ) -> StageRun:
-    """Train an adapter; a killed training goes on from its last checkpoint, which lies below the stage's folder."""
+    """Train an adapter; a killed training goes on from its last checkpoint, which lies below the stage's folder.
+
+    Args:
+        trusted: names of models whose own code may run.
+    """
     # How many processes train changes the steps; where they run does not.
-    facts = {"model": model_fingerprint(fetch_model(model)), "world_size": world_size(processes)}
+    facts = {"model": model_fingerprint(fetch_model(model, trusted)), "world_size": world_size(processes)}
     learned = settings.model_copy(update={"save_steps": 1})  # how often it is saved changes nothing that is learned
     key = stage_key(
         "tasks.training", settings={"finetune": learned}, inputs={"training_set": training_set}, facts=facts
@@ -34,6 +45,7 @@ def finetuned(
         settings=settings,
         processes=processes,
         model=model,
+        trusted=trusted,
         training_set=training_set,
         work_dir=work_dir(root) / "training" / key,
     )
@@ -47,7 +59,8 @@ def finetuned(
 def finetune(settings: config.FinetuneRun) -> list[StageRun]:
     """Train an adapter on the newest training set of the chosen format."""
     root = storage.resolve(settings.storage)
-    runs = [finetuned(root, settings.finetune, settings.launch, settings.model, load_ref(root, settings.training_set))]
+    training_set, trusted = load_ref(root, settings.training_set), settings.trusted_remote_code
+    runs = [finetuned(root, settings.finetune, settings.launch, settings.model, training_set, trusted)]
     show_stages(runs)
     return runs
 
@@ -56,11 +69,13 @@ def finetune(settings: config.FinetuneRun) -> list[StageRun]:
 def merge(settings: config.MergeRun) -> list[StageRun]:
     """Merge the newest adapter into its base model."""
     root = storage.resolve(settings.storage)
-    adapter = load_ref(root, "adapter")
-    facts = {"model": model_fingerprint(fetch_model(settings.model))}
+    adapter, trusted = load_ref(root, "adapter"), settings.trusted_remote_code
+    facts = {"model": model_fingerprint(fetch_model(settings.model, trusted))}
     key = stage_key("tasks.training.merge", inputs={"adapter": adapter}, facts=facts)
     uri = storage.join(root, "merged", key)
-    runs = [run_stage(merge_adapter, root=root, key=key, uri=uri, model=settings.model, adapter=adapter)]
+    runs = [
+        run_stage(merge_adapter, root=root, key=key, uri=uri, model=settings.model, trusted=trusted, adapter=adapter)
+    ]
     artifact.save_ref(root, "merged_model", runs[0].artifacts["merged_model"])
     show_stages(runs)
     return runs

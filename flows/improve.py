@@ -39,7 +39,8 @@ def steps(settings: config.Improve) -> Iterator[tuple[SettingsFlow[Any, list[Sta
     yield collect, config.CollectRun(**asking | {"agent": agent}, collect=settings.collect)
     yield prepare, config.PrepareRun(**run, process=settings.process, format=settings.format, agent=settings.agent)
     learned = next(name for name in settings.format.formats if name.startswith("sft_"))
-    model = {"model": settings.server.model, "training_set": learned}
+    of_server = settings.server
+    model = {"model": of_server.model, "trusted_remote_code": of_server.trusted_remote_code, "training_set": learned}
     yield finetune, config.FinetuneRun(**run, **model, finetune=settings.finetune, launch=settings.launch)
     yield evaluate, config.EvaluateRun(**asking, evaluate=settings.evaluate, variants=settings.variants)
 

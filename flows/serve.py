@@ -27,7 +27,8 @@ def serve(settings: config.ServeRun) -> None:
     """
     root = storage.resolve(settings.storage)
     adapter = artifact.load_ref(root, "adapter") if settings.adapter else None
-    with model_server(config.Server(model=settings.model), settings.serve, work_dir(root)) as connect:
+    asked = config.Server(model=settings.model, trusted_remote_code=settings.trusted_remote_code)
+    with model_server(asked, settings.serve, work_dir(root)) as connect:
         while True:
             (base_url,) = connect(adapter).base_url
             get_run_logger().info("serving %s at %s", ", ".join(served_models(base_url)), base_url)

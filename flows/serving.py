@@ -44,11 +44,12 @@ class _Own:
 
     def __call__(self, adapter: Artifact | None) -> config.Server:
         if adapter and self._settings.adapters == "merged":
-            started = self._serve(_merged(self._server.model, adapter, self._work_dir))
+            started = self._serve(_merged(self._server, adapter, self._work_dir))
             name = serve.BASE_NAME
         else:
             if adapter:
-                check_adapter(fetch_folder(adapter), fetch_model(self._server.model), self._settings)
+                base = fetch_model(self._server.model, self._server.trusted_remote_code)
+                check_adapter(fetch_folder(adapter), base, self._settings)
             started = self._serve(self._server.model)
             name = serve.load_adapter(started, adapter) if adapter else serve.BASE_NAME
         return self._server.model_copy(update={"base_url": [started.base_url], "model": name})
@@ -79,6 +80,7 @@ class _Own:
                         self._work_dir,
                         on_wait=lambda seconds: on_progress(round(seconds), timeout),
                         port=port,
+                        trusted=self._server.trusted_remote_code,
                     )
                 )
             yield served
@@ -132,9 +134,9 @@ def refuse_other_prompt(adapter: Artifact, agent: config.Agent) -> None:
         )
 
 
-def _merged(model: str, adapter: Artifact, work_dir: Path) -> str:
+def _merged(server: config.Server, adapter: Artifact, work_dir: Path) -> str:
     """A local folder with the adapter merged into its base, made once."""
     folder = work_dir / "merged" / adapter.sha256[:16]
     if not (folder.with_suffix(".artifact.json")).exists():
-        merge(adapter, str(fetch_model(model)), str(folder))
+        merge(adapter, server.model, str(folder), server.trusted_remote_code)
     return str(folder)

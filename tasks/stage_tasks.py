@@ -103,36 +103,36 @@ def finetune_adapter(
     settings: config.Finetune,
     processes: config.Launch,
     model: str,
+    trusted: Sequence[str],
     training_set: Artifact,
     work_dir: Path,
 ) -> dict[str, Artifact]:
     """Training set → LoRA adapter and its loss curve."""
     from tasks import limits
-    from tasks.model import fetch_model
     from tasks.training import launch
 
     logger = get_run_logger()
     with limits.slot("gpu-training"), progress("Training") as on_progress:
         adapter, curve, _ = launch.finetune(
             training_set,
-            str(fetch_model(model)),
+            model,
             settings,
             uri,
             work_dir,
             lambda step, total, loss: on_progress(step, total),
             processes=processes,
+            trusted=trusted,
             on_line=lambda line: logger.info("%s", line),
         )
     return {"adapter": adapter, "loss_curve": curve}
 
 
 @stage("merge")
-def merge_adapter(key: str, uri: str, model: str, adapter: Artifact) -> dict[str, Artifact]:
+def merge_adapter(key: str, uri: str, model: str, trusted: Sequence[str], adapter: Artifact) -> dict[str, Artifact]:
     """Adapter and its base → one model."""
-    from tasks.model import fetch_model
     from tasks.training import merge
 
-    return {"merged_model": merge.merge(adapter, str(fetch_model(model)), storage.join(uri, "model"))}
+    return {"merged_model": merge.merge(adapter, model, storage.join(uri, "model"), trusted)}
 
 
 @stage("score", run_name="score: {run}")

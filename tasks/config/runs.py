@@ -57,6 +57,11 @@ class BaseRun(Run):
     """What every flow that handles a model's weights takes."""
 
     model: str = Field(default=Server().model, description="Base model: a model hub name or a local folder.")
+    trusted_remote_code: list[str] = Field(
+        default=[],
+        title="Models whose code may run",
+        description="Names of models that bring Python code of their own and may run it, with your rights; all others are refused.",
+    )
 
 
 class CollectRun(ModelRun):

@@ -79,6 +79,11 @@ class Server(Settings):
         default="HuggingFaceTB/SmolLM2-135M-Instruct",
         description="Model to ask: a model hub name, a local folder, or a served adapter's name.",
     )
+    trusted_remote_code: list[str] = Field(
+        default=[],
+        title="Models whose code may run",
+        description="Names of models that bring Python code of their own and may run it, with your rights; all others are refused.",
+    )
     concurrency: int = Field(default=8, ge=1, description="Rollouts in flight at once.")
     request_timeout: float = Field(default=120, gt=0, description="Seconds one request may take.")
     rollout_timeout: float = Field(default=600, gt=0, description="Seconds one rollout may take.")

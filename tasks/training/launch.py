@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ def finetune(
     on_progress: OnProgress,
     *,
     processes: Launch = Launch(),  # noqa: B008 - it cannot be changed
+    trusted: Collection[str] = (),
     on_line: OnLine = lambda line: None,
 ) -> tuple[Artifact, Artifact, dict[str, Any]]:
     """Train a LoRA adapter.
@@ -71,6 +72,7 @@ def finetune(
         work_dir: local folder for checkpoints; the same one lets a killed training go on.
         on_progress: told (step, steps in all, loss).
         processes: how many processes train, and where they meet. On each of several machines the same call is made.
+        trusted: names of models whose own code may run.
         on_line: told every line that the trainer and its libraries print, which begins with "[rank N] " where there are several.
 
     Returns:
@@ -83,7 +85,7 @@ def finetune(
             own error and its last words.
         ConfigError: machines are to train together that share no storage, or do not know where to meet.
     """
-    base = fetch_model(model)
+    base = fetch_model(model, trusted)
     base_fingerprint = model_fingerprint(base)
     rows = read_rows(training_set, ["prompt_fingerprint", "question_id", "format"])
     world = world_size(processes)
@@ -93,6 +95,7 @@ def finetune(
         training_set=training_set,
         model=str(base),
         base_name=base_name(model),
+        trust_remote_code=model in trusted,
         settings=settings,
         work_dir=work_dir,
         world_size=world,

@@ -1,4 +1,4 @@
-"""Load a model for training or merging: a folder or a model hub's name, code of its own never run."""
+"""Load a model for training or merging: a folder or a model hub's name. Code of its own runs where it is trusted."""
 
 import importlib.util
 import os
@@ -17,7 +17,7 @@ def base_name(model: str) -> str:
     return Path(model).name if Path(model).is_dir() else model
 
 
-def load_tokenizer(model: str | Path) -> Any:
+def load_tokenizer(model: str | Path, *, trust_remote_code: bool = False) -> Any:
     """The model's tokenizer.
 
     Raises:
@@ -25,7 +25,7 @@ def load_tokenizer(model: str | Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     if not tokenizer.chat_template:
         raise TrainingError(f"{model} has no chat template: take an instruction-tuned model")
     if not tokenizer.eos_token or not tokenizer.is_fast:
@@ -33,7 +33,14 @@ def load_tokenizer(model: str | Path) -> Any:
     return tokenizer
 
 
-def load_model(model: str | Path, *, bf16: bool, longest_row: int | None = None, quantize: str = "none") -> Any:
+def load_model(
+    model: str | Path,
+    *,
+    bf16: bool,
+    longest_row: int | None = None,
+    quantize: str = "none",
+    trust_remote_code: bool = False,
+) -> Any:
     """The model with its language modelling head, on the CPU. One that sees images too is loaded whole, and reads text.
 
     Args:
@@ -50,13 +57,14 @@ def load_model(model: str | Path, *, bf16: bool, longest_row: int | None = None,
 
     logging.disable_progress_bar()  # what loads in a second needs no bar, and there is one of ours around it
     short = longest_row is not None and longest_row <= _SHORT and not torch.cuda.is_available()
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     try:
         return (AutoModelForImageTextToText if _sees(config) else AutoModelForCausalLM).from_pretrained(
             model,
             dtype=torch.bfloat16 if bf16 else torch.float32,
             attn_implementation="eager" if short else "sdpa",
-            trust_remote_code=False,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
             **(_four_bits() if quantize == "4bit" else {}),
         )
     except ValueError as error:

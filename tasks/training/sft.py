@@ -53,7 +53,7 @@ def train(spec: Spec) -> None:
         raise TrainingError(
             "strategy fsdp shards a model over processes: raise --processes-per-node, or take --strategy ddp"
         )
-    tokenizer = load_tokenizer(spec.model)
+    tokenizer = load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
     examples = load_examples(read_rows(spec.training_set), tokenizer, settings)
     if not examples.train:
         raise TrainingError(
@@ -70,7 +70,13 @@ def train(spec: Spec) -> None:
     sizes = [batches.size(batch, settings.batching) for batch in batched]
     longest_row = max(width for width, _, _ in [*sizes, *(batches.size(batch, settings.batching) for batch in val)])
 
-    model = load_model(spec.model, bf16=settings.bf16, longest_row=longest_row, quantize=settings.quantize)
+    model = load_model(
+        spec.model,
+        bf16=settings.bf16,
+        longest_row=longest_row,
+        quantize=settings.quantize,
+        trust_remote_code=spec.trust_remote_code,
+    )
     lay_out = functools.partial(batches.lay_out, batching=settings.batching, dtype=model.dtype)
     arguments = _arguments(settings, spec.work_dir, recompute=model.num_parameters() >= _CHECKPOINTING_FROM)
     trainer = Trainer(

@@ -18,6 +18,7 @@ class Spec:
         training_set: sft/1.
         model: folder of the base model.
         base_name: how the adapter names its base.
+        trust_remote_code: whether code that the base model brings may run.
         work_dir: local folder for checkpoints and what is made.
         world_size: processes that train together.
         checkpoints_uri: s3:// folder where other machines find checkpoints, if there is one.
@@ -27,6 +28,7 @@ class Spec:
     training_set: Artifact
     model: str
     base_name: str
+    trust_remote_code: bool
     settings: Finetune
     work_dir: Path
     world_size: int
@@ -36,7 +38,8 @@ class Spec:
 def write_spec(spec: Spec, file: Path) -> None:
     """Write a spec as JSON."""
     content: dict[str, Any] = {
-        name: getattr(spec, name) for name in ("training", "model", "base_name", "world_size", "checkpoints_uri")
+        name: getattr(spec, name)
+        for name in ("training", "model", "base_name", "trust_remote_code", "world_size", "checkpoints_uri")
     }
     content |= {
         "training_set": asdict(spec.training_set),

@@ -93,7 +93,7 @@ def _time_ours(training_set: Artifact, model: Path, settings: Finetune, work_dir
     from tasks.training.spec import Spec
 
     with tempfile.TemporaryDirectory(dir=work_dir.parent) as scratch:
-        train(Spec("bench", training_set, str(model), "bench", settings, Path(scratch), None))
+        train(Spec("bench", training_set, str(model), "bench", False, settings, Path(scratch), 1, None))
         left = json.loads((Path(scratch) / "history.json").read_text())
     steps = [entry for entry in left["history"] if "loss" in entry]
     first, last = steps[WARM - 1], steps[-1]

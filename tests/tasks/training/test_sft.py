@@ -21,7 +21,7 @@ from tests.tasks.training.training_rows import row
 
 @pytest.fixture
 def spec(training_set: Artifact, model: Path, tmp_path: Path) -> Spec:
-    return Spec("training", training_set, str(model), "tiny", Finetune(bf16=False, epochs=1), tmp_path, 1, None)
+    return Spec("training", training_set, str(model), "tiny", False, Finetune(bf16=False, epochs=1), tmp_path, 1, None)
 
 
 def test_spec_survives_its_file(spec: Spec) -> None:
