@@ -1,0 +1,63 @@
+"""The card: what the hub's own reader makes of it, and what it must not hold."""
+
+from typing import Any
+
+from huggingface_hub import ModelCard
+
+from tasks.artifact import Artifact, provenance
+from tasks.config import Agent, Finetune, Format
+from tasks.training.card import card
+
+TRAINING_SET = Artifact("/home/someone/sft.parquet", "5e7" * 21, 42, "sft/1")
+
+
+def made(**changes: Any) -> str:
+    made_of = provenance(
+        {"training_set": TRAINING_SET},
+        learned_from={"processed": "ab" * 32},
+        settings=Finetune(batch_size=2, gradient_accumulation=3).model_dump(mode="json"),
+        base_model="Qwen/Qwen3-VL-8B-Thinking",
+        base_fingerprint="0123456789abcdef",
+        world_size=8,
+        prompt_fingerprints=["fedcba"],
+        set_aside={"too long": 4},
+        **dict.fromkeys(("measured_on", "steps", "tokens", "learned_tokens", "trained_parameters"), 7),
+        examples=1234,
+    )
+    written = {"agent": Agent(protocol="tags").model_dump(), "settings": Format().model_dump(), "inputs": {}}
+    data = {"questions": 40, "formats": ["sft_best"], "provenance": written}
+    return card(
+        made_of | changes, data, {"loss": 0.123456, "eval_loss": None, "seconds": 321.5, "tokens_per_second": 9.0}
+    )
+
+
+def test_the_hub_reads_it() -> None:
+    head = ModelCard(made()).data
+    assert head.base_model == "Qwen/Qwen3-VL-8B-Thinking"
+    assert head.library_name == "peft"
+    assert head.license == "unknown"
+    assert "lora" in head.tags
+
+
+def test_it_says_data_settings_and_metrics() -> None:
+    text = made()
+    for said in (
+        "| Loss | 0.1235 |",
+        "| Loss on examples held out | – |",
+        "| Examples learned from | 1,234 |",
+        "| Processes | 8 |",
+        f"| Training set | sha256 {TRAINING_SET.sha256} |",
+        "| Questions | 40 |",
+        "| Set aside | 4 too long |",
+        f"| Made from | processed sha256 {'ab' * 32} |",
+        "| protocol | tags |",
+        "| lr | 0.001 |",
+        "A step learned from 48 examples",
+    ):
+        assert said in text
+
+
+def test_the_same_training_has_the_same_card_wherever_and_whenever() -> None:
+    assert made() == made()
+    assert "/home" not in made()
+    assert "321.5" not in made()
