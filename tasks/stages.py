@@ -7,18 +7,17 @@ it made is gone. New stage: a plain function in its own module, a task here, a c
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from prefect import Task, task
 from prefect.cache_policies import CacheKeyFnPolicy
-from prefect.filesystems import WritableFileSystem
 from prefect.logging import get_run_logger
 from prefect.utilities.annotations import NotSet
 
-from tasks import artifact, storage
+from tasks import artifact
 from tasks.artifact import Artifact
 from tasks.errors import DragError, StorageError
+from tasks.results import stage_results
 
 
 @dataclass(frozen=True)
@@ -66,32 +65,6 @@ def stage(
     )
 
 
-def result_storage(root: str) -> Path | WritableFileSystem:
-    """Where Prefect keeps the stages' results: below the storage root, so that every machine finds them."""
-    if not storage.is_s3(root):
-        return Path(root) / "results"
-    from prefect_aws import AwsClientParameters, AwsCredentials, S3Bucket
-
-    bucket, _, prefix = root.removeprefix("s3://").partition("/")
-    # Credentials stay in the environment: the saved block holds the bucket's name and the endpoint alone.
-    import os
-
-    parameters = AwsClientParameters(endpoint_url=os.environ.get("AWS_ENDPOINT_URL"))
-    block = S3Bucket(
-        bucket_name=bucket,
-        bucket_folder=storage.join(prefix, "results"),
-        credentials=AwsCredentials(aws_client_parameters=parameters, region_name=os.environ.get("AWS_DEFAULT_REGION")),
-    )
-    block.save(f"drag-{_slug(root)}", overwrite=True)
-    return block
-
-
-def _slug(root: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(root.encode()).hexdigest()[:12]
-
-
 def run_stage(
     stage_task: Task[..., dict[str, Artifact]],
     *,
@@ -113,7 +86,7 @@ def run_stage(
         whatever the stage raises.
     """
     started = time.monotonic()
-    configured = stage_task.with_options(result_storage=result_storage(root), refresh_cache=True if refresh else NotSet)
+    configured = stage_task.with_options(result_storage=stage_results(root), refresh_cache=True if refresh else NotSet)
     state = configured(key=f"{stage_task.name}-{key}", uri=uri, **parameters, return_state=True)
     made: dict[str, Artifact] = state.result()
     if state.name == "Cached" and not _all_there(made.values()):

@@ -1,0 +1,80 @@
+"""Where Prefect keeps what stages return: below the storage root, as JSON that names artifacts and nothing else.
+
+Prefect stores with each result how it is to be read, and obeys that: one that says it is a pickle would run whatever it
+holds. Whoever can write to the storage could thus run code on a GPU host. So what is read must be what a stage writes.
+"""
+
+import asyncio
+import hashlib
+import json
+from typing import Any
+
+from prefect.filesystems import WritableFileSystem
+from prefect.serializers import JSONSerializer
+from prefect.utilities.asyncutils import sync_compatible
+from pydantic import Field
+
+from tasks import storage
+from tasks.errors import ArtifactError
+
+_OURS = ("tasks.artifact.", "tasks.errors.")
+
+
+class StageResults(WritableFileSystem):
+    """A folder of results. It is a Prefect block because that is how Prefect refers to it; it holds no secret."""
+
+    _block_type_name = "DRAG stage results"
+    _block_type_slug = "drag-stage-results"
+    _description = "Where a storage root keeps what stages returned. Made and used by the flows."
+
+    folder: str = Field(description="Local folder or s3:// prefix.")
+
+    @sync_compatible
+    async def read_path(self, path: str) -> bytes:
+        """One result.
+
+        Raises:
+            ArtifactError: there is none, or it is not what a stage writes. Prefect takes both as "not there".
+        """
+        return checked(await asyncio.to_thread(storage.read_bytes, storage.join(self.folder, path)))
+
+    @sync_compatible
+    async def write_path(self, path: str, content: bytes) -> None:
+        """Store one result."""
+        await asyncio.to_thread(storage.write_bytes, storage.join(self.folder, path), content)
+
+
+def stage_results(root: str) -> StageResults:
+    """Where the results of stages under a storage root are, so that every machine finds them."""
+    block = StageResults(folder=storage.join(root, "results"))
+    block.save(f"drag-{hashlib.sha256(root.encode()).hexdigest()[:12]}", overwrite=True)
+    return block
+
+
+def checked(content: bytes) -> bytes:
+    """A stored result, written anew from what was found in it.
+
+    Raises:
+        ArtifactError: it is to be read in another way than as JSON, or names a class that is no artifact or error of ours.
+    """
+    try:
+        record = json.loads(content)
+        how, result = record["metadata"]["serializer"], json.loads(record["result"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ArtifactError("a stored result is not what a stage writes") from error
+    foreign = [name for name in _named(result) if not name.startswith(_OURS)]
+    if record.keys() != {"metadata", "result"} or how != JSONSerializer().model_dump(mode="json") or foreign:
+        raise ArtifactError(
+            f"a stored result would be read as {how} and name {foreign}; that is not what a stage writes"
+        )
+    return json.dumps({"metadata": record["metadata"], "result": json.dumps(result)}).encode()
+
+
+def _named(value: Any) -> list[str]:
+    """Classes that Prefect would make of a JSON value."""
+    if isinstance(value, list):
+        return [name for item in value for name in _named(item)]
+    if isinstance(value, dict):
+        own = [str(value[key]) for key in ("__class__", "__exc_type__") if key in value]
+        return own + [name for item in value.values() for name in _named(item)]
+    return []
