@@ -64,9 +64,10 @@ def _in_its_pool(name: str, settings: config.Run) -> list[dict[str, Any]]:
     """
     child = cast(FlowRun, run_deployment(f"{name}/{name}", parameters=settings.model_dump(mode="json")))
     if child.state is None or not child.state.is_completed():
+        how = f"{child.state.name}: {child.state.message}" if child.state else "nothing"
         raise StageError(
-            f"{name} did not complete: its run {child.name} ended as {child.state and child.state.name}. That run says why; "
-            "retry this one when it is mended, and what is done stays done"
+            f"{name} did not complete; its run {child.name} ended as {how}. Retry this run when it is mended: what is done "
+            "stays done"
         )
     with get_client(sync_client=True) as client:
         made = client.read_artifacts(
