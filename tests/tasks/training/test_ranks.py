@@ -164,6 +164,7 @@ def test_sharded_it_learns_the_same_and_goes_on_from_its_checkpoint(
 
     with pytest.raises(TrainingError, match="rank 0 of 2: killed by SIGKILL"):
         launch.finetune(*called, kill_one, processes=TWO)
+    assert list((tmp_path / "work" / "checkpoints").glob("checkpoint-*/pytorch_model_fsdp.bin"))
     adapter, curve, _ = launch.finetune(*called, seen.on_progress, processes=TWO)
     assert seen.steps[0] in (7, 10)
     found, expected = (load_file(fetch_folder(made) / "adapter_model.safetensors") for made in (adapter, whole[0]))
@@ -171,8 +172,19 @@ def test_sharded_it_learns_the_same_and_goes_on_from_its_checkpoint(
     # Sharded gradients are averaged in bfloat16, which turns Adam's first steps in the few elements that have hardly any.
     apart = torch.cat([(found[name] - expected[name]).abs().flatten() for name in found])
     assert (apart > 1e-4).float().mean() < 0.01
+    assert [row[0] for row in losses(curve)] == list(range(1, STEPS + 1))
     for one, other in zip(losses(curve), losses(whole[1]), strict=True):
-        assert one == pytest.approx(other, rel=1e-3)
+        assert [value or 0 for value in one] == pytest.approx([value or 0 for value in other], rel=1e-3)
+
+
+def test_sharded_without_gpus_is_refused_rather_than_left_undone(
+    training_set: Artifact, model: Path, tmp_path: Path
+) -> None:
+    sharded = SETTINGS.model_copy(update={"strategy": "fsdp"})
+    with pytest.raises(TrainingError, match=r"\Astrategy fsdp shards a model over GPUs, and here is none"):
+        launch.finetune(
+            training_set, str(model), sharded, str(tmp_path / "out"), tmp_path / "work", lambda *_: None, processes=TWO
+        )
 
 
 def test_two_machines_make_what_one_makes_with_as_many_processes(
