@@ -39,10 +39,13 @@ def _job(pool: str) -> dict[str, Any]:
     }
     given |= {"name": "a-run", "command": "prefect flow-run execute", "env": {"A": "b"}, "labels": {"c": "d"}}
     job = apply_values(template["job_configuration"], given)["job_manifest"]
-    (container,) = job["spec"]["template"]["spec"]["containers"]
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
     # what prefect-kubernetes does to a job before it sends it
     container["env"] = [{"name": name, "value": value} for name, value in container["env"].items()]
     container["args"] = container["args"].split()
+    # these belong to the job, and prefect-kubernetes refuses a pod without them; Kubernetes drops them with a warning
+    assert (pod.pop("parallelism"), pod.pop("completions")) == (1, 1)
     return job
 
 
