@@ -7,11 +7,23 @@ from pathlib import Path
 
 from flows.improve import improve
 from tasks import config
-from tasks.sample import write_sample
+from tasks.errors import ConfigError
+from tasks.sample import sample_in, write_sample
 from tasks.stages import StageRun
 
 
 def demo(settings: config.Improve) -> list[StageRun]:
-    """Write the sample where the settings look for documents, and go round the loop."""
-    write_sample(Path(settings.ingest.documents).parent)
+    """Write the sample where the settings look for documents, and go round the loop.
+
+    Raises:
+        ConfigError: the settings name documents of one's own, which would be written over.
+    """
+    folder = Path(settings.ingest.documents).parent
+    sample = sample_in(folder)
+    if (settings.ingest.documents, settings.ingest.questions) != (str(sample.documents), str(sample.questions)):
+        raise ConfigError(
+            "the demo makes its own documents and questions; for yours: drag improve --config deployments/recipes/demo.yaml "
+            "--documents FOLDER --questions FILE"
+        )
+    write_sample(folder)
     return improve(settings)

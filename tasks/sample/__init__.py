@@ -8,10 +8,12 @@ model learns to bridge; the expert queries show how far one gets who knows the t
 """
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.errors import ConfigError
 from tasks.sample.family import read_family
 from tasks.sample.render import to_pdf
 
@@ -25,10 +27,22 @@ class Sample:
     expert_queries: Path  # JSON lines: {id, query}
 
 
+def sample_in(folder: Path) -> Sample:
+    """Where the collection lies under `folder`."""
+    return Sample(folder / "pdfs", folder / "questions.jsonl", folder / "expert_queries.jsonl")
+
+
 def write_sample(folder: Path) -> Sample:
-    """Write the collection under `folder`: the same bytes each time, in a few seconds."""
-    sample = Sample(folder / "pdfs", folder / "questions.jsonl", folder / "expert_queries.jsonl")
-    sample.documents.mkdir(parents=True, exist_ok=True)
+    """Write the collection under `folder`: the same bytes each time, in a few seconds.
+
+    Raises:
+        ConfigError: files that no sample wrote are in its place.
+    """
+    sample = sample_in(folder)
+    if not sample.expert_queries.exists() and (sample.questions.exists() or any(sample.documents.glob("*"))):
+        raise ConfigError(f"{folder} holds documents or questions that are not the sample's: name another folder")
+    shutil.rmtree(sample.documents, ignore_errors=True)  # an older sample had others
+    sample.documents.mkdir(parents=True)
     questions: list[dict[str, object]] = []
     queries: list[dict[str, object]] = []
     for path in sorted(Path(__file__).parent.glob("*.yaml")):

@@ -11,6 +11,9 @@ import pymupdf
 import pytest
 import tantivy
 
+from flows.demo import demo
+from tasks import config
+from tasks.errors import ConfigError
 from tasks.sample import Sample, family, render, write_sample
 
 Pages = dict[tuple[str, int], str]
@@ -170,3 +173,23 @@ def test_text_that_does_not_fit_its_page_is_refused() -> None:
 
 def test_examples_in_docstrings() -> None:
     assert doctest.testmod(render).failed == 0
+
+
+def test_files_of_ones_own_are_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "questions.jsonl").write_text("mine")
+    with pytest.raises(ConfigError, match="not the sample's"):
+        write_sample(tmp_path)
+    assert (tmp_path / "questions.jsonl").read_text() == "mine"
+
+
+def test_what_an_older_sample_left_is_gone(tmp_path: Path) -> None:
+    older = write_sample(tmp_path).documents / "older.pdf"
+    older.write_bytes(b"%PDF")
+    assert not (write_sample(tmp_path).documents / older.name).exists()
+
+
+def test_the_demo_refuses_documents_of_ones_own(tmp_path: Path) -> None:
+    mine = config.Ingest(documents=str(tmp_path / "mine"), questions=str(tmp_path / "questions.jsonl"))
+    with pytest.raises(ConfigError, match="drag improve"):
+        demo(config.Improve(storage=str(tmp_path / "store"), ingest=mine))
+    assert not list(tmp_path.iterdir())
