@@ -62,8 +62,8 @@ class Search(Settings):
         default="none", description="'question' adds the question's words to a query that has no operators."
     )
     file_boost: float = Field(
-        default=3.0, ge=0, description="Weight of a match in the file name's words; 0 leaves them out."
+        default=1.0, ge=0, description="Weight of a match in the file name's words; 0 leaves them out."
     )
     title_boost: float = Field(
-        default=3.0, ge=0, description="Weight of a match in the PDF title's words; 0 leaves them out."
+        default=1.0, ge=0, description="Weight of a match in the PDF title's words; 0 leaves them out."
     )

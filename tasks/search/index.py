@@ -10,7 +10,7 @@ import tempfile
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -54,10 +54,17 @@ def _in_order(pages: Artifact, keys: pa.Table) -> Iterator[pa.Table]:
     """Batches of the pages in order of (file, page number): as they lie where that is their order, else sorted."""
     order = keys.sort_by([(name, "ascending") for name in _KEY])
     if order.equals(keys):
-        yield from artifact.read_batches(pages, _COLUMNS)
+        yield from map(_own_titles, artifact.read_batches(pages, _COLUMNS))
     else:
         table = artifact.read_table(pages, _COLUMNS).sort_by([(name, "ascending") for name in _KEY])
-        yield from (pa.Table.from_batches([batch]) for batch in table.to_batches(1024))
+        yield from (_own_titles(pa.Table.from_batches([batch])) for batch in table.to_batches(1024))
+
+
+def _own_titles(table: pa.Table) -> pa.Table:
+    """Without the titles that are only the file's name: its words would count twice, as file and as title."""
+    files, titles = table["file"].to_pylist(), table["title"].to_pylist()
+    own = ["" if title == PurePosixPath(file).stem else title for file, title in zip(files, titles, strict=True)]
+    return table.set_column(table.schema.get_field_index("title"), "title", pa.array(own, pa.string()))
 
 
 def build_index(pages: Artifact, settings: config.Index, uri: str) -> Artifact:

@@ -321,3 +321,10 @@ def test_stems_and_written_words_stand_at_the_same_places(body: str) -> None:
     stems, written = analysis.placed(body, "stems"), analysis.placed(body, "written")
     assert [place for _, place in stems] == [place for _, place in written]
     assert [stem for stem, _ in stems] == analysis.stems(body)
+
+
+def test_a_title_that_is_the_file_name_counts_once(tmp_path: Path) -> None:
+    pages = [page("words", "pump.pdf", title="pump"), page("words", "valve.pdf", title="Pump and valve")]
+    for searcher in searchers(pages, tmp_path, config.Search()).values():
+        assert found(searcher.search("title:pump", 9)) == [("valve.pdf", 1)]
+        assert found(searcher.search("file:pump", 9)) == [("pump.pdf", 1)]
