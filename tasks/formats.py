@@ -9,7 +9,7 @@ is served under the same agent settings. The reference pipeline's JSONL is made 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
@@ -42,9 +42,17 @@ class Source:
     settings: Format
 
     def rollouts(self, *columns: str) -> Iterator[dict[str, Any]]:
-        """Those columns of the scored rollouts, row by row; only a batch is in memory."""
-        for table in artifact.read_batches(self.processed, columns):
-            yield from table.to_pylist()
+        """Those columns of the scored rollouts that are learned from, row by row; only a batch is in memory."""
+        for table in artifact.read_batches(self.processed, [*columns, "split"]):
+            yield from filter(self._is_learned_from, table.to_pylist())
+
+    def preferences(self) -> Iterator[dict[str, Any]]:
+        """The pairs that are learned from, row by row."""
+        for table in artifact.read_batches(self.pairs):
+            yield from filter(self._is_learned_from, table.to_pylist())
+
+    def _is_learned_from(self, row: Mapping[str, Any]) -> bool:
+        return self.settings.split in ("all", row["split"])
 
 
 def sft_best(source: Source, say: Say) -> Iterator[Example]:
@@ -115,14 +123,16 @@ def _weights(row: Example) -> Example:
 
 def dpo(source: Source, say: Say) -> Iterator[Example]:
     """Question → a better query, rather than a worse one."""
-    for table in artifact.read_batches(source.pairs):
-        for pair in table.to_pylist():
-            yield {
-                **{name: pair[name] for name in ("question_id", "question", "chosen_score", "rejected_score")},
-                "earlier": [],
-                "chosen": say(pair["chosen_reasoning"], pair["chosen"]),
-                "rejected": say(pair["rejected_reasoning"], pair["rejected"]),
-            }
+    for pair in source.preferences():
+        yield {
+            **{name: pair[name] for name in ("question_id", "question", "chosen_score", "rejected_score")},
+            "rank_score": pair["chosen_score"],
+            "effort": pair["chosen_effort"],
+            "gt_rank": pair["chosen_rank"],
+            "earlier": [],
+            "chosen": say(pair["chosen_reasoning"], pair["chosen"]),
+            "rejected": say(pair["rejected_reasoning"], pair["rejected"]),
+        }
 
 
 def reward(source: Source, say: Say) -> Iterator[Example]:
@@ -132,18 +142,18 @@ def reward(source: Source, say: Say) -> Iterator[Example]:
     """
     found: dict[tuple[str, str], Example] = {}
 
-    def add(question_id: str, question: str, query: str, score: float) -> None:
-        row = {"question_id": question_id, "question": question, "query": query, "score": score}
-        key = question_id, fold(query)
-        found[key] = min(found.get(key, row), row, key=lambda r: (-r["score"], r["query"]))
+    def add(row: Example, query: str, score: float, rank: int | None, effort: float) -> None:
+        made = {"question_id": row["question_id"], "question": row["question"], "query": query, "score": score}
+        made |= {"effort": effort, "gt_rank": rank}
+        key = row["question_id"], fold(query)
+        found[key] = min(found.get(key, made), made, key=lambda r: (-r["score"], -r["effort"], r["query"]))
 
-    for row in source.rollouts("question_id", "question", "searches"):
+    for row in source.rollouts("question_id", "question", "searches", "effort"):
         for search in row["searches"]:
-            add(row["question_id"], row["question"], search["query"], search["rank_score"])
-    for table in artifact.read_batches(source.pairs):
-        for pair in table.to_pylist():
-            for which in ("chosen", "rejected"):
-                add(pair["question_id"], pair["question"], pair[which], pair[f"{which}_score"])
+            add(row, search["query"], search["rank_score"], search["gt_rank"], row["effort"])
+    for pair in source.preferences():
+        for which in ("chosen", "rejected"):
+            add(pair, pair[which], *(pair[f"{which}_{name}"] for name in ("score", "rank", "effort")))
     yield from (found[key] for key in sorted(found))
 
 
@@ -174,11 +184,11 @@ FORMATS: dict[FormatName, Kind] = {
         conversation=True,
     ),
     "dpo": Kind(
-        "dpo/1",
+        "dpo/2",
         dpo,
         "there are no preference pairs; collect several samples a question, and process with max_pairs above 0",
     ),
-    "reward": Kind("reward/1", reward, "no kept rollout made a search; process with include_failed"),
+    "reward": Kind("reward/2", reward, "no kept rollout made a search; process with include_failed"),
 }
 
 
@@ -244,7 +254,9 @@ def _tables(name: FormatName, source: Source, agent: Agent) -> Iterator[pa.Table
             parts.add(part)
         yield artifact.table_of(rows, kind.schema)
     if not parts:
-        raise EmptyError(f"the training set {name} is empty: {kind.when_empty}")
+        learned = source.settings.split
+        which = "" if learned == "all" else f", among the {learned} questions, which alone are learned from"
+        raise EmptyError(f"the training set {name} is empty: {kind.when_empty}{which}")
     if "train" not in parts:
         raise EmptyError(
             f"no question of {name} fell into the training part: raise train_ratio, or collect more questions"

@@ -6,7 +6,7 @@ searches come.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
@@ -20,6 +20,8 @@ class Candidate:
     score: float  # rank score
     rollouts: frozenset[str]
     prompt_fingerprint: str | None = None
+    rank: int | None = None  # of the best-ranked answer location
+    effort: float = 0.0  # effort score of the rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,9 @@ def fold(query: str) -> str:
 
 def merge(a: Candidate, b: Candidate) -> Candidate:
     """Two occurrences of one folded query: the better score with its wording, and the rollouts of both."""
-    best = min(a, b, key=lambda c: (-c.score, c.query, c.reasoning or "", c.prompt_fingerprint or ""))
+    best = min(a, b, key=lambda c: (-c.score, c.query, c.reasoning or "", c.prompt_fingerprint or "", -c.effort))
     rollouts = a.rollouts | b.rollouts
-    return Candidate(best.query, best.reasoning, best.score, rollouts, best.prompt_fingerprint)
+    return replace(best, rollouts=rollouts)
 
 
 def add(candidates: dict[str, Candidate], found: Iterable[Candidate]) -> None:

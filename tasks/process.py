@@ -21,7 +21,7 @@ from tasks.statistics import Rollout
 
 Row = dict[str, Any]
 
-_IN, _OUT, _PAIRS = "trajectories/1", "processed/1", "pairs/1"
+_IN, _OUT, _PAIRS = "trajectories/1", "processed/1", "pairs/2"
 # Conversations go from table to table as Arrow columns; only what is scored becomes Python objects.
 _UNREAD = ("messages", "tools")
 _COPIED = [name for name in TABLES[_OUT].names if name in TABLES[_IN].names]
@@ -208,6 +208,8 @@ def _candidates(row: Row, scored: Row) -> Iterator[pairs.Candidate]:
             search["rank_score"],
             frozenset([row["rollout_id"]]),
             row["prompt_fingerprint"],
+            search["gt_rank"],
+            scored["effort"],
         )
 
 
@@ -222,6 +224,10 @@ def _pair_row(question_id: str, question: Row, pair: pairs.Pair) -> Row:
         "rejected_reasoning": pair.rejected.reasoning,
         "chosen_score": pair.chosen.score,
         "rejected_score": pair.rejected.score,
+        "chosen_rank": pair.chosen.rank,
+        "rejected_rank": pair.rejected.rank,
+        "chosen_effort": pair.chosen.effort,
+        "rejected_effort": pair.rejected.effort,
         "prompt_fingerprint": pair.chosen.prompt_fingerprint,
     }
 

@@ -31,7 +31,8 @@ SEARCH = _struct(
 )
 TURN = _struct(
     turn=_int,  # from 1
-    raw_text=_text,  # exactly what the model generated, before any parser
+    # what the model generated; where the server took out reasoning or calls, with these put back in one form
+    raw_text=_text,
     reasoning=_text,
     action=_text,  # "search" | "answer" | "none"
     searches=pa.list_(SEARCH),
@@ -135,7 +136,7 @@ TABLES: dict[str, pa.Schema] = {
         reasoning=_text,  # of the turn that holds the best search
         prompt_fingerprint=_text,
     ),
-    "pairs/1": _schema(
+    "pairs/2": _schema(
         question_id=_text,
         question=_text,
         source=_text,  # "within" one rollout | "across" rollouts of the question
@@ -145,6 +146,10 @@ TABLES: dict[str, pa.Schema] = {
         rejected_reasoning=_text,
         chosen_score=_float,
         rejected_score=_float,
+        chosen_rank=_int,
+        rejected_rank=_int,
+        chosen_effort=_float,  # of the rollout that the query is of
+        rejected_effort=_float,
         split=_text,
         prompt_fingerprint=_text,
     ),
@@ -164,7 +169,7 @@ TABLES: dict[str, pa.Schema] = {
         prompt_fingerprint=_text,
     ),
     # TRL's conversational preference shape
-    "dpo/1": _schema(
+    "dpo/2": _schema(
         question_id=_text,
         split=_text,
         prompt=pa.list_(MESSAGE),
@@ -173,14 +178,19 @@ TABLES: dict[str, pa.Schema] = {
         tools=_text,
         chosen_score=_float,
         rejected_score=_float,
+        rank_score=_float,  # of the chosen query, as are effort and gt_rank
+        effort=_float,
+        gt_rank=_int,
         prompt_fingerprint=_text,
     ),
-    "reward/1": _schema(
+    "reward/2": _schema(
         question_id=_text,
         split=_text,
         question=_text,
         query=_text,
-        score=_float,
+        score=_float,  # rank score
+        effort=_float,
+        gt_rank=_int,
         prompt_fingerprint=_text,
     ),
     # one row a question and a run; null where a run has no such thing (the raw question gives no answer)

@@ -2,9 +2,9 @@
 
 import zoneinfo
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from tasks.config.base import Settings, Share, Split
 from tasks.config.serving import SamplingName
@@ -58,7 +58,9 @@ class Collect(Settings):
         default=16, ge=1, description="Questions in one shard, a task run. Keep it, to go on later."
     )
     flush_every: int = Field(
-        default=16, ge=1, description="Finished rollouts after which a shard writes a part; a kill loses at most these."
+        default=16,
+        ge=1,
+        description="Finished rollouts after which a shard writes a part; of each shard under way, a kill loses at most these.",
     )
     resume: bool = Field(
         default=True, description="Go on from what an earlier run finished; otherwise collect all of it again."
@@ -96,10 +98,21 @@ class Process(Settings):
     max_pairs: int = Field(default=8, ge=0, description="Preference pairs a question may give.")
 
 
+def _all_formats(names: Any) -> Any:
+    """The word "all" stands for every format, as in the reference pipeline."""
+    return list(get_args(FormatName)) if names in ("all", ["all"]) else names
+
+
 class Format(Settings):
     """Scored rollouts → training sets."""
 
-    formats: list[FormatName] = Field(default=["sft_best"], min_length=1, description="Training sets to make.")
+    formats: Annotated[list[FormatName], BeforeValidator(_all_formats)] = Field(
+        default=["sft_best"], min_length=1, description="Training sets to make; 'all' is every one."
+    )
+    split: Split = Field(
+        default="train",
+        description="Learn from the rollouts of these questions alone. What is learned from cannot be measured on.",
+    )
     best_per_question: int | None = Field(
         default=None, ge=1, description="sft_best: keep so many best distinct queries a question; all when empty."
     )

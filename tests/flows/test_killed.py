@@ -67,7 +67,7 @@ def test_drag_finetune_killed_and_run_again(tmp_path: Path, documents: Path) -> 
         asked = config.Server(base_url=server.url, model="base")
         every = config.Collect(split="all")
         collect(config.CollectRun(storage=root, agent=agent, server=asked, collect=every))
-    prepare(config.PrepareRun(storage=root, agent=agent))
+    prepare(config.PrepareRun(storage=root, agent=agent, format=config.Format(split="all")))
     model = str(tiny_model(tmp_path / "model"))
     training_set = load_ref(root, "sft_best")
 

@@ -54,7 +54,9 @@ def test_every_stage_and_what_each_leaves(storage_root: str, documents: Path, tm
     assert {row["outcome"] for row in trajectories} == {"answered"}
     assert read_provenance(load_ref(root, "trajectories"))["inputs"]["pages"] == load_ref(root, "pages").sha256
 
-    formats = config.Format(formats=["sft_best", "sft_trajectory", "sft_context", "dpo", "reward"], jsonl=True)
+    formats = config.Format(
+        formats=["sft_best", "sft_trajectory", "sft_context", "dpo", "reward"], jsonl=True, split="all"
+    )
     prepare(config.PrepareRun(storage=root, agent=AGENT, format=formats))
     assert {row["best_query"] for row in read_rows(load_ref(root, "processed"))} == {f"mass {t}" for t in TOPICS}
     assert all(load_ref(root, name).rows for name in formats.formats)
@@ -118,7 +120,7 @@ def test_a_report_shows_only_what_the_measured_adapter_was_made_of(tmp_path: Pat
     with ModelServer(searcher) as server:
         run = _collect(root, server.url)
         collect(run)
-        prepare(config.PrepareRun(storage=root, agent=AGENT))
+        prepare(config.PrepareRun(storage=root, agent=AGENT, format=config.Format(split="all")))
         train(1)
         server.models = ["base", adapter_name(load_ref(root, "adapter"))]
         asking = {"agent": AGENT, "server": run.server, "evaluate": config.Evaluate(split="all", resamples=500)}
@@ -137,7 +139,7 @@ def test_an_adapter_is_not_asked_under_another_prompt(tmp_path: Path, documents:
     with ModelServer(searcher) as server:
         run = _collect(root, server.url)
         collect(run)
-        prepare(config.PrepareRun(storage=root, agent=AGENT))
+        prepare(config.PrepareRun(storage=root, agent=AGENT, format=config.Format(split="all")))
         model = str(tiny_model(tmp_path / "model"))
         training = config.Finetune(epochs=1, batch_size=4, lora_r=4, bf16=False)
         finetune(config.FinetuneRun(storage=root, model=model, finetune=training))

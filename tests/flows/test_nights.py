@@ -55,7 +55,8 @@ def test_nights_gather_new_samples_and_process_takes_a_range(storage_root: str, 
     for first, last, number in [("2026-11-22", "2026-11-22", 5), ("2026-11-22", "2026-11-23", 12), (None, None, 7)]:
         process(config.ProcessRun(storage=root, nights=config.Nights.model_validate({"since": first, "until": last})))
         assert load_ref(root, "processed").rows == number
-    prepare(config.PrepareRun(storage=root, agent=AGENT, nights=config.Nights.model_validate({"until": "2026-11-24"})))
+    until = config.Nights.model_validate({"until": "2026-11-24"})
+    prepare(config.PrepareRun(storage=root, agent=AGENT, format=config.Format(split="all"), nights=until))
     assert load_ref(root, "processed").rows == 17
     assert [name.split("/")[1] for name in read_provenance(load_ref(root, "processed"))["inputs"]] == [
         "dt=2026-11-22",

@@ -72,7 +72,7 @@ def test_every_stage_runs_in_its_pool(
             _run(
                 production, "collect", {"storage": root, "agent": agent, "server": asked, "collect": {"split": "all"}}
             ),
-            _run(production, "prepare", {"storage": root, "agent": agent}),
+            _run(production, "prepare", {"storage": root, "agent": agent, "format": {"split": "all"}}),
             _run(production, "finetune", {"storage": root, "model": model, "finetune": training}),
         ]
     assert [(run["work_pool_name"], run["state_name"]) for run in runs] == [

@@ -175,8 +175,12 @@ def test_jsonl_of_the_reference(searcher, storage_root):
         "question_id": best["question_id"],
     }
     pair = lines["dpo_train.jsonl"][0]
-    assert set(pair) == {"prompt", "chosen", "rejected", "chosen_score", "rejected_score", "question_id"}
+    weights = {"rank_score", "effort", "gt_rank"}
+    texts = {"prompt", "chosen", "rejected"}
+    assert set(pair) == {*texts, "chosen_score", "rejected_score", "question_id", *weights}
+    assert (pair["rank_score"], pair["gt_rank"]) == (pair["chosen_score"], round(3 * (1 - pair["chosen_score"])) + 1)
     scored = lines["reward_train.jsonl"][0]
+    assert set(scored) == {"input", "score", "effort", "gt_rank", "question_id"}
     assert scored["input"].endswith(f"</question>\n<search>{scored['input'].split('<search>')[1]}")
     assert 0 <= scored["score"] <= 1
 
@@ -244,3 +248,13 @@ def test_a_larger_train_ratio_only_adds_questions_to_train(question, one, other)
 def test_sides_follow_the_ratio():
     share = sum(formats.side(f"question {n}", 0.9) == "train" for n in range(2000)) / 2000
     assert share == pytest.approx(0.9, abs=0.03)
+
+
+def test_questions_of_another_split_are_not_learned_from(searcher, tmp_path):
+    agent = Agent(protocol="tags")
+    processed, pairs = prepared(searcher, str(tmp_path), agent)
+    for name in get_args(FormatName):
+        settings = Format(formats=[name], split="dev")
+        with pytest.raises(EmptyError, match="among the dev questions, which alone are learned from"):
+            format_training(processed, pairs, settings, agent, str(tmp_path / "out"))
+    assert Format(formats="all").formats == Format(formats=["all"]).formats == list(get_args(FormatName))
