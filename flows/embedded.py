@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from prefect.client.orchestration import get_client
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
@@ -29,10 +30,14 @@ def prefect_server() -> Iterator[str]:
     """Yields the address of the Prefect API: the configured one, or that of a server which lives as long as the block.
 
     Raises:
-        ServerError: the embedded server did not start; the message holds the end of its log.
+        ServerError: the embedded server did not start, and the message holds the end of its log; or the configured one does
+            not answer.
     """
     configured = get_current_settings().api.url
     if configured:
+        with get_client(sync_client=True) as client:
+            if error := client.api_healthcheck():
+                raise ServerError(f"no Prefect server answers at {configured}: {error}; check or unset PREFECT_API_URL")
         yield configured
         return
     with server_process(Path(os.environ.get("DRAG_HOME", Path.home() / ".drag"))) as url, _using(url):

@@ -65,10 +65,12 @@ def _fetch(name: str, *, code: bool) -> Path:
     carried = cache_folder() / "models" / name.replace("/", "--")
     if (carried / "config.json").is_file():
         return carried
+    import httpx2  # the hub client's transport library, whose errors come through
+
     try:
         return _from_hub(name, code=code)
-    except OSError as error:  # the hub's own errors and every network error are OSErrors
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, httpx2.HTTPError, ValueError) as error:  # the last for what is no hub name, such as a path
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if name not in _CARRIERS:
         raise ConfigError(
             f"model {name!r} is neither a folder with a config.json nor to be had from the model hub ({reason})"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import BaseModel
 
 from flows.cli import ALIASES, COMMANDS, _parser, main
@@ -121,6 +122,14 @@ def test_a_users_mistake_ends_with_its_code_and_no_traceback(capsys: pytest.Capt
     assert main(["collect", "--samples", "0"]) == 2
     shown = capsys.readouterr().err
     assert "--samples" in shown
+    assert "Traceback" not in shown
+
+
+def test_a_prefect_server_that_does_not_answer_is_told_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        assert main(["process", "--storage", "nowhere"]) == 4
+    shown = capsys.readouterr().err
+    assert "no Prefect server answers at http://127.0.0.1:9/api" in shown
     assert "Traceback" not in shown
 
 
