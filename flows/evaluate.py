@@ -199,9 +199,7 @@ def _show(sets: Mapping[str, list[Artifact]], comparisons: Mapping[str, Artifact
     text = "\n\n".join(parts)
     show_markdown("Comparison", f"{text}\n\nReport: {report}")
     create_link_artifact(report if storage.is_s3(report) else f"file://{report}", key="report", link_text="Report")
-    console = Console(stderr=True)
-    console.print(Markdown(text))
-    console.print(f"Report: {report}", soft_wrap=True)
+    Console(stderr=True).print(Markdown(text))
 
 
 @settings_flow(name="evaluate", about=lambda settings: settings.evaluate.split)

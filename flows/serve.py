@@ -6,6 +6,7 @@ drag serve --port 8000
 import time
 
 from prefect.logging import get_run_logger
+from rich.console import Console
 
 from flows.form import settings_flow
 from flows.serving import model_server
@@ -31,6 +32,8 @@ def serve(settings: config.ServeRun) -> None:
     with model_server(asked, settings.serve, work_dir(root)) as connect:
         while True:
             (base_url,) = connect(adapter).base_url
-            get_run_logger().info("serving %s at %s", ", ".join(served_models(base_url)), base_url)
+            serving = f"serving {', '.join(served_models(base_url))} at {base_url}"
+            get_run_logger().info(serving)
+            Console(stderr=True).print(serving, soft_wrap=True, highlight=False)
             while not connect.revive():
                 time.sleep(_CHECK_EVERY_S)

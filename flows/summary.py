@@ -10,6 +10,7 @@ from prefect.runtime import flow_run
 from rich.console import Console
 from rich.table import Table
 
+from tasks import storage
 from tasks.progress import slug
 from tasks.stages import StageRun
 
@@ -23,6 +24,10 @@ def show_stages(runs: Sequence[StageRun]) -> None:
         made = ", ".join(f"{name} ({a.rows:,})" for name, a in run.artifacts.items())
         rows.append({"stage": run.stage, "cached": run.cached, "seconds": round(run.seconds, 1), "made": made})
     show_rows(rows)
+    if not flow_run.parent_flow_run_id:
+        for run in runs:
+            if report := run.artifacts.get("report"):
+                Console(stderr=True).print(f"Report: {storage.join(report.uri, 'index.html')}", soft_wrap=True)
 
 
 def show_rows(rows: Sequence[dict[str, Any]]) -> None:
@@ -54,7 +59,6 @@ def show_picture(title: str, svg: str) -> None:
 
 def work_dir(root: str) -> Path:
     """A local folder for logs and scratch files: beside the artifacts where these are local."""
-    from tasks import storage
     from tasks.model import cache_folder
 
     return cache_folder() / "work" if storage.is_s3(root) else Path(root) / "work"

@@ -35,7 +35,8 @@ def score(trajectories: Artifact, searcher: Searcher, settings: config.Evaluate,
         ArtifactError: a search made again ranks the page otherwise than the rollout recorded: another index or settings.
     """
     rows = _one_each(read_rows(trajectories), trajectories)
-    asked = any(row["outcome"] != "searched" for row in rows)  # else the agent was told to search and no more
+    # else the agent was told to search and no more
+    asked = any(row["status"] == "finished" and row["outcome"] != "searched" for row in rows)
     results = [
         {
             "run": run,

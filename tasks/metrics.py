@@ -191,8 +191,9 @@ METRICS: tuple[Metric, ...] = (
         "mrr_survivors (reference)",
         "share",
         False,
-        _when_found("first_rank", reciprocal_rank),
-        "the reference pipeline's MRR: over questions whose first search found it only, so not comparable between runs",
+        lambda row: (reciprocal_rank(row["first_rank"]), 1) if row["searches_to_success"] == 1 else None,
+        "the reference pipeline's MRR: over questions whose first search found it among the top_k pages that the agent saw, "
+        "so not comparable between runs",
     ),
     Metric(
         "prompt_tokens", "Prompt tokens a question", "number", False, _each("prompt_tokens"), "tokens sent, all turns"

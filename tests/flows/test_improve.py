@@ -1,11 +1,13 @@
 """The loop in one process, with a scripted model: which stages run, that they are told once, and not done twice."""
 
+import json
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
 
 from flows.improve import improve
-from tasks import config
+from tasks import config, storage
 from tasks.artifact import load_ref
 from tasks.errors import ServerError
 from tests.model_server import ModelServer
@@ -52,6 +54,29 @@ def test_every_stage_once_and_one_table(tmp_path: Path, documents: Path, capsys:
         assert server.calls == asked
         said = capsys.readouterr().err
         assert said.count("Stages") == said.count("no stage did any work") == 1
+        report = storage.join(load_ref(root, "report").uri, "index.html")
+        assert said.rstrip().endswith(f"Report: {report}")
+
+        more = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"epochs": 2})})
+        assert [run.stage for run in improve(more) if not run.cached] == ["finetune"]  # no adapter is measured here
+        assert server.calls == asked
+
+
+def test_the_ui_shows_what_was_found(tmp_path: Path, documents: Path) -> None:
+    model = str(tiny_model(tmp_path / "model"))
+    with ModelServer(searcher) as server, get_client(sync_client=True) as client:
+        server.models = [model]
+        before = {artifact.id for artifact in client.read_artifacts(limit=200)}
+        improve(small_loop(str(tmp_path / "store"), documents, model, server.url))
+        made = [artifact for artifact in client.read_artifacts(limit=200) if artifact.id not in before]
+    shown = {artifact.key: artifact for artifact in made}
+    assert shown["statistics-of-the-rollouts"].type == "markdown"
+    assert "| Hit@1 |" in shown["comparison"].data
+    assert shown["loss"].type == shown["what-the-rollouts-found"].type == "image"
+    assert "index.html" in shown["report"].data
+    tables = [json.loads(artifact.data) for artifact in made if artifact.key == "stages"]  # each flow's, and the loop's
+    assert [row["stage"] for row in max(tables, key=len)] == STAGES
+    assert any(artifact.type == "progress" and artifact.data == 100 for artifact in made)
 
 
 def test_what_a_stage_raises_ends_the_loop(tmp_path: Path, documents: Path) -> None:

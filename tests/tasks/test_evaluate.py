@@ -275,3 +275,10 @@ def test_scoring_rollouts_made_with_the_question_added(tmp_path: Path, index: Ar
     (row,) = read_rows(scored(tmp_path, opened, [rollout(asked, turn(opened, asked, "service"))]))
     assert row["first_query"] == "service"
     assert row["first_rank"] == 1
+
+
+def test_a_failed_rollout_is_no_sign_that_answers_were_asked_for(tmp_path: Path, searcher: Searcher) -> None:
+    searched = rollout(question(0), turn(searcher, question(0), "pumps"), outcome="searched")
+    failed = rollout(question(1), status="failed", outcome="deadline")
+    rows = read_rows(scored(tmp_path, searcher, [searched, failed]))
+    assert {row["anls"] for row in rows} == {row["page_f1"] for row in rows} == {None}
