@@ -39,6 +39,8 @@ def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[St
     runs.append(
         run_stage(index_pages, root=root, key=key, uri=storage.join(root, "index", key), settings=index, pages=pages)
     )
+    if not settings.questions:  # those of other pages would be searched for in vain
+        artifact.drop_ref(root, "questions")
     for run in runs:
         for name, made in run.artifacts.items():
             artifact.save_ref(root, name, made)

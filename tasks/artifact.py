@@ -132,7 +132,9 @@ def _open_file(uri: str, schema: str, sha256: str | None = None) -> pq.ParquetFi
     try:
         file = pq.ParquetFile(io.BytesIO(data))
     except (pa.ArrowInvalid, OSError) as error:  # pyarrow raises OSError for some damages
-        raise ArtifactError(f"{uri} is not Parquet or damaged ({error}): make it again") from error
+        raise ArtifactError(
+            f"{uri} is not Parquet or damaged ({error}): delete it, and the next run makes it again"
+        ) from error
     found = (file.schema_arrow.metadata or {}).get(_SCHEMA, b"").decode()
     if found != schema:
         raise ArtifactError(
@@ -143,7 +145,10 @@ def _open_file(uri: str, schema: str, sha256: str | None = None) -> pq.ParquetFi
 
 def _refuse_altered(uri: str, found: str, sha256: str) -> None:
     if found != sha256:
-        raise ArtifactError(f"{uri} hashes to {found[:12]}, its reference says {sha256[:12]}: make it again")
+        raise ArtifactError(
+            f"{uri} hashes to {found[:12]}, its reference says {sha256[:12]}: it was altered or damaged; delete it, and the "
+            "next run makes it again"
+        )
 
 
 def _open(artifact: Artifact) -> Iterator[pq.ParquetFile]:
@@ -269,6 +274,11 @@ def exists(artifact: Artifact) -> bool:
 def save_ref(root: str, name: str, artifact: Artifact) -> None:
     """Point `refs/<name>` of a storage root to an artifact: what later commands take unless told otherwise."""
     storage.write_bytes(storage.join(root, "refs", f"{name}.json"), json.dumps(asdict(artifact), indent=1).encode())
+
+
+def drop_ref(root: str, name: str) -> None:
+    """Let `refs/<name>` point to nothing; if it never did, that is no error."""
+    storage.delete(storage.join(root, "refs", f"{name}.json"))
 
 
 def has_ref(root: str, name: str) -> bool:

@@ -32,8 +32,8 @@ SYSTEM = (
 )
 LAST_TURN = "You cannot search any more. Write <answer>the answer</answer> now."
 
-# short, so that an answer is whole before its tokens run out
-_FORCED = r'<answer>[^<>\n]{1,60}(<cite file="[^"<>\n]{1,60}" page="[1-9][0-9]{0,3}"/>)?</answer>'
+# short, so that an answer is whole before its tokens run out; a file name may be as long as file systems allow
+_FORCED = r'<answer>[^<>\n]{1,120}(<cite file="[^"<>\n]{1,255}" page="[1-9][0-9]{0,3}"/>)?</answer>'
 
 _ACTION = re.compile(r"<(search|answer)\b[^<>]*>", re.IGNORECASE)
 _CLOSE = {name: re.compile(rf"</\s*{name}\s*>", re.IGNORECASE) for name in ("search", "answer")}
