@@ -139,7 +139,7 @@ def validated(model: type[M], values: Mapping[str, Any]) -> M:
         for problem in error.errors():
             path = tuple(str(p) for p in problem["loc"] if not isinstance(p, int))
             where = f"--{names[path]}" if path in names else ".".join(path) or "settings"
-            lines.append(
-                f"{where}: {problem['msg']}" + ("" if problem["type"] == "missing" else f" (got {problem['input']!r})")
-            )
+            # our own rules say what is wrong themselves, and some are about values that must not be shown
+            quoted = "" if problem["type"] in ("missing", "value_error") else f" (got {problem['input']!r})"
+            lines.append(f"{where}: {problem['msg']}{quoted}")
         raise ConfigError("\n".join(lines)) from error

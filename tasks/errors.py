@@ -1,10 +1,15 @@
 """Typed errors. Each says what is wrong and what the user can do; the command line prints that and no traceback."""
 
+from tasks.secrets import without_secrets
+
 
 class DragError(Exception):
-    """Base of every error that a user can mend. `exit_code` is what the command line ends with."""
+    """Base of every error that a user can mend. `exit_code` is what the command line ends with. It quotes no secret."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_secrets(message))
 
 
 class InputError(DragError):

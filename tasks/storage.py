@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,12 @@ def resolve(root: str) -> str:
 def _client() -> Any:
     import boto3
     from botocore.config import Config
+
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if "@" in urllib.parse.urlsplit(os.environ.get(name, "")).netloc:  # errors and logs quote the address
+            raise ConfigError(
+                f"{name} holds a user or password: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
+            )
 
     # A session of its own, because boto3's default one may not be made by two threads at once.
     return boto3.session.Session().client("s3", config=Config(retries={"max_attempts": 6, "mode": "adaptive"}))

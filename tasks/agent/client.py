@@ -22,6 +22,7 @@ from tasks.agent.completion import Complete, Completion, CompletionError, OpenCo
 from tasks.agent.fleet import Member, open_fleet
 from tasks.agent.protocol import clean
 from tasks.agent.sampling import ResolvedSampling
+from tasks.secrets import without_secrets
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _LONGEST_RETRY_AFTER_S = 0.5, 30.0, 120.0
 _MOST_TOKENS = 10**8
@@ -104,14 +105,14 @@ class _TryError(Exception):
 async def _ask(client: openai.AsyncOpenAI, body: Mapping[str, Any], timeout_s: float) -> str:
     try:
         async with asyncio.timeout(timeout_s):
-            return await client.post("/chat/completions", cast_to=str, body=body)
+            return without_secrets(await client.post("/chat/completions", cast_to=str, body=body))
     except TimeoutError as error:
         raise _TryError(CompletionError("deadline", f"no answer within {timeout_s:g} s"), can_pass=True) from error
     except openai.APIConnectionError as error:  # also a refused connection that the transport calls a timeout
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        detail = f"{type(cause).__name__}: {cause}"[:500]
+        detail = without_secrets(f"{type(cause).__name__}: {cause}")[:500]
         raise _TryError(CompletionError("connection", detail), can_pass=True) from error
     except openai.APIStatusError as error:
         raise _refused(error) from error
@@ -120,7 +121,7 @@ async def _ask(client: openai.AsyncOpenAI, body: Mapping[str, Any], timeout_s: f
 def _refused(error: openai.APIStatusError) -> _TryError:
     """A status as a failure: what a later try can mend is the server's, the rest is the request's."""
     status = error.status_code
-    detail = f"HTTP {status}: {error.response.text}"[:500]
+    detail = without_secrets(f"HTTP {status}: {error.response.text}")[:500]
     if status in _CAN_PASS or status >= 500:
         after = _retry_after(error.response.headers.get("retry-after"))
         return _TryError(CompletionError("server_error", detail), can_pass=True, retry_after=after)

@@ -224,4 +224,5 @@ def _environment(several: bool) -> dict[str, str]:
     if not several:
         env["CUDA_VISIBLE_DEVICES"] = env.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     env |= {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+    env |= {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}  # a checkpoint comes from storage: what it holds is read, never run
     return env | {"PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,27 @@
+"""What the environment holds that nobody else may read, kept out of text that is stored or shown.
+
+A server may quote what it was sent: a refusal that names the key, say. Such text goes into rollouts, errors and logs.
+"""
+
+import os
+
+_SECRET = (
+    "OPENAI_API_KEY",
+    "VLLM_API_KEY",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "HF_TOKEN",
+    "DRAG_WEBHOOK_URL",
+    "PREFECT_API_KEY",
+    "PREFECT_API_AUTH_STRING",
+)
+_SHORTEST = 8  # a shorter value, such as EMPTY, guards nothing and may be a common word
+
+
+def without_secrets(text: str) -> str:
+    """The text with the name of the variable in place of each secret. Call it before the text is cut."""
+    values = {name: value for name in _SECRET if len(value := os.environ.get(name, "")) >= _SHORTEST}
+    for name, value in sorted(values.items(), key=lambda item: -len(item[1])):
+        text = text.replace(value, f"[{name}]")
+    return text
