@@ -127,6 +127,19 @@ def _best_attempts(table: pa.Table) -> dict[str, int]:
     return {rollout_id: row for rollout_id, (_, row) in best.items()}
 
 
+def attempts_that_count(shard: Shard, uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The attempt that counts of each rollout of a shard that has any, in the order of the plan: the earliest finished one,
+    else the latest failed.
+
+    Args:
+        uri: folder of the run.
+        columns: with rollout_id, status and attempt among them; all when None.
+    """
+    table = artifact.read_parts(_folder(uri, shard), SCHEMA, columns)
+    best = _best_attempts(table)
+    return table.take(pa.array([best[s.rollout_id] for s in shard.rollouts if s.rollout_id in best], pa.int64()))
+
+
 @contextlib.asynccontextmanager
 async def open_attempts(
     questions: Artifact,
@@ -352,14 +365,13 @@ def fold(shards: Sequence[Shard], uri: str, out_uri: str, facts: Mapping[str, An
 
     def tables() -> Iterator[pa.Table]:
         for shard in shards:
-            table = artifact.read_parts(_folder(uri, shard), SCHEMA)
-            best = _best_attempts(table)
-            if lost := sum(s.rollout_id not in best for s in shard.rollouts):
+            table = attempts_that_count(shard, uri)
+            if lost := len(shard.rollouts) - table.num_rows:
                 raise ArtifactError(
                     f"shard {shard.number} under {uri} lacks {lost} of {len(shard.rollouts)} rollouts: collect again, "
                     "which does only what is missing"
                 )
-            yield table.take([best[s.rollout_id] for s in shard.rollouts])
+            yield table
 
     return artifact.write_tables(tables(), out_uri, SCHEMA, facts)
 

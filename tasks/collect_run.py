@@ -7,7 +7,7 @@ from collections.abc import Collection
 from prefect import task
 from prefect.transactions import CommitMode, transaction
 
-from tasks import artifact, collect, config, nights, storage
+from tasks import artifact, collect, config, failures, nights, storage
 from tasks.agent.client import open_client
 from tasks.agent.prompts import prompt_fingerprint
 from tasks.agent.sampling import resolve
@@ -16,7 +16,6 @@ from tasks.agent.trajectory import Failure
 from tasks.artifact import Artifact, provenance
 from tasks.cache import code_version
 from tasks.collect import ShardReport
-from tasks.errors import CollectError
 from tasks.progress import OnProgress
 from tasks.supervise import Connect
 
@@ -92,7 +91,7 @@ def collect_all(
     reports = run(shards, None, check_first)
     while (lost := [s for s in shards if OF_THE_SERVER & reports[s.number].failed.keys()]) and connect.revive():
         reports |= run(lost, OF_THE_SERVER, False)
-    _judge(list(reports.values()), settings.collect.allow_failed_share)
+    failures.judge(list(reports.values()), shards, run_uri, settings.collect)
     facts = provenance(
         inputs,
         settings=settings.model_dump(mode="json", exclude={"storage": True, "server": {"base_url"}}),
@@ -155,17 +154,3 @@ async def _run_shards(
             )
 
         return list(await asyncio.gather(*(run_shard(number) for number in planned)))
-
-
-def _judge(reports: list[ShardReport], allowed: float) -> None:
-    """Raise when more rollouts failed than may."""
-    planned = sum(report.planned for report in reports)
-    failed: Counter[str] = Counter()
-    for report in reports:
-        failed.update(report.failed)
-    if failed.total() > allowed * planned:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in failed.most_common())
-        raise CollectError(
-            f"{failed.total()} of {planned} rollouts failed ({reasons}); the others are kept: the same command again redoes "
-            f"only these, and --allow-failed-share {failed.total() / planned:.2g} would do without them"
-        )
