@@ -111,6 +111,14 @@ def plan(
     return [Shard(n, tuple(rollouts(chosen[at : at + size]))) for n, at in enumerate(range(0, len(chosen), size))]
 
 
+def shards_at_once(concurrency: int) -> int:
+    """How many shards of a process need be under way so that `concurrency` rollouts always are, with some shards at their end.
+
+    As many shards as rollouts would do, as each has one to run; half of these may be writing their last part.
+    """
+    return 2 * concurrency
+
+
 def _folder(uri: str, shard: Shard) -> str:
     return storage.join(uri, f"shard-{shard.number:05d}")
 

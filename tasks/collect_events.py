@@ -3,6 +3,7 @@
 import heapq
 import itertools
 import random
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -11,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from tasks import config
+from tasks.collect import shards_at_once
 from tasks.errors import ConfigError
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -86,7 +88,7 @@ class Counts:
     tried_again: int = 0  # failed rollouts that a later start of their worker ran again
     redone: int = 0  # rollouts that kills cost: under way, or ended and in no part yet
     kills: int = 0
-    starts: list[np.ndarray] = field(default_factory=list)  # times at which task runs started
+    starts: list[float] = field(default_factory=list)  # times at which task runs started
     ends: list[float] = field(default_factory=list)  # times at which they ended
 
 
@@ -138,15 +140,17 @@ class _Run:
         self.bad: set[int] = set()  # whose call under way fails
         self.tries: dict[int, int] = {}  # failed tries of the present call
         # of shards
+        self.ready = [0.0] * flow.shards  # when its task run has started
         self.left = [0] * flow.shards  # rollouts that have not ended
         self.waiting: list[list[int]] = [[] for _ in range(flow.shards)]  # ended, in no part; ~rollout where it failed
         self.writing: list[list[int]] = [[] for _ in range(flow.shards)]
         # of workers
         self.epoch = [0] * flow.workers
-        self.started = [0.0] * flow.workers
+        self.shards_left: list[Iterator[int]] = [iter(())] * flow.workers  # that have no task run yet
+        self.start_free = [0.0] * flow.workers  # when its next task run can start
         self.loop_free = [0.0] * flow.workers  # when the one core is free again
         self.write_free = [[0.0]] * flow.workers  # when each writing thread is
-        self.queue: list[Iterator[int]] = [iter(())] * flow.workers
+        self.queue: list[deque[int]] = [deque() for _ in range(flow.workers)]  # rollouts before the gate
         self.under_way = [0] * flow.workers  # rollouts that hold the gate
         self.open_shards = [0] * flow.workers
 
@@ -158,34 +162,46 @@ class _Run:
 
     def start(self, worker: int, time: float) -> None:
         """Run what no part holds as finished; every shard of the worker is a task run again, as after a restart."""
-        flow, shards = self.flow, range(worker, self.flow.shards, self.flow.workers)
-        todo = np.flatnonzero((self.state != _FINISHED) & (self.shard_of % flow.workers == worker))
-        left = np.bincount(self.shard_of[todo], minlength=flow.shards)[worker :: flow.workers]
-        for shard, count in zip(shards, left.tolist(), strict=True):
-            self.left[shard] = count
-        starts = time + flow.task_s * np.arange(1, len(shards) + 1)
-        self.counts.tried_again += int((self.state[todo] == _FAILED).sum())
-        self.counts.starts.append(starts)
-        self.counts.ends += starts[left == 0].tolist()
-        self.counts.seconds = max([self.counts.seconds, *starts[-1:].tolist()])
-        self.started[worker] = self.loop_free[worker] = time
+        flow = self.flow
+        own = self.state[self.shard_of % flow.workers == worker]
+        self.counts.tried_again += int((own == _FAILED).sum())
+        self.loop_free[worker] = self.start_free[worker] = time
         self.write_free[worker] = [time] * flow.writers
-        self.queue[worker] = iter(todo.tolist())
-        self.open_shards[worker] = int((left > 0).sum())
-        for _ in range(min(flow.concurrency, len(todo))):
-            self.take(worker, time)
-        if len(todo) and (per_s := flow.kills_per_hour / 3600):
+        self.shards_left[worker] = iter(range(worker, flow.shards, flow.workers))
+        self.queue[worker].clear()
+        self.open_shards[worker] = 0
+        self.open(worker, time)
+        if self.open_shards[worker] and (per_s := flow.kills_per_hour / 3600):
             after = self.random.expovariate(per_s)
             self.push(time + after, _KILLED, worker, self.epoch[worker])
 
+    def open(self, worker: int, time: float) -> None:
+        """Start task runs of further shards, as many as may be under way, and let their rollouts through the gate."""
+        flow, per = self.flow, self.flow.shard_rollouts
+        while self.open_shards[worker] < shards_at_once(flow.concurrency):
+            shard = next(self.shards_left[worker], None)
+            if shard is None:
+                break
+            begin = self.start_free[worker] = max(time, self.start_free[worker]) + flow.task_s
+            todo = np.flatnonzero(self.state[shard * per : (shard + 1) * per] != _FINISHED) + shard * per
+            self.counts.starts.append(begin)
+            self.ready[shard], self.left[shard] = begin, len(todo)
+            self.queue[worker].extend(todo.tolist())
+            if len(todo):
+                self.open_shards[worker] += 1
+            else:
+                self.counts.ends.append(begin)
+                self.counts.seconds = max(self.counts.seconds, begin)
+        while self.queue[worker] and self.under_way[worker] < flow.concurrency:
+            self.take(worker, time)
+
     def take(self, worker: int, time: float) -> None:
         """Let the next rollout through the gate, once its shard's task run has started."""
-        rollout = next(self.queue[worker], None)
-        if rollout is not None:
+        if self.queue[worker]:
+            rollout = self.queue[worker].popleft()
             self.under_way[worker] += 1
             self.turns_left[rollout] = self.flow.turns
-            place = rollout // self.flow.shard_rollouts // self.flow.workers
-            ready = self.started[worker] + (place + 1) * self.flow.task_s
+            ready = self.ready[rollout // self.flow.shard_rollouts]
             self.push(max(time, ready), _ISSUED, rollout, self.epoch[worker])
 
     def to_the_end(self) -> None:
@@ -275,6 +291,7 @@ class _Run:
         if not self.left[shard] and not self.writing[shard]:
             self.counts.ends.append(time)
             self.open_shards[worker] -= 1
+            self.open(worker, time)
             if not self.open_shards[worker]:
                 self.epoch[worker] += 1  # no kill can hit it any more
                 self.counts.seconds = max(self.counts.seconds, time)

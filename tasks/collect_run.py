@@ -116,7 +116,10 @@ async def _run_shards(
     again: Collection[Failure] | None,
     on_progress: OnProgress,
 ) -> list[ShardReport]:
-    """All shards at once, under one gate: which of them a rollout belongs to does not matter to the server."""
+    """Shards side by side under one gate: which of them a rollout belongs to does not matter to the server.
+
+    No more are under way than it takes to keep the gate full, so that the orchestrator hears of them one by one.
+    """
     done: Counter[int] = Counter()
     total = sum(len(shard.rollouts) for shard in shards)
     planned = {shard.number: shard for shard in shards}
@@ -153,4 +156,10 @@ async def _run_shards(
                 again=again,
             )
 
-        return list(await asyncio.gather(*(run_shard(number) for number in planned)))
+        under_way = asyncio.Semaphore(collect.shards_at_once(server.concurrency))
+
+        async def in_turn(number: int) -> ShardReport:
+            async with under_way:
+                return await run_shard(number)
+
+        return list(await asyncio.gather(*map(in_turn, planned)))

@@ -4,9 +4,10 @@
 
 --help lists every setting with its unit. A million rollouts of four turns take about ten seconds on one core.
 
-What is simulated (tasks/collect_events.py) is this project's own shape: questions in shards, a shard a task run, all shards of
-a worker in one process under one gate of `concurrency` rollouts, a part written after every `flush_every` rollouts, calls tried
-again after a backoff, workers that are killed and start again with whatever no stored part holds, and one fold at the end.
+What is simulated (tasks/collect_events.py) is this project's own shape: questions in shards, a shard a task run, as many
+shards of a worker at once as keep its one gate of `concurrency` rollouts full, a part written after every `flush_every`
+rollouts, calls tried again after a backoff, workers that are killed and start again with whatever no stored part holds, and
+one fold at the end.
 
 The model server takes `service_s` for every call, `servers` × `sequences` of them at once; others queue in order of arrival.
 So does vLLM behind a least-loaded choice, if `service_s` is measured at that load. What limits is told by the seconds that the
@@ -30,11 +31,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from tasks import collect_events, config
+from tasks.collect import shards_at_once
 from tasks.collect_events import ENDED, STARTED, Counts, Flow
 from tasks.errors import ConfigError, DragError
 
 # Measured for this code on two cores; infra/SCALE.md says how.
-WAITING_BYTES = 2_700  # memory of a rollout that is planned and waits at the gate
+PLANNED_BYTES = 230  # memory of a rollout that is planned
+TURN_BYTES = 1_400  # memory of a shard that waits for its turn
+WAITING_BYTES = 2_500  # further memory of a rollout whose shard is under way, and which waits at the gate
 TASK_RUN_BYTES = 14_000  # memory of a Prefect task run under way
 FOLD_FACTOR = 2.2  # memory of the fold over the bytes of the file that it writes
 ROW_GROUP_BYTES = 63_000  # memory to open a trajectories file, for each row group; a shard is one
@@ -77,7 +81,10 @@ class Outcome:
     @property
     def collect_memory(self) -> float:
         """What the plan, the waiting rollouts and the task runs of one worker take at its start."""
-        return (self.flow.rollouts * WAITING_BYTES + self.flow.shards * TASK_RUN_BYTES) / self.flow.workers
+        flow = self.flow
+        under_way = min(flow.shards, flow.workers * shards_at_once(flow.concurrency))
+        waiting = min(flow.rollouts, under_way * flow.shard_rollouts) * WAITING_BYTES + under_way * TASK_RUN_BYTES
+        return (flow.rollouts * PLANNED_BYTES + flow.shards * TURN_BYTES + waiting) / flow.workers
 
     @property
     def fold_memory(self) -> float:
@@ -97,7 +104,7 @@ class Outcome:
             "server": counts.calls * flow.service_s / (flow.servers * flow.sequences),
             "gate": counts.calls * (flow.service_s + flow.client_s) / (flow.concurrency * flow.workers),
             "client core": counts.calls * flow.client_s / flow.workers,
-            "orchestrator": sum(map(len, counts.starts)) * flow.task_s / flow.workers,
+            "orchestrator": len(counts.starts) * flow.task_s / flow.workers,
             "storage": counts.parts * flow.put_s / (flow.writers * flow.workers),
             "one rollout's turns": flow.turns * (flow.service_s + flow.client_s) if counts.finished else 0.0,
         }
@@ -159,7 +166,7 @@ def simulate(flow: Flow, fails: Iterator[int] | None = None) -> Outcome:
     if fails is None:
         fails = collect_events.failing_calls(flow.failure_share, flow.seed)
     counts = collect_events.run(flow, fails)
-    times = np.sort(np.concatenate([*counts.starts * STARTED, np.array(counts.ends * ENDED)]))
+    times = np.sort(np.array(counts.starts * STARTED + counts.ends * ENDED))
     waiting, lost = broker(times.tolist(), flow.broker_messages, flow.recorded_per_s)
     return Outcome(
         flow=flow,
@@ -199,7 +206,7 @@ def table(outcome: Outcome) -> Table:
         note = "limits: have more of it" if name in outcome.limits else ""
         shown.add_row(f"{name}, busy", f"{seconds / counts.seconds:.1%}", note)
     shown.add_section()
-    task_runs = sum(map(len, counts.starts))
+    task_runs = len(counts.starts)
     shown.add_row(
         "task runs", f"{task_runs:,}", f"{outcome.messages:,} messages, {outcome.messages_per_s:,} in a second"
     )

@@ -4,8 +4,10 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -19,11 +21,17 @@ _PATIENCE_S = 500  # never waited for unless something is broken
 
 
 @contextlib.contextmanager
-def worker(pool: str, folder: Path, without: Collection[str] = ()) -> Iterator[Path]:
-    """A process worker of a pool for the length of the block, which inherits the environment but for `without`; its log."""
+def worker(
+    pool: str, folder: Path, without: Collection[str] = (), environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Path]:
+    """A process worker of a pool for the length of the block, which inherits the environment but for `without`; its log.
+
+    Args:
+        environment: variables that it has besides.
+    """
     folder.mkdir()
     env = {name: value for name, value in os.environ.items() if name not in without}
-    env |= {"PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1", "TMPDIR": str(folder)}
+    env |= {"PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1", "TMPDIR": str(folder)} | dict(environment)
     log = folder / "worker.log"
     command = ["-c", f"cd {folder} && exec {sys.executable} -m prefect worker start --pool {pool} --type process"]
     with log.open("wb") as output:
@@ -34,10 +42,13 @@ def worker(pool: str, folder: Path, without: Collection[str] = ()) -> Iterator[P
         watchdog.stop(process)
 
 
-def start_run(url: str, deployment: str, parameters: dict[str, Any] | None = None) -> str:
-    """Start a run of a deployment, as the UI's button does; returns its id."""
+def start_run(
+    url: str, deployment: str, parameters: dict[str, Any] | None = None, scheduled: datetime | None = None
+) -> str:
+    """Start a run of a deployment, as the UI's button does, or as its schedule had it at a time; returns its id."""
     found = httpx.get(f"{url}/deployments/name/{deployment}", timeout=60).raise_for_status().json()
-    body = {"parameters": parameters or {}, "state": {"type": "SCHEDULED"}}
+    details = {"scheduled_time": scheduled.isoformat()} if scheduled else {}
+    body = {"parameters": parameters or {}, "state": {"type": "SCHEDULED", "state_details": details}}
     made = httpx.post(f"{url}/deployments/{found['id']}/create_flow_run", json=body, timeout=60)
     return made.raise_for_status().json()["id"]
 

@@ -57,7 +57,7 @@ def test_undisturbed_every_rollout_is_made_once_and_no_resource_is_busy_for_long
         last, flow.flush_every
     )
     assert flow.shards <= counts.parts <= most
-    assert len(counts.ends) == sum(map(len, counts.starts)) == flow.shards
+    assert len(counts.ends) == len(counts.starts) == flow.shards
     assert all(seconds <= counts.seconds * (1 + 1e-9) for seconds in outcome.alone_s.values())
     assert set(outcome.limits) <= set(outcome.alone_s)
 
@@ -76,6 +76,20 @@ def test_with_failures_and_kills_nothing_is_lost(
     assert counts.calls >= counts.finished * flow.turns + counts.failed
     again = simulate.simulate(flow).counts
     assert (again.calls, again.seconds, again.parts) == (counts.calls, counts.seconds, counts.parts)
+
+
+@settings(max_examples=100, deadline=None)
+@given(flow=flows, kills=st.sampled_from([0, 20]))
+def test_only_so_many_task_runs_are_under_way(flow: Flow, kills: int) -> None:
+    counts = simulate.simulate(_with(flow, kills_per_hour=kills, service_s=1.0, flush_every=1, restart_s=5)).counts
+    if counts.kills:  # a task run that was killed has no end
+        assert len(counts.starts) > len(counts.ends) >= flow.shards
+        return
+    under_way = most = 0
+    for _, change in sorted([(at, 1) for at in counts.starts] + [(at, -1) for at in counts.ends]):
+        under_way += change
+        most = max(most, under_way)
+    assert most <= min(flow.shards, flow.workers * collect.shards_at_once(flow.concurrency))
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,0 +1,117 @@
+"""What a collection with failed rollouts tells, and how many of its shards are under way at once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
+from prefect.client.schemas.objects import Artifact as Shown
+from prefect.client.schemas.objects import TaskRun
+from prefect.states import State
+
+from flows.collect import collect
+from tasks import config, failures
+from tests.model_server import ModelServer, Reply, Status
+from tests.small_collection import ingest_small, searcher
+
+
+def _run(root: str, url: str, concurrency: int = 4, **chosen: Any) -> State[Any]:
+    settings = config.CollectRun(
+        storage=root,
+        agent=config.Agent(protocol="tags", max_iterations=3),
+        server=config.Server.model_validate(
+            {"base_url": url, "model": "base", "max_retries": 0, "concurrency": concurrency}
+        ),
+        collect=config.Collect.model_validate({"split": "all", "shard_size": 4} | chosen),
+    )
+    return collect(settings, return_state=True)  # type: ignore[return-value]
+
+
+def _tables(state: State[Any]) -> list[Shown]:
+    """The tables of failed rollouts on a run's page."""
+    of_run = ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id])
+    chosen = ArtifactFilter(flow_run_id=of_run, key=ArtifactFilterKey(any_=[failures.KEY]))
+    with get_client(sync_client=True) as client:
+        return client.read_artifacts(artifact_filter=chosen)
+
+
+def _shards(state: State[Any], number: int) -> list[TaskRun]:
+    """The task runs of a run's shards, once all have an end: the server records as it finds time."""
+    chosen = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+    with get_client(sync_client=True) as client:
+        while True:
+            found = [t for t in client.read_task_runs(flow_run_filter=chosen) if t.name.startswith("shard ")]
+            if len(found) == number and all(t.end_time for t in found):
+                return found
+
+
+def _piston_fails(request: dict[str, Any], call: int) -> Reply | Status:
+    return Status(503) if "piston" in request["messages"][-1]["content"] else searcher(request, call)
+
+
+def test_what_was_allowed_to_fail_is_told_too(
+    tmp_path: Path, documents: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = str(tmp_path / "store")
+    ingest_small(root, documents)
+    with ModelServer(_piston_fails) as server:
+        state = _run(root, server.url, samples=2, allow_failed_share=0.2)
+        assert state.is_completed()
+        (table,) = _tables(state)
+        assert table.description == "2 of 20 rollouts failed (server_error 2). Retry redoes only these."
+        rows = json.loads(str(table.data))
+        assert [(row["question"], row["attempt"], row["reason"]) for row in rows] == [("q8", 1, "server_error")] * 2
+        assert rows[0]["detail"].startswith("HTTP 503")
+        said = capfd.readouterr().err
+        assert "Failed rollouts: 2 of 20" in said
+        assert "q8: HTTP 503" in said
+
+        state = _run(root, server.url, samples=2)
+        assert state.is_failed()
+        (table,) = _tables(state)
+        assert {row["attempt"] for row in json.loads(str(table.data))} == {2}
+
+        server.script = searcher
+        (table,) = _tables(_run(root, server.url, samples=2))
+        assert (json.loads(str(table.data)), table.description) == (
+            [],
+            "None. The 2 that had failed before are finished.",
+        )
+        assert _tables(_run(root, server.url, samples=2)) == []
+
+
+def test_a_long_table_is_cut_and_says_so(tmp_path: Path, documents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "_MOST_ROWS", 7)
+    root = str(tmp_path / "store")
+    ingest_small(root, documents)
+
+    def failing(request: dict[str, Any], call: int) -> Reply | Status:
+        return Status(503) if "How heavy" in request["messages"][-1]["content"] else searcher(request, call)
+
+    with ModelServer(failing) as server:
+        state = _run(root, server.url, samples=2)
+    assert "20 of 20 rollouts failed" in str(state.message)
+    (table,) = _tables(state)
+    assert len(json.loads(str(table.data))) == 7
+    assert str(table.description).endswith("Retry redoes only these. 13 more are not listed.")
+
+
+def test_no_more_shards_are_under_way_than_keep_the_gate_full(tmp_path: Path, documents: Path) -> None:
+    root = str(tmp_path / "store")
+    ingest_small(root, documents)
+    with ModelServer(searcher, delay_s=0.05) as server:
+        state = _run(root, server.url, concurrency=1, shard_size=1)
+    times = [(t.start_time, 1) for t in _shards(state, 10)] + [(t.end_time, -1) for t in _shards(state, 10)]
+    under_way = most = 0
+    for _, change in sorted(times):
+        under_way += change
+        most = max(most, under_way)
+    assert most == 2
