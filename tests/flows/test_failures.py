@@ -14,11 +14,12 @@ from prefect.client.schemas.filters import (
     FlowRunFilterId,
 )
 from prefect.client.schemas.objects import Artifact as Shown
-from prefect.client.schemas.objects import TaskRun
 from prefect.states import State
 
 from flows.collect import collect
+from tasks import collect as shards
 from tasks import config, failures
+from tasks.collect import Shard, ShardReport
 from tests.model_server import ModelServer, Reply, Status
 from tests.small_collection import ingest_small, searcher
 
@@ -41,16 +42,6 @@ def _tables(state: State[Any]) -> list[Shown]:
     chosen = ArtifactFilter(flow_run_id=of_run, key=ArtifactFilterKey(any_=[failures.KEY]))
     with get_client(sync_client=True) as client:
         return client.read_artifacts(artifact_filter=chosen)
-
-
-def _shards(state: State[Any], number: int) -> list[TaskRun]:
-    """The task runs of a run's shards, once all have an end: the server records as it finds time."""
-    chosen = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
-    with get_client(sync_client=True) as client:
-        while True:
-            found = [t for t in client.read_task_runs(flow_run_filter=chosen) if t.name.startswith("shard ")]
-            if len(found) == number and all(t.end_time for t in found):
-                return found
 
 
 def _piston_fails(request: dict[str, Any], call: int) -> Reply | Status:
@@ -104,14 +95,23 @@ def test_a_long_table_is_cut_and_says_so(tmp_path: Path, documents: Path, monkey
     assert str(table.description).endswith("Retry redoes only these. 13 more are not listed.")
 
 
-def test_no_more_shards_are_under_way_than_keep_the_gate_full(tmp_path: Path, documents: Path) -> None:
-    root = str(tmp_path / "store")
+def test_no_more_shards_are_under_way_than_keep_the_gate_full(
+    tmp_path: Path, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, real = str(tmp_path / "store"), shards.run_shard
     ingest_small(root, documents)
-    with ModelServer(searcher, delay_s=0.05) as server:
-        state = _run(root, server.url, concurrency=1, shard_size=1)
-    times = [(t.start_time, 1) for t in _shards(state, 10)] + [(t.end_time, -1) for t in _shards(state, 10)]
     under_way = most = 0
-    for _, change in sorted(times):
-        under_way += change
+
+    async def counted(shard: Shard, **given: Any) -> ShardReport:
+        nonlocal under_way, most
+        under_way += 1
         most = max(most, under_way)
-    assert most == 2
+        try:
+            return await real(shard, **given)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(shards, "run_shard", counted)
+    with ModelServer(searcher) as server:
+        assert _run(root, server.url, concurrency=1, shard_size=1).is_completed()
+    assert most == 2  # of ten; without a bound all would be, waiting at the gate
