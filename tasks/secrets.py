@@ -1,9 +1,11 @@
 """What the environment holds that nobody else may read, kept out of text that is stored or shown.
 
-A server may quote what it was sent: a refusal that names the key, say. Such text goes into rollouts, errors and logs.
+A server may quote what it was sent: a refusal that names the key, say, or an address with a password in it. Such text goes
+into rollouts, errors and logs.
 """
 
 import os
+import re
 
 _SECRET = (
     "OPENAI_API_KEY",
@@ -17,6 +19,7 @@ _SECRET = (
     "PREFECT_API_AUTH_STRING",
 )
 _SHORTEST = 8  # a shorter value, such as EMPTY, guards nothing and may be a common word
+_USER = re.compile(r"(?<=://)[^/@\s\"'<>]+@")  # user and password of an address
 
 
 def without_secrets(text: str) -> str:
@@ -25,3 +28,8 @@ def without_secrets(text: str) -> str:
     for name, value in sorted(values.items(), key=lambda item: -len(item[1])):
         text = text.replace(value, f"[{name}]")
     return text
+
+
+def quoted(text: str, most: int) -> str:
+    """An error's text, to be stored and shown: without secrets, without a user and password in an address, cut at `most`."""
+    return _USER.sub("[user]@", without_secrets(text))[:most]

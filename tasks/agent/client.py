@@ -22,7 +22,7 @@ from tasks.agent.completion import Complete, Completion, CompletionError, OpenCo
 from tasks.agent.fleet import Member, open_fleet
 from tasks.agent.protocol import clean
 from tasks.agent.sampling import ResolvedSampling
-from tasks.secrets import without_secrets
+from tasks.secrets import quoted, without_secrets
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _LONGEST_RETRY_AFTER_S = 0.5, 30.0, 120.0
 _MOST_TOKENS = 10**8
@@ -112,7 +112,7 @@ async def _ask(client: openai.AsyncOpenAI, body: Mapping[str, Any], timeout_s: f
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        detail = without_secrets(f"{type(cause).__name__}: {cause}")[:500]
+        detail = quoted(f"{type(cause).__name__}: {cause}", 500)
         raise _TryError(CompletionError("connection", detail), can_pass=True) from error
     except openai.APIStatusError as error:
         raise _refused(error) from error
@@ -121,7 +121,7 @@ async def _ask(client: openai.AsyncOpenAI, body: Mapping[str, Any], timeout_s: f
 def _refused(error: openai.APIStatusError) -> _TryError:
     """A status as a failure: what a later try can mend is the server's, the rest is the request's."""
     status = error.status_code
-    detail = without_secrets(f"HTTP {status}: {error.response.text}")[:500]
+    detail = quoted(f"HTTP {status}: {error.response.text}", 500)
     if status in _CAN_PASS or status >= 500:
         after = _retry_after(error.response.headers.get("retry-after"))
         return _TryError(CompletionError("server_error", detail), can_pass=True, retry_after=after)
@@ -194,7 +194,7 @@ def _completion(data: str, latency_s: float) -> Completion:
             latency_s=latency_s,
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        final = CompletionError("server_error", f"the answer is no completion: {clean(data)[:400]}")
+        final = CompletionError("server_error", f"the answer is no completion: {quoted(clean(data), 400)}")
         raise _TryError(final, can_pass=True) from error
 
 

@@ -21,7 +21,8 @@ from tests.small_collection import TOPICS, ingest_small, searcher
 from tests.workers import ROOT, ended, listed, start_run, worker
 
 FAILING = ("piston", "rotor")
-LEAKY = '{"error": "at http://admin:pa55word@10.0.0.1:8000/v1: key sk-0123456789abcdef is over its quota"}'
+KEY = "vllm-key-0123456789"
+LEAKY = f'{{"error": "at http://admin:pa55word@10.0.0.1:8000/v1: key {KEY} is over its quota"}}'
 _PATIENCE_S = 300  # never waited for unless something is lost
 
 
@@ -49,8 +50,9 @@ def _announced(url: str) -> list[dict[str, Any]]:
 
 @pytest.mark.timeout(1200)
 def test_retry_redoes_only_what_failed_on_another_machine(
-    s3_server: str, whole_server: str, documents: Path, tmp_path: Path
+    s3_server: str, whole_server: str, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     bucket = f"drag-{uuid.uuid4().hex}"
     storage._client().create_bucket(Bucket=bucket)
     root = f"s3://{bucket}/drag"
@@ -93,7 +95,7 @@ def test_retry_redoes_only_what_failed_on_another_machine(
             json.dumps(listed(whole_server, "artifacts")) + json.dumps(listed(whole_server, "logs")) + log.read_text()
         )
         stored = [storage.read_bytes(file) for file in storage.iter_files(root)]
-        for secret in ("pa55word", "sk-0123456789abcdef"):
+        for secret in ("pa55word", KEY):
             assert secret not in said
             assert not any(secret.encode() in content for content in stored)
         assert list(nights.partitions(root, "trajectories")) == []  # a night that failed is none yet
