@@ -77,14 +77,16 @@ def collected(
     night = settings.collect.dt
     uri = nights.partition_uri(root, night, key(set())) if night else storage.join(root, "trajectories", key(set()))
     run_uri = storage.join(root, "rollouts", key(_CHOICE))
-    if not settings.collect.resume:
+    first_time = (flow_run.run_count or 1) == 1  # a retry goes on from what its own first time finished
+    anew = not settings.collect.resume and first_time
+    if anew:
         shards.forget(run_uri)
     run = run_stage(
         collect_trajectories,
         root=root,
         key=key(set()),
         uri=uri,
-        refresh=not settings.collect.resume or _has_failed(uri),
+        refresh=anew or _has_failed(uri),
         run_uri=run_uri,
         run_key=key(_CHOICE),
         settings=settings,
@@ -127,6 +129,7 @@ def collect(settings: config.CollectRun) -> list[StageRun]:
     title = f"{settings.collect.split} questions" + (f" of {settings.collect.dt}" if settings.collect.dt else "")
     with model_server(settings.server, settings.serve, work_dir(root)) as connect:
         runs = [collected(root, settings, connect, adapter, title)]
-    artifact.save_ref(root, "trajectories", runs[0].artifacts["trajectories"])
+    if settings.collect.dt is None:  # nights are found by their dates, and must not come between an improve's stages
+        artifact.save_ref(root, "trajectories", runs[0].artifacts["trajectories"])
     show_stages(runs)
     return runs

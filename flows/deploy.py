@@ -37,6 +37,11 @@ def deploy(settings: config.Deploy) -> list[Settled]:
             "PREFECT_API_URL names no Prefect server to deploy to. `prefect server start` starts one on this machine: "
             "export PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
+    if os.environ.get("AWS_SESSION_TOKEN"):
+        raise ConfigError(
+            "the AWS keys in the environment are a session's, which ends; every run would fail from then on. Unset them where "
+            "runs have a role of their own, else set the keys of a user made for runs, and unset AWS_SESSION_TOKEN"
+        )
     with get_client(sync_client=True) as client:
         if error := client.api_healthcheck():
             raise ServerError(f"no Prefect server answers at {url}: {error}")

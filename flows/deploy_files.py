@@ -65,13 +65,20 @@ class PoolsFile(Settings):
 
 
 class AutomationSpec(Settings):
-    """A trigger, and the webhook that it calls."""
+    """A trigger, and what it does: call a webhook, or mark the run that it is about as crashed."""
 
     name: str = Field(description="Its name in the UI.")
     description: str = Field(description="When it fires.")
     trigger: EventTrigger = Field(description="Prefect's event trigger.")
-    webhook: str = Field(description="Webhook block of pools.yaml.")
-    payload: str = Field(description="What is posted: a Jinja template of JSON.")
+    webhook: str | None = Field(default=None, description="Webhook block of pools.yaml that is called.")
+    payload: str | None = Field(default=None, description="What is posted to it: a Jinja template of JSON.")
+    crashed: str | None = Field(default=None, description="Marks the run as crashed, with this message.")
+
+    @model_validator(mode="after")
+    def _does_one_thing(self) -> "AutomationSpec":
+        if (self.webhook is None) == (self.crashed is None) or (self.webhook is None) != (self.payload is None):
+            raise ValueError("give webhook and payload, or crashed")
+        return self
 
 
 class AutomationsFile(Settings):

@@ -20,9 +20,9 @@ from prefect.client.schemas.actions import (
     WorkPoolCreate,
     WorkPoolUpdate,
 )
-from prefect.client.schemas.objects import ConcurrencyOptions
+from prefect.client.schemas.objects import ConcurrencyOptions, StateType
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.events.actions import CallWebhook
+from prefect.events.actions import ActionTypes, CallWebhook, ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.utilities.callables import parameter_schema
@@ -164,18 +164,18 @@ def automation(client: SyncPrefectClient, spec: AutomationSpec, webhooks: Mappin
     Args:
         webhooks: ids of the webhook blocks that exist, by name.
     """
-    if spec.webhook not in webhooks:
+    action: ActionTypes
+    if spec.webhook is None:
+        action = ChangeFlowRunState(state=StateType.CRASHED, message=spec.crashed)
+    elif spec.webhook in webhooks:
+        action = CallWebhook(block_document_id=webhooks[spec.webhook], payload=spec.payload or "")
+    else:
         return Settled("automation", spec.name, "missing", f"needs the block {spec.webhook}")
-    wanted = AutomationCore(
-        name=spec.name,
-        description=spec.description,
-        trigger=spec.trigger,
-        actions=[CallWebhook(block_document_id=webhooks[spec.webhook], payload=spec.payload)],
-    )
+    wanted = AutomationCore(name=spec.name, description=spec.description, trigger=spec.trigger, actions=[action])
     found = client.read_automations_by_name(spec.name)
     if not found:
         client.create_automation(wanted)
-        return Settled("automation", spec.name, "created", f"tells {spec.webhook}")
+        return Settled("automation", spec.name, "created", f"tells {spec.webhook}" if spec.webhook else "marks runs")
     kept = wanted.model_copy(update={"enabled": found[0].enabled})
     has = AutomationCore.model_validate(found[0].model_dump())
     return _settle(

@@ -12,6 +12,7 @@ from flows.summary import show_markdown, show_picture, show_stages
 from tasks import artifact, config, nights, plots, statistics, storage
 from tasks.artifact import load_ref
 from tasks.cache import stage_key
+from tasks.errors import ArtifactError
 from tasks.stage_tasks import format_training_sets, process_trajectories
 from tasks.stages import StageRun, run_stage
 
@@ -21,9 +22,12 @@ def processed(root: str, settings: config.Process, chosen: config.Nights) -> Sta
 
     Raises:
         EmptyError: no night lies in the range, or no rollout is left.
+        ArtifactError: nothing was collected, or only nights were and no range chooses among them.
     """
     if chosen.since or chosen.until:
         trajectories = nights.between(root, chosen.since, chosen.until)
+    elif not artifact.has_ref(root, "trajectories") and next(nights.partitions(root, "trajectories"), None):
+        raise ArtifactError(f"{root} holds trajectories of nights: say of which by since and until")
     else:
         trajectories = {"trajectories": load_ref(root, "trajectories")}
     key = stage_key("tasks.process", settings={"process": settings}, inputs=trajectories)

@@ -3,6 +3,7 @@
 drag serve --port 8000
 """
 
+import socket
 import time
 
 from prefect.logging import get_run_logger
@@ -32,7 +33,10 @@ def serve(settings: config.ServeRun) -> None:
     with model_server(asked, settings.serve, work_dir(root)) as connect:
         while True:
             (base_url,) = connect(adapter).base_url
-            serving = f"serving {', '.join(served_models(base_url))} at {base_url}"
+            models, reached_at = ", ".join(served_models(base_url)), base_url
+            if settings.serve.host == "0.0.0.0":
+                reached_at = base_url.replace("127.0.0.1", socket.getfqdn(), 1)
+            serving = f"serving {models} at {reached_at}"
             get_run_logger().info(serving)
             Console(stderr=True).print(serving, soft_wrap=True, highlight=False)
             while not connect.revive():

@@ -22,7 +22,7 @@ from typing import Any
 
 from tasks import config, watchdog
 from tasks.artifact import Artifact, fetch_folder
-from tasks.errors import ServerError
+from tasks.errors import ConfigError, ServerError
 from tasks.model import fetch_model
 
 BASE_NAME = "base"
@@ -68,7 +68,7 @@ def command(
 ) -> list[str]:
     """The command line that serves `model` as "base", and each adapter under its name."""
     args = [vllm_python(), "-m", "vllm.entrypoints.openai.api_server"]
-    args += ["--model", str(model), "--served-model-name", BASE_NAME, "--host", "127.0.0.1", "--port", str(port)]
+    args += ["--model", str(model), "--served-model-name", BASE_NAME, "--host", settings.host, "--port", str(port)]
     args += ["--dtype", "bfloat16", "--load-format", "safetensors"]  # by default it would read pickles too
     if trust_remote_code:
         args += ["--trust-remote-code"]
@@ -135,13 +135,18 @@ def serving(
         ConfigError: the model is not to be had, or is refused, see `fetch_model`.
         ServerError: it ended or did not answer in time; the message holds the end of its log.
     """
+    if not is_loopback(settings.host) and not os.environ.get("OPENAI_API_KEY"):
+        raise ConfigError(
+            f"vLLM would answer anybody who reaches {settings.host}: set OPENAI_API_KEY, or leave host alone"
+        )
     port = port or free_port()
     work_dir.mkdir(parents=True, exist_ok=True)
     log = work_dir / f"vllm-{time.strftime('%Y%m%dT%H%M%S')}-{port}.log"
     args = command(fetch_model(model, trusted), port, settings, adapters or {}, trust_remote_code=model in trusted)
     with log.open("wb") as output:
         process = watchdog.start(args, env=environment(), output=output)
-    served = Served(f"http://127.0.0.1:{port}/v1", process, log)
+    at = settings.host if settings.host != "0.0.0.0" else "127.0.0.1"
+    served = Served(f"http://{at}:{port}/v1", process, log)
     try:
         _wait_until_it_answers(served, settings.start_timeout, on_wait)
         yield served
@@ -197,6 +202,11 @@ def check_health(base_url: str, timeout_s: float = 5.0) -> None:
     except (OSError, http.client.HTTPException) as error:
         raise ServerError(f"{url} does not answer: {error}") from error
     served_models(base_url)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens at an address."""
+    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def free_port() -> int:

@@ -52,6 +52,16 @@ class ModelRun(Run):
     server: Server = Field(default=Server(), title="Model and server", description="Who is asked.")
     serve: Serve = Field(default=Serve(), title="vLLM", description="How vLLM is started, where no base URL is given.")
 
+    @model_validator(mode="after")
+    def _calls_are_read(self) -> "ModelRun":
+        """vLLM refuses requests with tools while nothing is to read the model's calls."""
+        if self.agent.protocol == "tools" and not self.server.base_url and self.serve.tool_call_parser is None:
+            raise ValueError(
+                "protocol tools: say by tool_call_parser how vLLM is to read the model's calls (hermes for Qwen), name a "
+                "server by base_url, or take protocol tags"
+            )
+        return self
+
 
 class BaseRun(Run):
     """What every flow that handles a model's weights takes."""

@@ -30,8 +30,8 @@ class Agent(Settings):
     """How the model is driven. What it is trained on and what it is served come from the same settings."""
 
     protocol: Literal["tags", "tools"] = Field(
-        default="tools",
-        description="'tools': OpenAI tool calls. 'tags': `<think>`, `<search>` and `<answer>` in plain text.",
+        default="tags",
+        description="'tags': `<think>`, `<search>` and `<answer>` in plain text, which any chat model can follow. 'tools': OpenAI tool calls.",
     )
     observation: Literal["none", "text"] = Field(
         default="text", description="What the model sees of a page that was found: its text, or only its name."
@@ -133,6 +133,11 @@ class Serve(Settings):
         description="How an adapter is served: loaded beside its base, or merged into it in a server of its own, which is several times faster on a CPU.",
     )
     port: int | None = Field(default=None, ge=1, le=65535, description="Port on loopback; a free one when empty.")
+    host: str = Field(
+        default="127.0.0.1",
+        pattern=r"^[A-Za-z0-9.:-]+$",
+        description="Address that vLLM listens on. 0.0.0.0 lets other machines ask it; OPENAI_API_KEY must then be set.",
+    )
     start_timeout: float = Field(default=600, gt=0, description="Seconds until the server must answer.")
     max_restarts: int = Field(
         default=3, ge=0, description="Times that a server which ended, hangs or has a dead engine is started again."

@@ -9,14 +9,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.events import Event
+from prefect.states import Running
 
-from flows import deploy_files
+from flows import deploy_files, deploy_server
 from flows.deploy import deploy
 from tasks import config, limits, storage
 from tasks.artifact import load_ref
@@ -127,8 +132,6 @@ def test_a_night_that_fails_is_told(deployed: str, receiver: Receiver, tmp_path:
 
 
 def test_too_many_failed_rollouts_are_told(deployed: str, receiver: Receiver) -> None:
-    from prefect.events import Event
-
     event = Event.model_validate(
         {
             "event": "drag.collect.failed-share",
@@ -140,6 +143,26 @@ def test_too_many_failed_rollouts_are_told(deployed: str, receiver: Receiver) ->
     told = receiver.heard.get(timeout=300)["text"]
     assert "happy-cat" in told
     assert "0.25" in told
+
+
+def test_a_run_whose_machine_is_gone_is_marked(deployed: str) -> None:
+    """The automation as it is deployed, but for the time that it waits."""
+    spec = next(spec for spec in deploy_files.read_automations() if spec.crashed)
+    quick = spec.model_copy(
+        update={"name": "quick", "trigger": spec.trigger.model_copy(update={"within": timedelta(seconds=10)})}
+    )
+    with get_client(sync_client=True) as client:
+        assert deploy_server.automation(client, quick, {}).outcome == "created"
+        run = client.create_flow_run(flow(name="lost")(lambda: None), state=Running())
+        beat = Event(
+            event="prefect.flow-run.heartbeat",
+            resource={"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name},
+        )
+        httpx.post(f"{deployed}/events", json=[beat.model_dump(mode="json")], timeout=60).raise_for_status()
+        while not (state := client.read_flow_run(run.id).state) or not state.is_final():
+            time.sleep(1)
+    assert state.is_crashed()
+    assert state.message == spec.crashed
 
 
 @pytest.fixture

@@ -163,3 +163,11 @@ def test_an_empty_section_of_a_recipe_takes_flags(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("finetune:\n")
     settings = parse(config.FinetuneRun, "--config", str(tmp_path / "empty.yaml"), "--lr", "0.5")
     assert settings.finetune.lr == 0.5
+
+
+def test_tools_need_somebody_who_reads_the_calls() -> None:
+    for model, extra in ((config.CollectRun, []), (config.Improve, ["--documents", "folder"])):
+        with pytest.raises(ConfigError, match="tool_call_parser"):
+            parse(model, "--protocol", "tools", *extra)
+        for more in (["--tool-call-parser", "hermes"], ["--base-url", "http://host/v1"]):
+            assert parse(model, "--protocol", "tools", *more, *extra).agent.protocol == "tools"

@@ -9,8 +9,8 @@ import pytest
 from flows.collect import collect
 from flows.prepare import prepare, process
 from tasks import config, nights, storage
-from tasks.artifact import load_ref, read_provenance, read_rows
-from tasks.errors import EmptyError
+from tasks.artifact import has_ref, load_ref, read_provenance, read_rows
+from tasks.errors import ArtifactError, EmptyError
 from tasks.stages import StageRun
 from tests.model_server import ModelServer
 from tests.small_collection import ingest_small, searcher
@@ -24,8 +24,12 @@ def _collect(root: str, url: str, dt: str | None, **chosen: Any) -> StageRun:
     return collect(config.CollectRun(storage=root, agent=AGENT, server=server, collect=config.Collect(**settings)))[0]
 
 
-def _asked(root: str) -> list[str]:
-    return [row["question_id"] for row in read_rows(load_ref(root, "trajectories"))]
+def _rows(run: StageRun) -> list[dict[str, Any]]:
+    return read_rows(run.artifacts["trajectories"])
+
+
+def _asked(run: StageRun) -> list[str]:
+    return [row["question_id"] for row in _rows(run)]
 
 
 def test_nights_gather_new_samples_and_process_takes_a_range(storage_root: str, documents: Path) -> None:
@@ -34,9 +38,10 @@ def test_nights_gather_new_samples_and_process_takes_a_range(storage_root: str, 
     with ModelServer(searcher) as server:
         asked, rollouts = [], set()
         for night in ("2026-11-22", "2026-11-23", "2026-11-24"):
-            assert not _collect(root, server.url, night, limit=5).cached
-            asked.append(_asked(root))
-            rollouts |= {row["rollout_id"] for row in read_rows(load_ref(root, "trajectories"))}
+            run = _collect(root, server.url, night, limit=5)
+            assert not run.cached
+            asked.append(_asked(run))
+            rollouts |= {row["rollout_id"] for row in _rows(run)}
         assert len(rollouts) == 15
         assert not set(asked[0]) & set(asked[1])  # new ones first, and then there are none left
         assert asked[2] == asked[0]  # all scored alike, so the order is that of the first night
@@ -45,16 +50,18 @@ def test_nights_gather_new_samples_and_process_takes_a_range(storage_root: str, 
         assert _collect(root, server.url, "2026-11-23", limit=5).cached
         assert server.calls == calls
         # a larger limit extends its night by what is left, though other nights have asked that meanwhile
-        _collect(root, server.url, "2026-11-23", limit=7)
-        assert _asked(root) == asked[1] + asked[0][:2]
+        assert _asked(_collect(root, server.url, "2026-11-23", limit=7)) == asked[1] + asked[0][:2]
+        assert not has_ref(root, "trajectories")  # a night comes between no other run's stages
         self_test_calls, turns = 4, 3
         assert server.calls == calls + self_test_calls + 2 * turns
 
     stored = Counter(p.night.isoformat() for p in nights.partitions(root, "trajectories"))
     assert stored == {"2026-11-22": 1, "2026-11-23": 2, "2026-11-24": 1}
-    for first, last, number in [("2026-11-22", "2026-11-22", 5), ("2026-11-22", "2026-11-23", 12), (None, None, 7)]:
+    for first, last, number in [("2026-11-22", "2026-11-22", 5), ("2026-11-22", "2026-11-23", 12)]:
         process(config.ProcessRun(storage=root, nights=config.Nights.model_validate({"since": first, "until": last})))
         assert load_ref(root, "processed").rows == number
+    with pytest.raises(ArtifactError, match="since and until"):
+        process(config.ProcessRun(storage=root))
     until = config.Nights.model_validate({"until": "2026-11-24"})
     prepare(config.PrepareRun(storage=root, agent=AGENT, format=config.Format(split="all"), nights=until))
     assert load_ref(root, "processed").rows == 17
@@ -72,8 +79,8 @@ def test_trajectories_of_a_night_name_the_order_that_chose_them(tmp_path: Path, 
     root = str(tmp_path / "store")
     ingest_small(root, documents)
     with ModelServer(searcher) as server:
-        _collect(root, server.url, "2026-11-24", limit=3)
-        made = read_provenance(load_ref(root, "trajectories"))
+        run = _collect(root, server.url, "2026-11-24", limit=3)
+        made = read_provenance(run.artifacts["trajectories"])
     assert made["settings"]["collect"]["dt"] == "2026-11-24"
     (order,) = Path(storage.join(root, "rollouts")).rglob("order.json")
     assert made["inputs"]["order"] == load_ref(str(order.parent.parent), "order").sha256

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tasks import config, serve
-from tasks.errors import ServerError
+from tasks.errors import ConfigError, ServerError
 
 RECIPES = sorted(Path("deployments/recipes").glob("*.yaml"))
 
@@ -92,3 +92,12 @@ def test_a_recipes_parsers_are_those_of_the_installed_vllm(recipe: Path, vllm: P
         assert settings.tool_call_parser in _registered(vllm / "tool_parsers" / "__init__.py")
     if settings.reasoning_parser:
         assert settings.reasoning_parser in _registered(vllm / "reasoning" / "__init__.py")
+
+
+def test_a_server_that_others_can_reach_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with (
+        pytest.raises(ConfigError, match="OPENAI_API_KEY"),
+        serve.serving("nobody/asked", config.Serve(host="0.0.0.0"), tmp_path),
+    ):
+        pass
