@@ -40,7 +40,7 @@ def prefect_server() -> Iterator[str]:
                 raise ServerError(f"no Prefect server answers at {configured}: {error}; check or unset PREFECT_API_URL")
         yield configured
         return
-    with server_process(Path(os.environ.get("DRAG_HOME", Path.home() / ".drag"))) as url, _using(url):
+    with server_process(Path(os.environ.get("DRAG_HOME", Path.home() / ".drag"))) as url, using(url):
         yield url
 
 
@@ -77,14 +77,19 @@ def server_process(home: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _using(url: str) -> Iterator[None]:
+def using(url: str) -> Iterator[None]:
     """Everything in the block talks to that server; what is still to be sent at its end is sent."""
+    _send_all()  # to the server of before: what sends in the background stays with the server that it began with
     with temporary_settings({PREFECT_API_URL: url}):
         try:
             yield
         finally:  # later it would find nobody
-            APILogHandler().flush()
-            EventsWorker.drain_all(timeout=5)
+            _send_all()
+
+
+def _send_all() -> None:
+    APILogHandler().flush()
+    EventsWorker.drain_all(timeout=5)
 
 
 def _healthy(port: int) -> bool:

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.embedded import server_process
+from flows.embedded import server_process, using
 from tests.small_collection import write_documents
 
 
@@ -32,7 +31,7 @@ def whole_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """
     with (
         server_process(tmp_path_factory.mktemp("prefect")) as url,
-        temporary_settings({PREFECT_API_URL: url}),
+        using(url),
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("PREFECT_API_URL", url)

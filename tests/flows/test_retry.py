@@ -15,7 +15,7 @@ import pytest
 
 from flows.deploy import deploy
 from tasks import config, nights, storage
-from tasks.artifact import load_ref, read_rows
+from tasks.artifact import read_rows
 from tests.model_server import ModelServer, Reply, Status
 from tests.small_collection import TOPICS, ingest_small, searcher
 from tests.workers import ROOT, ended, listed, start_run, worker
@@ -117,7 +117,8 @@ def test_retry_redoes_only_what_failed_on_another_machine(
 
     assert _failed_table(whole_server, run) == ([], "None. The 4 that had failed before are finished.")
     assert [p.night for p in nights.partitions(root, "trajectories")] == [date(2026, 11, 24)]
-    found = read_rows(load_ref(root, "trajectories"))
+    (night,) = nights.between(root, None, None).values()
+    found = read_rows(night)
     assert {row["status"] for row in found} == {"finished"}
     assert sorted(row["question_id"] for row in found if row["attempt"] == 2) == sorted(2 * ill)
     assert len({row["rollout_id"] for row in found}) == len(found) == 20
