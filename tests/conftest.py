@@ -13,6 +13,12 @@ from tasks import storage
 from tests import servers
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--screenshots", metavar="FOLDER", help="where tests/flows/test_browser.py puts the README's pictures"
+    )
+
+
 @contextlib.contextmanager
 def _s3_environment(url: str, key_id: str, secret: str) -> Iterator[str]:
     """The environment names this S3 server, for this and all child processes."""
