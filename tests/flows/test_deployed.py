@@ -161,6 +161,8 @@ def test_a_run_whose_machine_is_gone_is_marked(deployed: str) -> None:
         httpx.post(f"{deployed}/events", json=[beat.model_dump(mode="json")], timeout=60).raise_for_status()
         while not (state := client.read_flow_run(run.id).state) or not state.is_final():
             time.sleep(1)
+        for made in client.read_automations_by_name("quick"):  # or it would mark what later tests run
+            client.delete_automation(made.id)
     assert state.is_crashed()
     assert state.message == spec.crashed
 
