@@ -1,11 +1,12 @@
 """What a flow did, said at its end: a table on the terminal and in the Prefect UI."""
 
 import base64
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
 from rich.console import Console
 from rich.table import Table
@@ -47,14 +48,19 @@ def show_rows(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def show_markdown(title: str, markdown: str) -> None:
-    """A report of some lines, in the Prefect UI."""
-    create_markdown_artifact(f"# {title}\n\n{markdown}", key=slug(title), description=title)
+    """A report of some lines, in the Prefect UI, which shows the title above it."""
+    create_markdown_artifact(markdown, key=slug(title), description=title)
 
 
 def show_picture(title: str, svg: str) -> None:
-    """A figure of tasks/plots.py, in the Prefect UI, which keeps it with the run and needs no file."""
-    data = base64.b64encode(svg.encode()).decode()
-    create_image_artifact(f"data:image/svg+xml;base64,{data}", key=slug(title), description=title)
+    """A figure of tasks/plots.py, in the Prefect UI, which keeps it with the run and needs no file.
+
+    In Markdown, as the UI writes the whole address below an image, and here that is the image itself. On white, as the UI is
+    dark and the figure's words are black.
+    """
+    on_white = re.sub(r"(<svg\b[^>]*>)", r'\1<rect width="100%" height="100%" fill="white"/>', svg, count=1)
+    data = base64.b64encode(on_white.encode()).decode()
+    show_markdown(title, f"![{title}](data:image/svg+xml;base64,{data})")
 
 
 def work_dir(root: str) -> Path:
