@@ -33,7 +33,9 @@ ACTIONS = {
 def test_commands_are_understood(page: Path, words: list[str]) -> None:
     del page
     model = {"tasks.cost": cost.Night, "tasks.simulate": Flow}[words[2]]
-    simulate.validated(model, vars(simulate.flags(model, "").parse_args(words[3:])))
+    settings = simulate.validated(model, vars(simulate.flags(model, "").parse_args(words[3:])))
+    given = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
+    assert given <= set(settings.model_dump())
 
 
 def test_there_are_commands_to_check() -> None:
