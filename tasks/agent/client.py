@@ -26,6 +26,8 @@ from tasks.secrets import quoted, without_secrets
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _LONGEST_RETRY_AFTER_S = 0.5, 30.0, 120.0
 _MOST_TOKENS = 10**8
+# request fields that are vLLM's own, not OpenAI's
+_EXTENSIONS = frozenset({"structured_outputs", "include_stop_str_in_output", "repetition_penalty"})
 _CAN_PASS = frozenset({408, 409, 429})  # and every 5xx
 
 
@@ -51,7 +53,7 @@ async def open_client(server: config.Server) -> AsyncIterator[OpenConversation]:
                 messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], sampling: ResolvedSampling, seed: int
             ) -> Completion:
                 nonlocal at
-                body = _body(server.model, messages, options, sampling, seed)
+                body = _body(server.model, messages, options, sampling, seed, server.extensions)
                 start = time.perf_counter()
                 for tries in range(server.max_retries + 1):
                     asked: list[Member] = []
@@ -157,6 +159,7 @@ def _body(
     options: Mapping[str, Any],
     sampling: ResolvedSampling,
     seed: int,
+    extensions: bool,
 ) -> dict[str, Any]:
     body = {
         "model": model,
@@ -169,7 +172,7 @@ def _body(
     }
     if sampling.repetition_penalty is not None:
         body["repetition_penalty"] = sampling.repetition_penalty
-    return body
+    return body if extensions else {name: value for name, value in body.items() if name not in _EXTENSIONS}
 
 
 def _completion(data: str, latency_s: float) -> Completion:

@@ -88,6 +88,11 @@ class Server(Settings):
     request_timeout: float = Field(default=120, gt=0, description="Seconds one request may take.")
     rollout_timeout: float = Field(default=600, gt=0, description="Seconds one rollout may take.")
     max_retries: int = Field(default=4, ge=0, description="Further tries of a request whose failure can pass.")
+    extensions: bool = Field(
+        default=True,
+        title="Fields of vLLM",
+        description="Send request fields that are vLLM's own: a forced answer has the right form, repetition is penalised. Off for a server that refuses unknown fields.",
+    )
 
 
 class Serve(Settings):

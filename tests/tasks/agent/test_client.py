@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,22 @@ async def ask(url: str, retries: int = 2, timeout: float = 10.0, name: config.Sa
     server = config.Server(base_url=url, model="base", max_retries=retries, request_timeout=timeout)
     async with open_client(server) as conversation:
         return await conversation()(MESSAGES, {"stop": ["</search>"]}, resolve(name, config.Sampling(max_tokens=9)), 5)
+
+
+async def test_a_server_that_is_not_vllm_gets_openais_fields_alone() -> None:
+    of_vllm = {"structured_outputs": {"regex": "x"}, "include_stop_str_in_output": True}
+
+    def strict(request: dict[str, Any], call: int) -> Reply | Status:
+        return Status(400) if {*of_vllm, "repetition_penalty"} & request.keys() else Reply("ja")
+
+    with ModelServer(strict) as server:
+        asked = config.Server(base_url=server.url, model="base", extensions=False)
+        async with open_client(asked) as conversation:
+            options = {"stop": ["</search>"], **of_vllm}
+            completion = await conversation()(MESSAGES, options, resolve("diverse", config.Sampling()), 5)
+        assert completion.raw_text == "ja"
+        with pytest.raises(CompletionError):
+            await ask(server.url, name="diverse")
 
 
 async def failure(script: Script, retries: int = 2, timeout: float = 10.0) -> tuple[CompletionError, int]:
