@@ -124,7 +124,8 @@ async def test_last_turn_must_answer(searcher: Searcher) -> None:
     assert trajectory.turns[-1].action == "none"
     assert "cannot search any more" in server.requests[2]["messages"][-1]["content"]
     assert "cannot search any more" not in server.requests[1]["messages"][-1]["content"]
-    _, server = await run(says(calls(("search_documents", {"query": "x"}))), searcher, max_iterations=2)
+    script = says(calls(("search_documents", {"query": "x"})))
+    _, server = await run(script, searcher, protocol="tools", max_iterations=2)
     assert server.requests[1]["tool_choice"]["function"]["name"] == "provide_answer"
 
 
