@@ -124,7 +124,7 @@ def _inputs(root: str, rollouts: int) -> dict[str, Artifact]:
 async def _attempts(url: str, inputs: dict[str, Artifact]) -> AsyncIterator[collect.Attempt]:
     async with collect.open_attempts(
         **inputs,
-        agent=config.Agent(max_iterations=TURNS + 1),
+        agent=config.Agent(protocol="tools", max_iterations=TURNS + 1),
         search=config.Search(),
         sampling=config.Sampling(),
         server=config.Server(base_url=url, model="base", concurrency=AT_ONCE),
