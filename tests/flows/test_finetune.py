@@ -23,11 +23,10 @@ def test_what_each_process_prints_is_in_the_log(tmp_path: Path) -> None:
         finetune=config.Finetune(epochs=1, batch_size=6),
         launch=config.Launch(processes_per_node=2),
     )
-    finetune(settings)
+    run = finetune(settings, return_state=True).state_details.flow_run_id
     assert read_provenance(artifact.load_ref(root, "adapter"))["world_size"] == 2
     APILogHandler().flush()
     wanted = {"[rank 0] process 1 of 2 on cpu:0", "[rank 1] process 2 of 2 on cpu:0"}
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs()
-        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id for run in runs])))
+        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])))
     assert wanted <= {log.message for log in logs}

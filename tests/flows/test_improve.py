@@ -72,7 +72,8 @@ def test_the_ui_shows_what_was_found(tmp_path: Path, documents: Path) -> None:
     shown = {artifact.key: artifact for artifact in made}
     assert shown["statistics-of-the-rollouts"].type == "markdown"
     assert "| Hit@1 |" in shown["comparison"].data
-    assert shown["loss"].type == shown["what-the-rollouts-found"].type == "image"
+    pictures = [shown["loss"].data, shown["what-the-rollouts-found"].data]
+    assert all("](data:image/svg+xml;base64," in picture for picture in pictures)
     assert "index.html" in shown["report"].data
     tables = [json.loads(artifact.data) for artifact in made if artifact.key == "stages"]  # each flow's, and the loop's
     assert [row["stage"] for row in max(tables, key=len)] == STAGES
