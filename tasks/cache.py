@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tasks import storage
 from tasks.artifact import Artifact
 
 _PACKAGE = "tasks"
+_TRIES, _PAUSE_S = 100, 0.02
 
 
 def stage_key(
@@ -63,9 +65,24 @@ def code_version(module: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def _parsed(path: Path) -> ast.Module:
+    """A source file's tree.
+
+    Python 3.11 counts the depth of trees for all threads together: while another thread builds one, parsing may end in a
+    SystemError (https://github.com/python/cpython/issues/106905), and goes well when tried again.
+    """
+    source = path.read_text(encoding="utf-8")
+    for _ in range(_TRIES):
+        try:
+            return ast.parse(source)
+        except SystemError:
+            time.sleep(_PAUSE_S)
+    return ast.parse(source)
+
+
 def _syntax(path: Path) -> bytes:
     """A module's meaning without comments, docstrings and layout, so that better words cost nobody a training run."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _parsed(path)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
@@ -99,7 +116,7 @@ def _files_beside(source: Path) -> list[Path]:
 def _imports(path: Path) -> list[str]:
     """Names of this package's modules that a source file imports, at any depth of nesting."""
     found: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(_parsed(path)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

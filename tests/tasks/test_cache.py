@@ -1,5 +1,7 @@
 """Stage keys: they change with inputs, settings and code, and with nothing else."""
 
+import ast
+import itertools
 import sys
 from pathlib import Path
 
@@ -67,3 +69,17 @@ def test_code_counts_as_far_as_the_stage_uses_it(package: Path, file: str, conte
     before = version("stagecode.stage")
     (package / file).write_text(content)
     assert (version("stagecode.stage") != before) == changes
+
+
+def test_what_other_threads_do_to_a_parse_is_outlived(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error that Python 3.11 raises now and then while another thread parses; seen in a killed run's second try."""
+    expected, parse, calls = cache.code_version("tasks.process"), ast.parse, itertools.count()
+
+    def disturbed(source: str) -> ast.Module:
+        if next(calls) % 3:
+            raise SystemError("AST constructor recursion depth mismatch (before=63, after=74)")
+        return parse(source)
+
+    monkeypatch.setattr(ast, "parse", disturbed)
+    cache.code_version.cache_clear()
+    assert cache.code_version("tasks.process") == expected
