@@ -2,7 +2,7 @@
 
     python -m tests.bench [--quick]
 
-About ten minutes on two cores that have nothing else to do; --quick takes three and says less. Exits with 1 when a target is
+About seven minutes on two cores that have nothing else to do; --quick takes three and says less. Exits with 1 when a target is
 missed.
 """
 
