@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tasks import artifact
+from tasks.agent import protocol_tags, protocol_tools
+from tasks.agent.completion import Completion
+from tasks.agent.protocol import as_stored
 from tasks.agent.trajectory import Message
 from tasks.artifact import Artifact
 
@@ -23,8 +26,7 @@ def say(reasoning: str | None, query: str) -> list[Message]:
     >>> say("It is about fees.", "annual fee")[0]["content"]
     '<think>It is about fees.</think>\\n<search>annual fee</search>'
     """
-    thought = f"<think>{reasoning}</think>\n" if reasoning else ""
-    return [{"role": "assistant", "content": f"{thought}<search>{query}</search>"}]
+    return [as_stored(protocol_tags.search(reasoning, query))]
 
 
 def record(example: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,7 +51,27 @@ def record(example: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _joined(before: list[str], messages: Iterable[Message]) -> str:
-    return "\n".join([*before, *(message["content"] for message in messages)])
+    return "\n".join([*before, *(in_tags(message) for message in messages)])
+
+
+def in_tags(message: Message) -> str:
+    """What a message says, its tool calls as tags; any other text as it stands.
+
+    >>> call = '<tool_call>\\n{"name": "search_documents", "arguments": {"query": "annual fee"}}\\n</tool_call>'
+    >>> in_tags({"role": "assistant", "content": call})
+    '<search>annual fee</search>'
+    """
+    content = message["content"]
+    if message["role"] != "assistant":
+        return content
+    step = protocol_tools.parse(Completion(content, None, (), "stop", None, None, 0.0))
+    if step.answer is not None:
+        return protocol_tags.answer(step.reasoning, step.answer)["content"]
+    if not step.queries:
+        return content
+    reasonings = [step.reasoning, *[None] * (len(step.queries) - 1)]
+    calls = zip(reasonings, step.queries, strict=True)
+    return "\n".join(protocol_tags.search(reasoning, query)["content"] for reasoning, query in calls)
 
 
 def write(

@@ -174,6 +174,14 @@ def test_jsonl_of_the_reference(searcher, storage_root):
         "gt_rank": 1,
         "question_id": best["question_id"],
     }
+    everything = "".join((folder / name).read_text() for name in names)
+    assert "tool_call" not in everything
+    traces = [line["output"] for part in ("train", "val") for line in lines[f"sft_trajectory_{part}.jsonl"]]
+    trace = next(trace for trace in traces if "weather" in trace)
+    assert trace.startswith("<think>I need weather.</think>\n<search>weather</search>\n<results>")
+    assert trace.endswith('</results>\n<think>Seen.</think>\n<answer>42 <cite file="plan.pdf" page="1"/></answer>')
+    context = [line["input"] for part in ("train", "val") for line in lines[f"sft_context_{part}.jsonl"]]
+    assert all("<search>weather</search>\n<results>" in text for text in context)
     pair = lines["dpo_train.jsonl"][0]
     weights = {"rank_score", "effort", "gt_rank"}
     texts = {"prompt", "chosen", "rejected"}
