@@ -10,7 +10,7 @@ from rich.table import Table
 
 from flows.form import settings_flow
 from flows.summary import show_markdown, show_stages
-from tasks import artifact, config, storage
+from tasks import artifact, config, hub, storage
 from tasks.cache import content_fingerprint, stage_key
 from tasks.set_aside import count_reasons
 from tasks.stage_tasks import index_pages, read_documents, read_questions
@@ -19,6 +19,8 @@ from tasks.stages import StageRun, run_stage
 
 def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[StageRun]:
     """Run the stages, point the refs to what they made, and say what was set aside."""
+    if settings.questions and settings.questions.startswith(hub.PREFIX):
+        settings = settings.model_copy(update={"questions": hub.pinned(settings.questions)})
     # where things lie does not count, what they hold does
     elsewhere = {"workers": None, "documents": "", "questions": None, "include_json": None, "exclude_json": None}
     parsing = settings.model_copy(update=elsewhere)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from tasks import storage
+from tasks import hub, storage
 from tasks.artifact import Artifact
 
 _PACKAGE = "tasks"
@@ -47,8 +47,8 @@ def stage_key(
 
 
 def content_fingerprint(uri: str) -> str:
-    """Hash of all files at or below `uri`; a hub data set (hf:NAME) stands for itself."""
-    return uri if uri.startswith("hf:") else storage.fingerprint(uri)
+    """Hash of all files at or below `uri`, or what tells a data set (hf:NAME) from others."""
+    return hub.fingerprint(uri) if uri.startswith(hub.PREFIX) else storage.fingerprint(uri)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from tasks import artifact, records, storage
+from tasks import artifact, hub, records, storage
 from tasks.artifact import Artifact
 from tasks.config import Ingest
 from tasks.errors import ConfigError, InputError
@@ -42,7 +42,7 @@ def read_questions(settings: Ingest, pages: Artifact, uri: str, set_aside_uri: s
         ConfigError: `settings.questions` is empty or of no known kind.
     """
     if settings.questions is None:
-        raise ConfigError("no questions are given: set questions to a .jsonl or .parquet file, or hf:NAME[:SPLIT]")
+        raise ConfigError("no questions are given: set questions to a .jsonl or .parquet file, or {hub.FORM}")
     store = PageStore(pages)
     set_aside: list[SetAside] = []
     named: set[str] = set(store.files())  # what include and exclude lists may name
@@ -100,8 +100,8 @@ def _row(question: _Question, group: str, split: str) -> dict[str, Any]:
 
 def _sources(questions: str) -> Iterator[tuple[str, Iterator[records.Record]]]:
     """(name for messages, rows) of the file, or of each split of the data set."""
-    if questions.startswith("hf:"):
-        yield from records.read_dataset(questions.removeprefix("hf:"))
+    if questions.startswith(hub.PREFIX):
+        yield from hub.read_dataset(questions)
         return
     source = printable(questions.rsplit("/", 1)[-1])
     if questions.endswith(".jsonl"):
@@ -109,7 +109,7 @@ def _sources(questions: str) -> Iterator[tuple[str, Iterator[records.Record]]]:
     elif questions.endswith(".parquet"):
         yield source, records.read_parquet(questions)
     else:
-        raise ConfigError(f"{questions}: questions are a .jsonl or .parquet file, or hf:NAME[:SPLIT]")
+        raise ConfigError(f"{questions}: questions are a .jsonl or .parquet file, or {hub.FORM}")
 
 
 def _read(record: dict[str, Any], store: PageStore, named: set[str]) -> _Question:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks import storage
-from tasks.errors import ConfigError, InputError
+from tasks.errors import InputError
 from tasks.set_aside import Refused, SetAside, printable
 
 Record = tuple[int, dict[str, Any] | Refused]
@@ -61,39 +61,13 @@ def read_parquet(uri: str) -> Iterator[Record]:
     if not storage.is_file(uri):
         raise InputError("there is no such file; check the path", file=uri)
     try:
-        yield from _rows(pq.ParquetFile(io.BytesIO(storage.read_bytes(uri))).iter_batches(batch_size=1024))
+        yield from rows_of(pq.ParquetFile(io.BytesIO(storage.read_bytes(uri))).iter_batches(batch_size=1024))
     except (pa.ArrowInvalid, OSError) as error:  # pyarrow raises OSError for damaged pages
         raise InputError(f"not a Parquet file, or a damaged one ({printable(str(error))})", file=uri) from error
 
 
-def read_dataset(name: str) -> Iterator[tuple[str, Iterator[Record]]]:
-    """(split's name for messages, its rows) of a Hugging Face data set NAME:SPLIT, or of all splits of NAME.
-
-    Raises:
-        InputError: it cannot be loaded.
-        ConfigError: the package that loads it is not installed.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise ConfigError("Hugging Face data sets need the training packages: pip install 'drag[train]'") from error
-    path, _, split = name.partition(":")
-    try:
-        loaded = datasets.load_dataset(path, split=split or None)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(
-            f"the data set cannot be loaded ({printable(str(error))}); check its name, the network and HF_TOKEN, or save "
-            "it as .parquet where the hub answers and give that file",
-            file=f"hf:{name}",
-        ) from error
-    splits = {split: loaded} if split else dict(loaded)
-    for split_name, rows in sorted(splits.items()):
-        # Arrow's own rows: as Python objects, a list of structures may come back as a structure of lists.
-        tables = rows.with_format("arrow").iter(batch_size=1024)
-        yield f"hf:{path}:{split_name}", _rows(batch for table in tables for batch in table.to_batches())
-
-
-def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Record]:
+def rows_of(batches: Iterable[pa.RecordBatch]) -> Iterator[Record]:
+    """The rows of Arrow batches, numbered from 1."""
     row = 0
     for batch in batches:
         for index in range(batch.num_rows):

@@ -15,7 +15,7 @@ class Ingest(Settings):
     )
     questions: str | None = Field(
         default=None,
-        description="Questions with known pages: a .jsonl or .parquet file, or hf:NAME[:SPLIT] for a Hugging Face data set.",
+        description="Questions with known pages: a .jsonl or .parquet file, or hf:NAME[@REVISION][#CONFIG][:SPLIT] for a Hugging Face data set.",
     )
     train_ratio: Share = Field(default=0.6, description="Share of document groups whose questions are for training.")
     dev_ratio: Share = Field(
