@@ -31,7 +31,7 @@ from tasks.pages import PageStore
 from tasks.search.index import open_index
 from tasks.serve import check_health
 
-SCHEMA = "trajectories/1"
+SCHEMA = "trajectories/2"
 _LOST = 3
 _ASK_EVERY_S = 5.0
 

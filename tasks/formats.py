@@ -7,6 +7,7 @@ is served under the same agent settings. The reference pipeline's JSONL is made 
     <uri>/sft_best.parquet   <uri>/dpo.parquet   …   <uri>/jsonl/sft_best_train.jsonl   …
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -21,12 +22,11 @@ from tasks.agent import prompts
 from tasks.agent.trajectory import Message
 from tasks.artifact import Artifact
 from tasks.config import Agent, Format, FormatName
-from tasks.errors import ConfigError, EmptyError
+from tasks.errors import EmptyError
 from tasks.pairs import fold
 from tasks.schemas import TABLES
 
 _CHUNK = 1024  # examples
-_SERVED_ALIKE = ("protocol", "observation", "top_k", "max_page_chars")
 
 Example = dict[str, Any]
 Say = Callable[[str | None, str], list[Message]]
@@ -56,22 +56,24 @@ class Source:
 
 
 def sft_best(source: Source, say: Say) -> Iterator[Example]:
-    """Question → the best query of a rollout. Of a question's best queries identical ones are one.
+    """State, a question or a conversation gone on from → the best query of a rollout. Of a state's, identical ones are one.
 
     With `best_per_question`, only so many of them: by rank score, then by effort score, then the shorter.
     """
-    found: dict[str, dict[str, Example]] = {}
-    columns = ("question_id", "question", "best_query", "best_rank", "rank_score", "effort", "reasoning")
-    for row in source.rollouts(*columns):
+    found: dict[tuple[str, str], dict[str, Example]] = {}
+    columns = ("question_id", "question", "state", "best_query", "best_rank", "rank_score", "effort", "reasoning")
+    for row in source.rollouts(*columns, "messages", "prompt_messages", "state_messages"):
         if row["best_query"] is not None:
-            own, key = found.setdefault(row["question_id"], {}), fold(row["best_query"])
+            start = row.pop("prompt_messages")
+            row["earlier"] = row.pop("messages")[start : start + (row["state_messages"] or 0)]
+            own, key = found.setdefault((row["question_id"], row["state"] or ""), {}), fold(row["best_query"])
             own[key] = min(own.get(key, row), row, key=_merit)
-    for question_id in sorted(found):
-        for row in sorted(found[question_id].values(), key=_merit)[: source.settings.best_per_question]:
+    for state in sorted(found):
+        for row in sorted(found[state].values(), key=_merit)[: source.settings.best_per_question]:
             yield {
                 **_weights(row),
                 "gt_rank": row["best_rank"],
-                "earlier": [],
+                "earlier": row["earlier"],
                 "completion": say(row["reasoning"], row["best_query"]),
             }
 
@@ -122,14 +124,14 @@ def _weights(row: Example) -> Example:
 
 
 def dpo(source: Source, say: Say) -> Iterator[Example]:
-    """Question → a better query, rather than a worse one."""
+    """State → a better query, rather than a worse one."""
     for pair in source.preferences():
         yield {
             **{name: pair[name] for name in ("question_id", "question", "chosen_score", "rejected_score")},
             "rank_score": pair["chosen_score"],
             "effort": pair["chosen_effort"],
             "gt_rank": pair["chosen_rank"],
-            "earlier": [],
+            "earlier": pair["earlier"],
             "chosen": say(pair["chosen_reasoning"], pair["chosen"]),
             "rejected": say(pair["rejected_reasoning"], pair["rejected"]),
         }
@@ -209,7 +211,7 @@ def format_training(
 
     Raises:
         EmptyError: a format has no example, or none of them fell into the training part.
-        ConfigError: conversations are wanted under another protocol or view of pages than they were collected with.
+        ConfigError: conversations are shown that were collected under another protocol or view of pages than the agent has.
     """
     source = Source(processed, pairs, settings)
     facts = artifact.provenance(
@@ -220,7 +222,7 @@ def format_training(
     )
     names = list(dict.fromkeys(settings.formats))
     if any(FORMATS[name].conversation for name in names):
-        _refuse_other_conversations(source, agent)
+        _refuse_other_conversations(processed, agent)
     made: dict[str, Artifact] = {
         name: artifact.write_tables(
             _tables(name, source, agent), storage.join(uri, f"{name}.parquet"), FORMATS[name].schema, facts
@@ -248,7 +250,10 @@ def _tables(name: FormatName, source: Source, agent: Agent) -> Iterator[pa.Table
         rows = []
         for example in chunk:
             part = side(example["question_id"], source.settings.train_ratio)
-            prompt = [*prompts.prompt_messages(example["question"], agent), *example.get("earlier", [])]
+            earlier = example.get("earlier", [])
+            if earlier and not kind.conversation:
+                _refuse_other_conversations(source.processed, agent)
+            prompt = [*prompts.prompt_messages(example["question"], agent), *earlier]
             row = {**common, **example, "split": part, "prompt": prompt}
             rows.append({column: row[column] for column in TABLES[kind.schema].names})
             parts.add(part)
@@ -269,15 +274,10 @@ def _lines(names: list[FormatName], source: Source) -> Iterator[tuple[str, Examp
             yield f"{name}_{side(example['question_id'], source.settings.train_ratio)}.jsonl", example
 
 
-def _refuse_other_conversations(source: Source, agent: Agent) -> None:
+@functools.lru_cache(maxsize=1)
+def _refuse_other_conversations(processed: Artifact, agent: Agent) -> None:
     """A conversation is only what a model will be served if it was collected under the same protocol and view of pages."""
-    collected = artifact.read_provenance(source.processed)["agent"]
-    for name, served in ((name, getattr(agent, name)) for name in _SERVED_ALIKE):
-        if collected.get(name) != served:
-            raise ConfigError(
-                f"conversations were collected with {name} {collected.get(name)}, but will be served with {served}: give "
-                f"the agent the same {name}, collect again, or train on sft_best"
-            )
+    prompts.refuse_other_conversations(artifact.read_provenance(processed)["agent"], agent)
 
 
 def side(question_id: str, train_ratio: float) -> str:

@@ -1,7 +1,7 @@
 """Preference pairs: of two queries for the same question, the one that ranked an answer location better is chosen.
 
-Queries are compared within a rollout and across all rollouts of a question. Nothing here depends on the order in which
-searches come.
+Queries are compared within a rollout and across all rollouts of a state: a question, or a stored conversation that rollouts
+went on from. Nothing here depends on the order in which searches come.
 """
 
 import hashlib
@@ -48,14 +48,14 @@ def merge(a: Candidate, b: Candidate) -> Candidate:
 
 
 def add(candidates: dict[str, Candidate], found: Iterable[Candidate]) -> None:
-    """Put a question's searches into its candidates, which are kept by folded query."""
+    """Put a state's searches into its candidates, which are kept by folded query."""
     for candidate in found:
         key = fold(candidate.query)
         candidates[key] = merge(candidates[key], candidate) if key in candidates else candidate
 
 
 def make(candidates: Mapping[str, Candidate], limit: int) -> list[Pair]:
-    """The pairs of one question, at most `limit`: chosen strictly better and above 0, no pair twice.
+    """The pairs of one state, at most `limit`: chosen strictly better and above 0, no pair twice.
 
     The largest difference of scores comes first, and of equal differences the higher chosen score. Among pairs of the
     same two scores each query takes its turn, in an order fixed by hash, so that a cut leaves many queries rather than

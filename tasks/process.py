@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from tasks import artifact, pairs, reward, statistics, storage
+from tasks.agent.trajectory import Message
 from tasks.artifact import Artifact
 from tasks.config import Process
 from tasks.errors import EmptyError
@@ -20,8 +21,9 @@ from tasks.schemas import TABLES
 from tasks.statistics import Rollout
 
 Row = dict[str, Any]
+_State = tuple[str, str]  # id of the question, and of the conversation gone on from, "" for the question alone
 
-_IN, _OUT, _PAIRS = "trajectories/1", "processed/1", "pairs/2"
+_IN, _OUT, _PAIRS = "trajectories/2", "processed/2", "pairs/3"
 # Conversations go from table to table as Arrow columns; only what is scored becomes Python objects.
 _UNREAD = ("messages", "tools")
 _COPIED = [name for name in TABLES[_OUT].names if name in TABLES[_IN].names]
@@ -29,7 +31,7 @@ _MADE = [name for name in TABLES[_OUT].names if name not in _COPIED]
 
 
 def process(trajectories: Mapping[str, Artifact], settings: Process, uri: str) -> tuple[Artifact, Artifact, Artifact]:
-    """Score every finished rollout, filter, and pair the queries of each question.
+    """Score every finished rollout, filter, and pair the queries of each state: a question, or a conversation gone on from.
 
     The filters decide which rollouts become training examples; pairs are made of all finished rollouts, because a query
     that failed is what a better one is preferred to. Processed rows keep the order of the trajectories; pairs and
@@ -48,7 +50,8 @@ def process(trajectories: Mapping[str, Artifact], settings: Process, uri: str) -
     """
     rollouts: list[Rollout] = []
     questions: dict[str, Row] = {}
-    candidates: dict[str, dict[str, pairs.Candidate]] = {}
+    candidates: dict[_State, dict[str, pairs.Candidate]] = {}
+    earlier: dict[_State, list[Message]] = {}  # the messages of each state that is not the question alone
 
     def kept_tables() -> Iterator[pa.Table]:
         columns = list(dict.fromkeys([*_COPIED, "status", "turns"]))
@@ -56,7 +59,7 @@ def process(trajectories: Mapping[str, Artifact], settings: Process, uri: str) -
             rows = table.drop_columns(list(_UNREAD)).to_pylist()
             roles = _roles(table["messages"])
             made, mask = [], []
-            for row, row_roles in zip(rows, roles, strict=True):
+            for at, (row, row_roles) in enumerate(zip(rows, roles, strict=True)):
                 finished = row["status"] == "finished"
                 scored = _score(row, row_roles) if finished else None
                 keep = scored is not None and _keep(scored, settings)
@@ -67,7 +70,11 @@ def process(trajectories: Mapping[str, Artifact], settings: Process, uri: str) -
                 if keep:
                     made.append({name: scored[name] for name in _MADE})
                 questions.setdefault(row["question_id"], {name: row[name] for name in ("question", "split")})
-                pairs.add(candidates.setdefault(row["question_id"], {}), _candidates(row, scored))
+                state = row["question_id"], row["state"] or ""
+                if row["state"] and state not in earlier:
+                    start = scored["prompt_messages"]
+                    earlier[state] = table["messages"][at].as_py()[start : start + row["state_messages"]]
+                pairs.add(candidates.setdefault(state, {}), _candidates(row, scored))
             if made:
                 kept = table.select(_COPIED).filter(pa.array(mask))
                 new = pa.Table.from_pylist(made, schema=pa.schema([TABLES[_OUT].field(name) for name in _MADE]))
@@ -81,15 +88,15 @@ def process(trajectories: Mapping[str, Artifact], settings: Process, uri: str) -
     agents = [artifact.read_provenance(a).get("settings", {}).get("agent", {}) for a in trajectories.values()]
     facts = artifact.provenance(trajectories, settings=settings.model_dump(mode="json"), agent=_common(agents))
     processed = artifact.write_tables(kept_tables(), storage.join(uri, "processed.parquet"), _OUT, facts)
-    pair_rows = [
-        _pair_row(question_id, questions[question_id], pair)
-        for question_id in sorted(candidates)
-        for pair in pairs.make(candidates[question_id], settings.max_pairs)
-    ]
-    paired = artifact.write_table(
-        artifact.table_of(pair_rows, _PAIRS), storage.join(uri, "pairs.parquet"), _PAIRS, facts
+    made = [(state, pair) for state in sorted(candidates) for pair in pairs.make(candidates[state], settings.max_pairs)]
+    pair_rows = (_pair_row(state, questions[state[0]], earlier.get(state, []), pair) for state, pair in made)
+    paired = artifact.write_tables(
+        (artifact.table_of(rows, _PAIRS) for rows in _chunks(pair_rows)),
+        storage.join(uri, "pairs.parquet"),
+        _PAIRS,
+        facts,
     )
-    found = statistics.summarize(rollouts, [row["source"] for row in pair_rows])
+    found = statistics.summarize(rollouts, [pair.source for _, pair in made])
     storage.write_bytes(storage.join(uri, "statistics.json"), json.dumps(found, indent=1).encode())
     counted = artifact.write_table(
         statistics.table_of(found), storage.join(uri, "statistics.parquet"), statistics.SCHEMA, facts
@@ -143,10 +150,10 @@ def _roles(messages: pa.ChunkedArray) -> list[list[str]]:
 
 
 def _score(row: Row, roles: list[str]) -> Row:
-    """What processed/1 has beyond the trajectory."""
+    """What processed/2 has beyond the trajectory."""
     wanted = [(place["document"], place["page"]) for place in row["answer_locations"]]
     spoken = [index for index, role in enumerate(roles) if role == "assistant"]
-    # Each turn adds one assistant message; those before them are worked examples of the prompt.
+    # Each turn adds one assistant message; those before them are of the state, and worked examples of the prompt.
     spoken = spoken[max(0, len(spoken) - len(row["turns"])) :]
     searches, reasonings, places = [], [], []
     for turn, place in zip(row["turns"], spoken, strict=True):
@@ -162,7 +169,7 @@ def _score(row: Row, roles: list[str]) -> Row:
         "searches": searches,
         "reasonings": reasonings,
         "search_messages": places,
-        "prompt_messages": spoken[0] if spoken else len(roles),
+        "prompt_messages": (spoken[0] if spoken else len(roles)) - (row["state_messages"] or 0),
         "best_search": best,
         "best_query": None if best is None else searches[best]["query"],
         "best_rank": None if best is None else ranks[best],
@@ -213,10 +220,17 @@ def _candidates(row: Row, scored: Row) -> Iterator[pairs.Candidate]:
         )
 
 
-def _pair_row(question_id: str, question: Row, pair: pairs.Pair) -> Row:
+def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while chunk := list(itertools.islice(rows, 1024)):
+        yield chunk
+
+
+def _pair_row(state: _State, question: Row, earlier: list[Message], pair: pairs.Pair) -> Row:
     return {
-        "question_id": question_id,
+        "question_id": state[0],
         **question,
+        "state": state[1] or None,
+        "earlier": earlier,
         "source": pair.source,
         "chosen": pair.chosen.query,
         "rejected": pair.rejected.query,

@@ -68,13 +68,15 @@ TABLES: dict[str, pa.Schema] = {
     # `group` is the connected group of documents that decides the split
     "questions/1": _schema(**_QUESTION, group=_text),
     # one row an attempt at a rollout; the folded artifact holds the earliest finished attempt, else the latest failed one
-    "trajectories/1": _schema(
+    "trajectories/2": _schema(
         rollout_id=_text,
         attempt=_int,
         status=_text,  # "finished" | "failed"
         outcome=_text,  # an Outcome when finished, else a Failure (tasks/agent/trajectory.py)
         failure_detail=_text,
         **_QUESTION,
+        state=_text,  # the conversation that the rollout went on from (tasks/states.py); null when it began with the question
+        state_messages=_int,  # how many messages that conversation holds after the prompt
         model=_text,
         protocol=_text,
         observation=_text,
@@ -111,9 +113,11 @@ TABLES: dict[str, pa.Schema] = {
         rank_score=_float,  # mean, over these, of the best search's; null where there are none
     ),
     # one row a rollout, scored
-    "processed/1": _schema(
+    "processed/2": _schema(
         rollout_id=_text,
         **_QUESTION,
+        state=_text,
+        state_messages=_int,
         model=_text,
         protocol=_text,
         observation=_text,
@@ -131,14 +135,16 @@ TABLES: dict[str, pa.Schema] = {
         first_success=_int,  # number of the first search that found it, from 1
         effort=_float,
         messages=pa.list_(MESSAGE),
-        prompt_messages=_int,  # how many messages came before the model's first
+        prompt_messages=_int,  # how many messages the prompt has; those of the state follow, then the model's
         tools=_text,
         reasoning=_text,  # of the turn that holds the best search
         prompt_fingerprint=_text,
     ),
-    "pairs/2": _schema(
+    "pairs/3": _schema(
         question_id=_text,
         question=_text,
+        state=_text,
+        earlier=pa.list_(MESSAGE),  # the messages of the state; none when it is the question alone
         source=_text,  # "within" one rollout | "across" rollouts of the question
         chosen=_text,
         rejected=_text,

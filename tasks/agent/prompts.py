@@ -10,6 +10,10 @@ from tasks.agent import protocol_tags, protocol_tools
 from tasks.agent.protocol import Protocol, WireMessage, as_stored
 from tasks.agent.trajectory import Message
 from tasks.config import Agent
+from tasks.errors import ConfigError
+
+# what conversations must have in common with those that a model will be served
+_SERVED_ALIKE = ("protocol", "observation", "top_k", "max_page_chars")
 
 PROTOCOLS: Mapping[str, Protocol] = {"tags": protocol_tags.PROTOCOL, "tools": protocol_tools.PROTOCOL}
 
@@ -78,6 +82,24 @@ def prompt_fingerprint(settings: Agent) -> str:
     """Hash of all that the model is told before its first turn, whatever the question."""
     told = [prompt_messages("{question}", settings), tool_definitions(settings)]
     return hashlib.sha256(json.dumps(told, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def refuse_other_conversations(collected: Mapping[str, Any], served: Agent) -> None:
+    """Stored conversations are only shown to an agent that has such conversations itself.
+
+    Args:
+        collected: settings of the agent that had them.
+
+    Raises:
+        ConfigError: it spoke another protocol or saw pages otherwise.
+    """
+    for name in _SERVED_ALIKE:
+        if collected.get(name) != getattr(served, name):
+            raise ConfigError(
+                f"conversations were collected with {name} {collected.get(name)}, but will be served with "
+                f"{getattr(served, name)}: give the agent the same {name}, collect again, or use none: train on sft_best, or "
+                "mine questions alone"
+            )
 
 
 def _asked(question: str) -> WireMessage:

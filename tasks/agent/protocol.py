@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from tasks.agent.completion import Completion
@@ -85,6 +86,44 @@ def as_stored(message: Mapping[str, Any]) -> Message:
     """
     calls = [call_text(c["function"]["name"], c["function"]["arguments"]) for c in message.get("tool_calls", ())]
     return {"role": message["role"], "content": "\n".join([part for part in (message["content"], *calls) if part])}
+
+
+_CALL = re.compile(
+    r'(?P<before>(?s:.*))<tool_call>\n\{"name": "(?P<name>[^"\n]*)", "arguments": (?P<arguments>.*)\}\n</tool_call>'
+)
+
+
+def as_wire(messages: Sequence[Message]) -> list[WireMessage]:
+    """Stored messages as the server gets them, when a conversation goes on from them; `as_stored` gives each back.
+
+    As many calls at the end of an assistant's text as there are tool messages after it become calls again, which servers
+    want to see before what answers them. Where they are not written as `call_text` does, the text stays as it is.
+    """
+    wire: list[WireMessage] = []
+    ids: list[str] = []  # of the calls that the next tool messages answer
+    for at, message in enumerate(messages):
+        if message["role"] == "tool":
+            wire.append({**message, "tool_call_id": ids.pop(0)})
+        else:
+            answers = list(takewhile(lambda m: m["role"] == "tool", messages[at + 1 :]))
+            ids = [f"call_{at}_{n}" for n in range(len(answers))]
+            wire.append(_with_calls(message, ids))
+    return wire
+
+
+def _with_calls(message: Message, ids: Sequence[str]) -> WireMessage:
+    """A message with the last calls in its text, one for each id, taken out of it."""
+    rest = message["content"]
+    calls: list[dict[str, Any]] = []
+    for id_ in reversed(ids):
+        found = _CALL.fullmatch(rest)
+        if found is None or json_object(found["arguments"]) is None:
+            return {**message}
+        function = {"name": found["name"], "arguments": found["arguments"]}
+        calls.insert(0, {"id": id_, "type": "function", "function": function})
+        rest = found["before"].removesuffix("\n")
+    wire = {**message, "content": rest} | ({"tool_calls": calls} if calls else {})
+    return wire if as_stored(wire) == message else {**message}
 
 
 def clean(text: str) -> str:

@@ -13,9 +13,9 @@ from tasks import reward
 from tasks.agent.completion import Complete, Completion, CompletionError
 from tasks.agent.observation import PageText, observe
 from tasks.agent.prompts import PROTOCOLS, prompt_fingerprint, tool_definitions, wire_prompt
-from tasks.agent.protocol import Protocol, Step, WireMessage, as_stored
+from tasks.agent.protocol import Protocol, Step, WireMessage, as_stored, as_wire
 from tasks.agent.sampling import ResolvedSampling, sampling_fingerprint
-from tasks.agent.trajectory import Action, Question, SearchRecord, Trajectory, Turn, TurnFailure
+from tasks.agent.trajectory import Action, Message, Question, SearchRecord, Trajectory, Turn, TurnFailure
 from tasks.config import Agent
 from tasks.search.index import Searcher, SearchResult
 
@@ -44,6 +44,7 @@ async def rollout(
     search: Search,
     page_text: PageText,
     deadline_s: float,
+    earlier: Sequence[Message] = (),
 ) -> Trajectory:
     """One run of the agent on one question, at most `settings.max_iterations` model calls.
 
@@ -54,6 +55,7 @@ async def rollout(
         complete: asks the model, see `client.open_client`.
         search: see `search_with`.
         deadline_s: seconds that the whole run may take.
+        earlier: messages of a stored conversation after its prompt; the model goes on from there.
     """
     tools = tool_definitions(settings)
     trajectory = Trajectory(
@@ -67,8 +69,9 @@ async def rollout(
         prompt_fingerprint=prompt_fingerprint(settings),
         tools=None if tools is None else json.dumps(tools, ensure_ascii=False),
         outcome="out_of_turns" if settings.answer else "searched",
+        state_messages=len(earlier),
     )
-    conversation = wire_prompt(question.question, settings)
+    conversation = [*wire_prompt(question.question, settings), *as_wire(earlier)]
     start = time.perf_counter()
     deadline = asyncio.timeout(deadline_s)
     try:
@@ -87,7 +90,7 @@ async def rollout(
 
 def _fail(trajectory: Trajectory, error: CompletionError) -> None:
     trajectory.failure_detail = error.detail
-    if error.out_of_context and trajectory.turns:
+    if error.out_of_context and (trajectory.turns or trajectory.state_messages):
         trajectory.outcome = "out_of_context"  # it would not fit the next time either
     else:
         trajectory.status, trajectory.outcome = "failed", error.failure
@@ -105,7 +108,8 @@ async def _converse(
     """Take turns until the model answers or has none left; extends the trajectory and the conversation as it goes."""
     protocol = PROTOCOLS[settings.protocol]
     for number in range(1, settings.max_iterations + 1):
-        last = settings.answer and number == settings.max_iterations
+        goes_on = number < settings.max_iterations
+        last = settings.answer and not goes_on
         if last:
             _announce_last_turn(conversation, protocol)
         completion = await complete(conversation, protocol.options(last), sampling, trajectory.seed)
@@ -118,14 +122,15 @@ async def _converse(
             else:
                 record = await _search(ask.query, trajectory.question, settings.top_k, search)
                 searches.append(record)
-                texts.append(observe(record, settings, page_text))
+                if goes_on:
+                    texts.append(observe(record, settings, page_text))
         trajectory.turns.append(_turn(number, completion, step, searches, last))
         conversation.append(step.message)
         if step.answer is not None:
             trajectory.outcome = "answered"
             trajectory.answer, trajectory.citations = step.answer.texts, step.answer.citations
             return
-        if number < settings.max_iterations:
+        if goes_on:
             conversation += protocol.reply(step, texts)
 
 

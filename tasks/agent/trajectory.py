@@ -103,6 +103,7 @@ class Trajectory:
     sampling_fingerprint: str
     prompt_fingerprint: str
     tools: str | None  # JSON
+    state_messages: int = 0  # messages after the prompt that it was given to go on from
     status: Literal["finished", "failed"] = "finished"
     outcome: Outcome | Failure = "out_of_turns"
     failure_detail: str | None = None
@@ -128,8 +129,9 @@ def to_row(
     model_fingerprint: str,
     index_fingerprint: str,
     code_fingerprint: str,
+    state: str | None = None,
 ) -> dict[str, Any]:
-    """A trajectory as a row of trajectories/1."""
+    """A trajectory as a row of trajectories/2."""
     t, q = trajectory, trajectory.question
     return {
         "rollout_id": rollout_id,
@@ -143,6 +145,8 @@ def to_row(
         "answer_locations": [{"document": document, "page": page} for document, page in q.answer_locations],
         "category": q.category,
         "split": q.split,
+        "state": state,
+        "state_messages": t.state_messages,
         "model": model,
         "protocol": t.protocol,
         "observation": t.observation,

@@ -95,7 +95,11 @@ class Process(Settings):
 
     min_rank_score: Share = Field(default=0.0, description="Keep rollouts whose best search scores at least this.")
     include_failed: bool = Field(default=False, description="Keep rollouts that never found the page.")
-    max_pairs: int = Field(default=8, ge=0, description="Preference pairs a question may give.")
+    max_pairs: int = Field(
+        default=8,
+        ge=0,
+        description="Preference pairs that a question may give, and each conversation that queries were mined in.",
+    )
 
 
 def _all_formats(names: Any) -> Any:
@@ -114,7 +118,9 @@ class Format(Settings):
         description="Learn from the rollouts of these questions alone. What is learned from cannot be measured on.",
     )
     best_per_question: int | None = Field(
-        default=None, ge=1, description="sft_best: keep so many best distinct queries a question; all when empty."
+        default=None,
+        ge=1,
+        description="sft_best: keep so many best distinct queries a question, and a conversation that queries were mined in; all when empty.",
     )
     train_ratio: Share = Field(
         default=0.9, description="Share of questions in the training part; the rest measures the loss."

@@ -46,7 +46,7 @@ def test_drag_collect_killed_and_run_again(tmp_path: Path, documents: Path) -> N
         env, rollouts = _environment(tmp_path), Path(root) / "rollouts"
         _kill_when(command, env, lambda: len(list(rollouts.rglob("*.parquet"))) >= 3)
         run = next(rollouts.iterdir())
-        kept = artifact.read_parts(str(run), "trajectories/1", ["rollout_id", "status"])["rollout_id"].to_pylist()
+        kept = artifact.read_parts(str(run), "trajectories/2", ["rollout_id", "status"])["rollout_id"].to_pylist()
         assert 6 <= len(kept) < 30
         server.delay_s = 0.0
         before = server.calls

@@ -96,7 +96,7 @@ def turn(searcher: Searcher, asked: dict[str, Any], *queries: str, failure: str 
 
 def rollout(asked: dict[str, Any], *turns: dict[str, Any], **others: Any) -> dict[str, Any]:
     return row_of(
-        "trajectories/1",
+        "trajectories/2",
         **{
             **asked,
             "rollout_id": f"r-{asked['question_id']}",
@@ -114,7 +114,7 @@ def rollout(asked: dict[str, Any], *turns: dict[str, Any], **others: Any) -> dic
 
 def scored(folder: Path, searcher: Searcher, rows: Sequence[dict[str, Any]], run: str = "base") -> Artifact:
     facts = provenance(model="tiny")
-    stored = write_table(table_of(rows, "trajectories/1"), str(folder / f"t-{run}.parquet"), "trajectories/1", facts)
+    stored = write_table(table_of(rows, "trajectories/2"), str(folder / f"t-{run}.parquet"), "trajectories/2", facts)
     return score(stored, searcher, EVALUATE, run, str(folder / f"{run}.parquet"))
 
 

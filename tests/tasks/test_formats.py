@@ -90,7 +90,7 @@ def prepared(searcher: Searcher, root: str, agent: Agent, scripts: Sequence[str]
     rows = [converse(searcher, question, script, agent)[0] for question in QUESTIONS for script in scripts]
     facts = {"settings": {"agent": agent.model_dump(mode="json")}}
     stored = artifact.write_table(
-        artifact.table_of(rows, "trajectories/1"), storage.join(root, "t.parquet"), "trajectories/1", facts
+        artifact.table_of(rows, "trajectories/2"), storage.join(root, "t.parquet"), "trajectories/2", facts
     )
     return process({"trajectories": stored}, Process(), storage.join(root, "processed"))[:2]
 

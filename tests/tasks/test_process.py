@@ -66,7 +66,7 @@ def trajectory(
     bad_turns: int = 0,
     examples: int = 0,
 ) -> dict[str, Any]:
-    """A row of trajectories/1: bad turns, then a turn for each (query, rank), then the answer."""
+    """A row of trajectories/2: bad turns, then a turn for each (query, rank), then the answer."""
     turns = [_turn(n, "none", [], "unparsable") for n in range(1, bad_turns + 1)]
     turns += [_turn(len(turns) + n, "search", [_search(q, rank)]) for n, (q, rank) in enumerate(found, start=1)]
     turns += [_turn(len(turns) + 1, "answer", [])]
@@ -78,7 +78,7 @@ def trajectory(
         said = "; ".join(search["query"] for search in turn["searches"]) or turn["action"]
         messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "results"}]
     return {
-        **dict.fromkeys(artifact.TABLES["trajectories/1"].names),
+        **dict.fromkeys(artifact.TABLES["trajectories/2"].names),
         "rollout_id": rollout,
         "attempt": 1,
         "status": status,
@@ -100,7 +100,7 @@ def trajectory(
 
 def store(root: str, rows: list[dict[str, Any]]) -> Artifact:
     uri = storage.join(root, "trajectories.parquet")
-    return artifact.write_table(artifact.table_of(rows, "trajectories/1"), uri, "trajectories/1", {})
+    return artifact.write_table(artifact.table_of(rows, "trajectories/2"), uri, "trajectories/2", {})
 
 
 def inputs(*stored: Artifact) -> dict[str, Artifact]:
@@ -272,8 +272,8 @@ def test_cut_in_collections_the_rollouts_give_what_they_give_as_one(tmp_path_fac
 def test_an_agent_that_changed_between_collections_is_nobodys(tmp_path):
     def collected(name: str, **agent: Any) -> Artifact:
         facts = {"settings": {"agent": agent}}
-        table = artifact.table_of([trajectory(name, "q1", [("a", 1)])], "trajectories/1")
-        return artifact.write_table(table, str(tmp_path / f"{name}.parquet"), "trajectories/1", facts)
+        table = artifact.table_of([trajectory(name, "q1", [("a", 1)])], "trajectories/2")
+        return artifact.write_table(table, str(tmp_path / f"{name}.parquet"), "trajectories/2", facts)
 
     both = inputs(collected("r1", protocol="tags", top_k=3), collected("r2", protocol="tools", top_k=3))
     processed, _, _ = process(both, Process(), str(tmp_path / "out"))

@@ -123,7 +123,7 @@ def rollout(number: int, rank: int | None, text: str = ATTACK) -> dict[str, Any]
         },
     }
     return {
-        **dict.fromkeys(TABLES["trajectories/1"].names),
+        **dict.fromkeys(TABLES["trajectories/2"].names),
         **question(number),
         "rollout_id": str(number),
         "status": "finished",
@@ -140,7 +140,7 @@ def report(folder: Path, runs: dict[str, list[int | None]] = RUNS, **others: Any
     made = [results(folder, run, ranks) for run, ranks in runs.items()]
     comparison = compare(made, 500, str(folder / "comparison.parquet"))
     rows = [rollout(number, rank) for number, rank in enumerate(runs["adapter"])]
-    rollouts = write_table(table_of(rows, "trajectories/1"), str(folder / "t.parquet"), "trajectories/1", provenance())
+    rollouts = write_table(table_of(rows, "trajectories/2"), str(folder / "t.parquet"), "trajectories/2", provenance())
     written = write_report(
         made,
         comparison,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tasks.agent import protocol_tools as tools
 from tasks.agent.completion import Completion, ToolCall
-from tasks.agent.protocol import Answer, Step, as_stored
+from tasks.agent.protocol import Answer, Step, as_stored, as_wire
 
 
 def parse(text: str, *calls: ToolCall, reasoning: str | None = None) -> Step:
@@ -154,3 +154,35 @@ def test_anything_is_read_without_an_exception(text: str, calls: list[ToolCall])
 def test_what_is_taught_is_what_is_read(query: str) -> None:
     message = tools.search(None, query.encode("utf-8", "ignore").decode())
     assert parse(as_stored(message)["content"]).queries == [" ".join(query.encode("utf-8", "ignore").decode().split())]
+
+
+_names = st.sampled_from(["search_documents", "provide_answer", "fly"]) | st.text()
+_texts = st.text() | st.sampled_from([SEARCH, f"Why.\n{SEARCH}", f"{SEARCH}\n{SEARCH}", "<tool_call>{nope</tool_call>"])
+_calls = st.lists(st.tuples(_names, st.text() | st.dictionaries(st.text(), st.text()).map(json.dumps)), max_size=3)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(_texts, _calls), max_size=4))
+def test_a_stored_conversation_can_be_sent_again(turns: list[tuple[str, list[tuple[str, str]]]]) -> None:
+    """Whatever the model wrote: what is sent is stored as it was, and every tool message answers a call."""
+    sent = []
+    for text, called in turns:
+        step = parse(text, *(ToolCall(f"c{n}", *what) for n, what in enumerate(called)))
+        sent += [step.message, *tools.reply(step, ["seen" for _ in step.asks])]
+    stored = [as_stored(message) for message in sent]
+    again = as_wire(stored)
+    assert [as_stored(message) for message in again] == stored
+    for message in again:
+        for made in message.get("tool_calls", ()):
+            assert isinstance(json.loads(made["function"]["arguments"]), dict)
+    ids = [message["tool_call_id"] for message in again if message["role"] == "tool"]
+    assert len(ids) == len(set(ids)) == sum(message["role"] == "tool" for message in sent)
+
+
+def test_calls_are_sent_again_as_calls() -> None:
+    step = parse("", call("search_documents", {"query": "a"}, "1"), call("search_documents", {"query": "b"}, "2"))
+    sent = [step.message, *tools.reply(step, ["x", "y"])]
+    again = as_wire([as_stored(message) for message in sent])
+    assert again[0]["content"] == step.message["content"]
+    assert [c["function"] for c in again[0]["tool_calls"]] == [c["function"] for c in step.message["tool_calls"]]
+    assert [c["id"] for c in again[0]["tool_calls"]] == [message["tool_call_id"] for message in again[1:]]

@@ -61,7 +61,7 @@ async def run(
                 deadline_s=deadline_s,
             )
     row = to_row(trajectory, rollout_id="r", attempt=1, sample=0, **FACTS)
-    artifact.table_of([row], "trajectories/1")  # every row, however the rollout ended, is one that can be stored
+    artifact.table_of([row], "trajectories/2")  # every row, however the rollout ended, is one that can be stored
     return trajectory, server
 
 

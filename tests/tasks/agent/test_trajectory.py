@@ -1,4 +1,4 @@
-"""A trajectory's row is a row of trajectories/1, and survives Parquet."""
+"""A trajectory's row is a row of trajectories/2, and survives Parquet."""
 
 from pathlib import Path
 
@@ -34,9 +34,9 @@ def _trajectory() -> Trajectory:
 
 def test_row_is_of_the_declared_schema_and_survives_parquet(tmp_path: Path) -> None:
     row = to_row(_trajectory(), rollout_id="r1", attempt=2, sample=0, **FACTS)
-    assert set(row) == set(schemas.TABLES["trajectories/1"].names)
-    table = artifact.table_of([row], "trajectories/1")
-    stored = artifact.write_table(table, str(tmp_path / "t.parquet"), "trajectories/1", {})
+    assert set(row) == set(schemas.TABLES["trajectories/2"].names)
+    table = artifact.table_of([row], "trajectories/2")
+    stored = artifact.write_table(table, str(tmp_path / "t.parquet"), "trajectories/2", {})
     (read,) = artifact.read_rows(stored)
     assert read == row
     assert read["prompt_tokens"] == 10
