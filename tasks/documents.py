@@ -1,4 +1,4 @@
-"""A folder or s3:// prefix of PDFs, or OCR JSONL → pages/1, and set_aside/1 for what could not be used.
+"""A folder or s3:// prefix of PDFs, or OCR JSONL → pages/2, and set_aside/1 for what could not be used.
 
 `file` is a document's path below the folder, with forward slashes. The order is (file, page), whatever order files are
 listed or rows stand in, so the same documents give the same bytes.
@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]
 def read_documents(
     settings: Ingest, uri: str, set_aside_uri: str, on_progress: Progress | None = None
 ) -> tuple[Artifact, Artifact]:
-    """Read all documents into pages/1 at `uri`, and note at `set_aside_uri` what could not be used.
+    """Read all documents into pages/2 at `uri`, and note at `set_aside_uri` what could not be used.
 
     Args:
         on_progress: is called with (PDFs done, PDFs in all) after each one; OCR JSONL has no such steps.
@@ -51,7 +51,7 @@ def read_documents(
     else:
         pages = _pdf_pages(settings, set_aside, on_progress or (lambda done, total: None))
     facts = artifact.provenance(stage="ingest documents")
-    written = artifact.write_tables(pages, uri, "pages/1", facts)
+    written = artifact.write_tables(pages, uri, "pages/2", facts)
     return written, write_set_aside(set_aside, set_aside_uri, facts)
 
 
@@ -93,13 +93,13 @@ def _pdf_pages(settings: Ingest, set_aside: list[SetAside], on_progress: Progres
             if not any(text.strip() for text in pdf.texts):
                 set_aside.append(SetAside(name, None, "no_text", f"{len(pdf.texts)} pages"))
         if len(batch) >= _BATCH_ROWS:
-            yield artifact.table_of(batch, "pages/1")
+            yield artifact.table_of(batch, "pages/2")
             batch = []
         on_progress(done, len(files))
     if not usable:
         found = f"nothing in it could be used: {first_reasons(set_aside)}" if set_aside else "it is empty or not there"
         raise InputError(f"no usable PDF; {found}", file=settings.documents)
-    yield artifact.table_of(batch, "pages/1")
+    yield artifact.table_of(batch, "pages/2")
 
 
 def _pdf_files(root: str, set_aside: list[SetAside]) -> dict[str, str]:
@@ -202,11 +202,11 @@ def _ocr_pages(uri: str, set_aside: list[SetAside]) -> Iterator[pa.Table]:
         seen[key] = row
         batch.append(page)
         if len(batch) >= _BATCH_ROWS:
-            batches.append(artifact.table_of(batch, "pages/1"))
+            batches.append(artifact.table_of(batch, "pages/2"))
             batch = []
     if not seen:
         raise InputError(f"no usable page; {first_reasons(set_aside) or 'the file is empty'}", file=uri)
-    table = pa.concat_tables([*batches, artifact.table_of(batch, "pages/1")])
+    table = pa.concat_tables([*batches, artifact.table_of(batch, "pages/2")])
     yield from _in_order(table)
 
 

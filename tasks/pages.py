@@ -1,4 +1,4 @@
-"""Look up a page of pages/1: its text, its document's title, and the file that it can be rendered from."""
+"""Look up a page of pages/2: its text, its document's title, and the file that it can be rendered from."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ class PageStore:
         Raises:
             ArtifactError: it is missing, or is no pages artifact.
         """
-        if pages.schema != "pages/1":
-            raise ArtifactError(f"{pages.uri} is {pages.schema!r}, not 'pages/1': run ingest")
+        if pages.schema != "pages/2":
+            raise ArtifactError(f"{pages.uri} is {pages.schema!r}, not 'pages/2': run ingest")
         self._table: pa.Table = artifact.read_table(pages, _COLUMNS)
         self._rows: dict[str, dict[int, int]] = {}  # file → page number → row
         places = zip(self._table["file"].to_pylist(), self._table["page_number"].to_pylist(), strict=True)

@@ -54,13 +54,14 @@ _QUESTION = {
 }
 
 TABLES: dict[str, pa.Schema] = {
-    "pages/1": _schema(
+    "pages/2": _schema(
         file=_text,
         page_number=_int,
         total_pages=_int,
         title=_text,
         text=_text,
-        text_source=_text,  # "pdf" | "ocr_jsonl"
+        text_source=_text,  # "pdf" | "ocr" | "ocr_jsonl"
+        confidence=_float,  # mean word confidence of OCR, 0 to 1; null where the text is not from our OCR
         source_uri=_text,  # where the page can be rendered from; null for OCR JSONL
         source_sha256=_text,
     ),

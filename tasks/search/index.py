@@ -68,14 +68,14 @@ def _own_titles(table: pa.Table) -> pa.Table:
 
 
 def build_index(pages: Artifact, settings: config.Index, uri: str) -> Artifact:
-    """Index a pages/1 artifact into a folder artifact index/1 at `uri`; its rows are the number of pages.
+    """Index a pages/2 artifact into a folder artifact index/1 at `uri`; its rows are the number of pages.
 
     Raises:
         ArtifactError: the pages are missing, or of another schema.
         ConfigError: there is no such engine.
     """
-    if pages.schema != "pages/1":
-        raise ArtifactError(f"{pages.uri} is {pages.schema!r}; an index is made of 'pages/1'")
+    if pages.schema != "pages/2":
+        raise ArtifactError(f"{pages.uri} is {pages.schema!r}; an index is made of 'pages/2'")
     engine = _engine(settings.engine)
     with tempfile.TemporaryDirectory(prefix="drag-index-") as temporary:
         folder = Path(temporary)

@@ -114,7 +114,7 @@ def _collection(n_pages: int, n_questions: int, folder: Path) -> tuple[Artifact,
         }
         for number, text in enumerate(texts)
     ]
-    pages = artifact.write_table(artifact.table_of(rows, "pages/1"), str(folder / "pages.parquet"), "pages/1", {})
+    pages = artifact.write_table(artifact.table_of(rows, "pages/2"), str(folder / "pages.parquet"), "pages/2", {})
     questions = []
     for text in draw.choices(texts, k=n_questions):
         at = draw.randrange(len(text) - WORDS_A_QUESTION)

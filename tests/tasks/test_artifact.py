@@ -81,7 +81,7 @@ def test_a_folder_of_parts_is_one_table(storage_root: str) -> None:
 
 
 def test_provenance_comes_back(storage_root: str, tmp_path: Path) -> None:
-    pages = Artifact("elsewhere", "ab" * 32, 1, "pages/1")
+    pages = Artifact("elsewhere", "ab" * 32, 1, "pages/2")
     facts = artifact.provenance({"pages": pages}, settings={"k": 3})
     assert facts["inputs"] == {"pages": "ab" * 32}
     assert facts["packages"]["pyarrow"] == pa.__version__
@@ -140,7 +140,7 @@ def test_what_is_missing_altered_or_foreign_is_refused(storage_root: str) -> Non
         artifact.table_of(ROWS[:1], "set_aside/1"), storage.join(storage_root, "y.parquet"), "set_aside/1", {}
     )
     with pytest.raises(ArtifactError, match="make it again"):
-        artifact.read_table(replace(written, schema="pages/1"))
+        artifact.read_table(replace(written, schema="pages/2"))
     storage.write_bytes(written.uri, storage.read_bytes(other.uri))
     for read in (artifact.read_table, artifact.read_provenance, lambda a: list(artifact.read_batches(a))):
         with pytest.raises(ArtifactError, match="hashes to"):
@@ -204,7 +204,7 @@ def test_a_folder_that_is_missing_or_altered_is_refused(
     uri = storage.join(storage_root, "index")
     written = artifact.write_folder(_folder(tmp_path / "one", {"a": b"1"}), uri, "index/1", 1, {})
     with pytest.raises(ArtifactError, match="not one of"):
-        artifact.fetch_folder(replace(written, schema="pages/1"))
+        artifact.fetch_folder(replace(written, schema="pages/2"))
     if storage.is_s3(uri):  # a local folder is used where it lies, and engines leave lock files in it
         storage.write_bytes(storage.join(uri, "a"), b"2")
         with pytest.raises(ArtifactError, match="hashes to"):
@@ -219,7 +219,7 @@ def test_refs(storage_root: str) -> None:
     with pytest.raises(ArtifactError, match="holds no pages yet"):
         artifact.load_ref(storage_root, "pages")
     for sha in ("1", "2"):
-        pages = Artifact("s3://b/x.parquet", sha, 3, "pages/1")
+        pages = Artifact("s3://b/x.parquet", sha, 3, "pages/2")
         artifact.save_ref(storage_root, "pages", pages)
         assert artifact.load_ref(storage_root, "pages") == pages
 

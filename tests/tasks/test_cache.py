@@ -10,7 +10,7 @@ import pytest
 from tasks import cache, config
 from tasks.artifact import Artifact
 
-PAGES = Artifact("/a/pages.parquet", "ab" * 32, 3, "pages/1")
+PAGES = Artifact("/a/pages.parquet", "ab" * 32, 3, "pages/2")
 
 
 def _key(**changes: object) -> str:
@@ -23,8 +23,8 @@ def test_same_inputs_settings_and_code_give_the_same_key() -> None:
 
 
 def test_where_an_input_lies_does_not_count_but_its_content_does() -> None:
-    moved = Artifact("s3://b/pages.parquet", PAGES.sha256, 3, "pages/1")
-    other = Artifact(PAGES.uri, "cd" * 32, 3, "pages/1")
+    moved = Artifact("s3://b/pages.parquet", PAGES.sha256, 3, "pages/2")
+    other = Artifact(PAGES.uri, "cd" * 32, 3, "pages/2")
     assert _key(inputs={"pages": moved}) == _key()
     assert _key(inputs={"pages": other}) != _key()
 

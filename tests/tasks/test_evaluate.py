@@ -44,7 +44,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     folder = tmp_path_factory.mktemp("index")
     pages = [
         row_of(
-            "pages/1",
+            "pages/2",
             file="manual.pdf",
             page_number=number + 1,
             total_pages=len(SUBJECTS),
@@ -55,7 +55,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         )
         for number, subject in enumerate(SUBJECTS)
     ]
-    written = write_table(table_of(pages, "pages/1"), str(folder / "pages.parquet"), "pages/1", {})
+    written = write_table(table_of(pages, "pages/2"), str(folder / "pages.parquet"), "pages/2", {})
     return build_index(written, config.Index(), str(folder / "index"))
 
 

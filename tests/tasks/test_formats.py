@@ -48,7 +48,7 @@ QUESTIONS = [f"q{n}" for n in range(12)]
 def searcher(tmp_path_factory: pytest.TempPathFactory) -> Searcher:
     root = str(tmp_path_factory.mktemp("index"))
     rows = [{"file": file, "page_number": 1, "total_pages": 1, "text": text} for file, text in PAGES.items()]
-    pages = artifact.write_table(artifact.table_of(rows, "pages/1"), root + "/pages.parquet", "pages/1", {})
+    pages = artifact.write_table(artifact.table_of(rows, "pages/2"), root + "/pages.parquet", "pages/2", {})
     return open_index(build_index(pages, Index(), root + "/index"), Search())
 
 

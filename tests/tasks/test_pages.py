@@ -13,7 +13,7 @@ def stored(root: str, *places: tuple[str, int], source: str | None = None) -> Ar
         {"file": f, "page_number": n, "title": f"title of {f}", "text": f"{f} {n} été", "source_uri": source}
         for f, n in places
     ]
-    return artifact.write_table(artifact.table_of(rows, "pages/1"), storage.join(root, "pages.parquet"), "pages/1", {})
+    return artifact.write_table(artifact.table_of(rows, "pages/2"), storage.join(root, "pages.parquet"), "pages/2", {})
 
 
 def test_pages_are_found(storage_root: str) -> None:
@@ -50,9 +50,9 @@ def test_only_pages_are_taken(storage_root: str) -> None:
 def test_many_pages_in_parts(tmp_path: object) -> None:
     tables = (
         artifact.table_of(
-            [{"file": f"{part}", "page_number": n, "text": f"{part}/{n}"} for n in range(1, 101)], "pages/1"
+            [{"file": f"{part}", "page_number": n, "text": f"{part}/{n}"} for n in range(1, 101)], "pages/2"
         )
         for part in range(20)
     )
-    store = PageStore(artifact.write_tables(tables, f"{tmp_path}/pages.parquet", "pages/1", {}))
+    store = PageStore(artifact.write_tables(tables, f"{tmp_path}/pages.parquet", "pages/2", {}))
     assert all(store.text(f"{part}", n) == f"{part}/{n}" for part in range(20) for n in (1, 50, 100))

@@ -23,7 +23,7 @@ FILES = {"a.pdf": 3, "b:2.pdf": 2, "dir/c.pdf": 1}
 
 def pages(root: str, files: dict[str, int]) -> Artifact:
     rows = [{"file": f, "page_number": n, "text": "x"} for f, total in files.items() for n in range(1, total + 1)]
-    return artifact.write_table(artifact.table_of(rows, "pages/1"), storage.join(root, "pages.parquet"), "pages/1", {})
+    return artifact.write_table(artifact.table_of(rows, "pages/2"), storage.join(root, "pages.parquet"), "pages/2", {})
 
 
 def question(**fields: object) -> dict[str, object]:

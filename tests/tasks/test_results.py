@@ -16,7 +16,7 @@ from tasks.artifact import Artifact
 from tasks.errors import ArtifactError, CollectError
 from tasks.results import StageResults, checked
 
-MADE = {"pages": Artifact("s3://bucket/pages.parquet", "0" * 64, 7, "pages/1")}
+MADE = {"pages": Artifact("s3://bucket/pages.parquet", "0" * 64, 7, "pages/2")}
 
 
 class Attack:

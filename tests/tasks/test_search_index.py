@@ -32,8 +32,8 @@ def page(text: str, file: str = "a.pdf", number: int = 1, title: str | None = No
 
 
 def write_pages(pages: list[Page], folder: Path) -> Artifact:
-    table = artifact.table_of(pages, "pages/1")
-    return artifact.write_table(table, str(folder / f"{uuid.uuid4().hex}.parquet"), "pages/1", {})
+    table = artifact.table_of(pages, "pages/2")
+    return artifact.write_table(table, str(folder / f"{uuid.uuid4().hex}.parquet"), "pages/2", {})
 
 
 def searchers(pages: list[Page], folder: Path, search: config.Search) -> dict[str, Searcher]:
@@ -70,7 +70,7 @@ def test_an_index_on_any_storage_is_searched(
 ) -> None:
     monkeypatch.setenv("DRAG_CACHE", str(tmp_path / "cache"))
     pages = artifact.write_table(
-        artifact.table_of(PAGES, "pages/1"), storage.join(storage_root, "pages.parquet"), "pages/1", {}
+        artifact.table_of(PAGES, "pages/2"), storage.join(storage_root, "pages.parquet"), "pages/2", {}
     )
     for engine in ENGINES:
         index = build_index(pages, config.Index(engine=engine), storage.join(storage_root, engine))

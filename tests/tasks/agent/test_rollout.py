@@ -34,7 +34,7 @@ def searcher(tmp_path_factory: pytest.TempPathFactory) -> Searcher:
         for (f, p), t in PAGES.items()
     ]
     rows = [{**row, "source_uri": None, "source_sha256": None} for row in rows]
-    pages = artifact.write_table(artifact.table_of(rows, "pages/1"), f"{folder}/pages.parquet", "pages/1", {})
+    pages = artifact.write_table(artifact.table_of(rows, "pages/2"), f"{folder}/pages.parquet", "pages/2", {})
     return open_index(build_index(pages, config.Index(), str(folder / "index")), config.Search())
 
 
