@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from tasks import artifact, jsonl, storage
 from tasks.agent import prompts
-from tasks.agent.trajectory import Message
+from tasks.agent.message import Message
 from tasks.artifact import Artifact
 from tasks.config import Agent, Format, FormatName
 from tasks.errors import EmptyError
@@ -170,23 +170,23 @@ class Kind:
 
 
 FORMATS: dict[FormatName, Kind] = {
-    "sft_best": Kind("sft/1", sft_best, "no kept rollout found its page; collect more samples"),
+    "sft_best": Kind("sft/2", sft_best, "no kept rollout found its page; collect more samples"),
     "sft_trajectory": Kind(
-        "sft/1",
+        "sft/2",
         sft_trajectory,
         "no kept rollout found its page, answered and wasted no turn; collect more samples, with worked examples in the "
         "prompt, or train on sft_best",
         conversation=True,
     ),
     "sft_context": Kind(
-        "sft/1",
+        "sft/2",
         sft_context,
         "no kept rollout searched again and found more; collect with max_iterations of 3 or more and more samples, or "
         "train on sft_best",
         conversation=True,
     ),
     "dpo": Kind(
-        "dpo/2",
+        "dpo/3",
         dpo,
         "there are no preference pairs; collect several samples a question, and process with max_pairs above 0",
     ),

@@ -15,8 +15,8 @@ from typing import Any, TextIO
 from tasks import artifact
 from tasks.agent import protocol_tags, protocol_tools
 from tasks.agent.completion import Completion
+from tasks.agent.message import Message
 from tasks.agent.protocol import as_stored
-from tasks.agent.trajectory import Message
 from tasks.artifact import Artifact
 
 

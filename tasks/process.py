@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from tasks import artifact, pairs, reward, statistics, storage
-from tasks.agent.trajectory import Message
+from tasks.agent.message import Message
 from tasks.artifact import Artifact
 from tasks.config import Process
 from tasks.errors import EmptyError

@@ -20,7 +20,10 @@ def _schema(**fields: pa.DataType) -> pa.Schema:
 LOCATION = _struct(document=_text, page=_int)
 CITATION = _struct(file=_text, page=_int)
 HIT = _struct(rank=_int, file=_text, page_number=_int, score=_float)
-MESSAGE = _struct(role=_text, content=_text)
+# a page's image; `key` says where it lies below the storage root (tasks/images.py)
+IMAGE = _struct(file=_text, page=_int, key=_text, width=_int, height=_int)
+# in `content` each image stands as one U+FFFC, in the order of `images`, which is null where there are none
+MESSAGE = _struct(role=_text, content=_text, images=pa.list_(IMAGE))
 SEARCH = _struct(
     query=_text,  # what the model asked for
     searched=_text,  # what the engine was given (differs when the question's words were added)
@@ -36,6 +39,9 @@ TURN = _struct(
     reasoning=_text,
     action=_text,  # "search" | "answer" | "none"
     searches=pa.list_(SEARCH),
+    images_shown=_int,  # pages that its searches found and whose images the model was then shown
+    images_missing=_int,  # pages that were shown by their text instead, as there is no PDF that they could be rendered from
+    images_replaced=_int,  # images of earlier turns that gave way to text before its request, so that it fits the context
     failure=_text,  # null, or why the turn brought no valid action (tasks/agent/trajectory.py: TurnFailure)
     failure_detail=_text,
     finish_reason=_text,
@@ -163,7 +169,7 @@ TABLES: dict[str, pa.Schema] = {
     # what a collection holds, one row a number: a count, or a share or mean, which is null where there is nothing to divide
     "statistics/1": _schema(section=_text, name=_text, count=_int, value=_float),
     # TRL's conversational prompt-completion shape
-    "sft/1": _schema(
+    "sft/2": _schema(
         question_id=_text,
         split=_text,  # "train" | "val"
         format=_text,
@@ -176,7 +182,7 @@ TABLES: dict[str, pa.Schema] = {
         prompt_fingerprint=_text,
     ),
     # TRL's conversational preference shape
-    "dpo/2": _schema(
+    "dpo/3": _schema(
         question_id=_text,
         split=_text,
         prompt=pa.list_(MESSAGE),

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tasks.agent import protocol_tags, protocol_tools
+from tasks.agent.message import Message, without_placeholders
 from tasks.agent.protocol import Protocol, WireMessage, as_stored
-from tasks.agent.trajectory import Message
 from tasks.config import Agent
 from tasks.errors import ConfigError
 
@@ -103,4 +103,4 @@ def refuse_other_conversations(collected: Mapping[str, Any], served: Agent) -> N
 
 
 def _asked(question: str) -> WireMessage:
-    return {"role": "user", "content": f"Question: {question}"}
+    return {"role": "user", "content": f"Question: {without_placeholders(question)}"}

@@ -1,7 +1,7 @@
 """What a protocol is: how a model asks for a search and gives an answer, and how it is told what came of it.
 
 A protocol is one file with one `Protocol` value, and one line in `prompts.PROTOCOLS`. Conversations are kept as they go
-over the wire; `as_stored` is the one projection onto (role, content) messages, which are stored and trained on.
+over the wire; `as_stored` is the one projection onto messages of role, content and images, which are stored and trained on.
 """
 
 import json
@@ -12,11 +12,12 @@ from itertools import takewhile
 from typing import Any
 
 from tasks.agent.completion import Completion
-from tasks.agent.trajectory import Action, Message, TurnFailure
+from tasks.agent.message import Message, images_of, without_placeholders
+from tasks.agent.trajectory import Action, TurnFailure
 from tasks.reward import Page
 
 WireMessage = dict[str, Any]
-"""A chat message as the server gets it: role and content, and with tool calls tool_calls or tool_call_id."""
+"""A stored message with what the server gets beside it where tools are called: tool_calls or tool_call_id."""
 
 MAX_PAGE = 2**31 - 1  # the schema's page numbers are 32 bits wide
 
@@ -85,7 +86,9 @@ def as_stored(message: Mapping[str, Any]) -> Message:
     own (Llama 3, Mistral) they do not: a model is then trained on Hermes calls and served its own.
     """
     calls = [call_text(c["function"]["name"], c["function"]["arguments"]) for c in message.get("tool_calls", ())]
-    return {"role": message["role"], "content": "\n".join([part for part in (message["content"], *calls) if part])}
+    content = "\n".join([part for part in (message["content"], *calls) if part])
+    stored: Message = {"role": message["role"], "content": content}
+    return stored | {"images": images} if (images := images_of(message)) else stored
 
 
 _CALL = re.compile(
@@ -123,12 +126,13 @@ def _with_calls(message: Message, ids: Sequence[str]) -> WireMessage:
         calls.insert(0, {"id": id_, "type": "function", "function": function})
         rest = found["before"].removesuffix("\n")
     wire = {**message, "content": rest} | ({"tool_calls": calls} if calls else {})
-    return wire if as_stored(wire) == message else {**message}
+    return wire if as_stored(wire) == as_stored(message) else {**message}
 
 
 def clean(text: str) -> str:
-    """Text that can be encoded: lone surrogates, which JSON can smuggle in, become question marks."""
-    return text.encode("utf-8", "replace").decode()
+    """Text that can be stored: lone surrogates, which JSON can smuggle in, become question marks, and nothing stands for
+    an image."""
+    return without_placeholders(text.encode("utf-8", "replace").decode())
 
 
 def one_line(text: str) -> str:

@@ -11,11 +11,12 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from tasks import reward
 from tasks.agent.completion import Complete, Completion, CompletionError
+from tasks.agent.message import Message
 from tasks.agent.observation import PageText, observe
 from tasks.agent.prompts import PROTOCOLS, prompt_fingerprint, tool_definitions, wire_prompt
 from tasks.agent.protocol import Protocol, Step, WireMessage, as_stored, as_wire
 from tasks.agent.sampling import ResolvedSampling, sampling_fingerprint
-from tasks.agent.trajectory import Action, Message, Question, SearchRecord, Trajectory, Turn, TurnFailure
+from tasks.agent.trajectory import Action, Question, SearchRecord, Trajectory, Turn, TurnFailure
 from tasks.config import Agent
 from tasks.search.index import Searcher, SearchResult
 

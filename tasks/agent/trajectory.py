@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
+from tasks.agent.message import Message
 from tasks.reward import Page
 
 Action = Literal["search", "answer", "none"]
@@ -28,13 +29,6 @@ unparsable_call: a call that is no JSON, or a tag without content that can be re
 does not exist. bad_arguments: JSON of another shape than the tool takes. empty_query: a search for nothing. no_action:
 neither search nor answer. not_an_answer: a search in the last turn, which must answer.
 """
-
-
-class Message(TypedDict):
-    """A chat message in the form that is stored and trained on."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +82,9 @@ class Turn:
     prompt_tokens: int | None
     completion_tokens: int | None
     latency_s: float
+    images_shown: int = 0  # pages that its searches found and whose images the model was then shown
+    images_missing: int = 0  # pages that were shown by their text, as they cannot be rendered
+    images_replaced: int = 0  # images of earlier turns that gave way to text before its request
 
 
 @dataclass(slots=True)

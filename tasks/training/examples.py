@@ -1,4 +1,4 @@
-"""Rows of a training set (sft/1) → token sequences, and which of their tokens are learned.
+"""Rows of a training set (sft/2) → token sequences, and which of their tokens are learned.
 
 The text of a sequence is what serving would produce, byte for byte: the chat template's prompt (with the tools, ending in
 the generation prompt), the assistant's raw text, the end-of-turn token. A template may render a conversation's earlier turns
@@ -97,7 +97,7 @@ def encode(row: Row, tokenizer: Any, strategy: str, weight: float = 1.0) -> list
     """The token sequences of one row, each ending with an assistant turn.
 
     Args:
-        row: of sft/1.
+        row: of sft/2.
         tokenizer: a fast tokenizer with a chat template.
         strategy: a mask strategy, see the module's docstring.
     """

@@ -66,7 +66,7 @@ def finetune(
     """Train a LoRA adapter.
 
     Args:
-        training_set: sft/1.
+        training_set: sft/2.
         model: local folder or model hub name of the base model.
         uri: folder to write adapter/ and loss_curve.parquet to. On S3 it also takes the checkpoints, while training lasts.
         work_dir: local folder for checkpoints; the same one lets a killed training go on.

@@ -15,7 +15,7 @@ class Spec:
 
     Attributes:
         training: a hash of all that decides its result: checkpoints carry it.
-        training_set: sft/1.
+        training_set: sft/2.
         model: folder of the base model.
         base_name: how the adapter names its base.
         trust_remote_code: whether code that the base model brings may run.

@@ -29,7 +29,7 @@ SCHEMES: dict[str, Callable[[Mapping[str, Any]], float]] = {
 
 
 def weigh(rows: Sequence[Mapping[str, Any]], scheme: str) -> list[float]:
-    """One weight for each row of sft/1, with mean 1 over those above 0; all 0 when none is."""
+    """One weight for each row of sft/2, with mean 1 over those above 0; all 0 when none is."""
     raw = [SCHEMES[scheme](row) for row in rows]
     counted = [weight for weight in raw if weight > 0]
     mean = sum(counted) / len(counted) if counted else 1.0

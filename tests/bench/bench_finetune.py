@@ -84,7 +84,7 @@ def _training_set(folder: Path, count: int) -> Artifact:
                 "prompt_fingerprint": prompt_fingerprint(AGENT),
             }
         )
-    return write_table(table_of(rows, "sft/1"), str(folder / "sft.parquet"), "sft/1", {})
+    return write_table(table_of(rows, "sft/2"), str(folder / "sft.parquet"), "sft/2", {})
 
 
 def _time_ours(training_set: Artifact, model: Path, settings: Finetune, work_dir: Path) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from tests.tiny_model import tiny_model
 
 def test_what_each_process_prints_is_in_the_log(tmp_path: Path) -> None:
     root = str(tmp_path / "store")
-    training_set = write_table(table_of(rows(42), "sft/1"), f"{root}/sft.parquet", "sft/1", provenance())
+    training_set = write_table(table_of(rows(42), "sft/2"), f"{root}/sft.parquet", "sft/2", provenance())
     artifact.save_ref(root, "sft_best", training_set)
     settings = config.FinetuneRun(
         storage=root,

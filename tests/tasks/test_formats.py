@@ -67,7 +67,7 @@ def converse(searcher: Searcher, question: str, script: str, agent: Agent) -> tu
 
     async def complete(messages: Any, options: Any, sampling: Any, seed: int) -> Completion:
         text = _said(SCRIPTS[script][len(sent)], agent)
-        sent.append([as_stored(message) for message in messages])
+        sent.append([{"images": None, **as_stored(message)} for message in messages])
         return Completion(text, None, (), "stop", 10, 5, 0.0)
 
     trajectory = asyncio.run(

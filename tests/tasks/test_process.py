@@ -127,7 +127,7 @@ def test_scores_filters_pairs_and_statistics(storage_root):
     assert first["first_success"] == 2
     assert first["effort"] == reward.effort_score([None, 2, 1], K)
     assert first["reasoning"] == "thought 4"  # the first turn brought no action
-    assert first["messages"][first["prompt_messages"] - 1] == {"role": "user", "content": "q1"}
+    assert first["messages"][first["prompt_messages"] - 1] == {"role": "user", "content": "q1", "images": None}
     said = [first["messages"][at]["content"] for at in first["search_messages"]]
     assert said == [search["query"] for search in first["searches"]] == ["alpha", "beta", "gamma"]
     assert rows["r5"]["rank_score"] == pytest.approx(1 / 3)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from tasks.agent import protocol_tags as tags
 from tasks.agent.completion import Completion
+from tasks.agent.message import PLACEHOLDER
 from tasks.agent.protocol import Answer, Step
 
 
@@ -86,7 +87,9 @@ def test_failure(text: str, finish_reason: str, failure: str) -> None:
 
 
 TAGS = ["<think>", "</think>", "<search>", "</search>", "<answer>", "</answer>", "<cite ", "</cite>"]
-PIECES = st.sampled_from([*TAGS, 'file="', 'page="', '"', "/>", "<", ">", "</", "\n", " ", "word", "3", "\ud800", "\0"])
+PIECES = st.sampled_from(
+    [*TAGS, 'file="', 'page="', '"', "/>", "<", ">", "</", "\n", " ", "word", "3", "\ud800", "\0", "\ufffc"]
+)
 TEXTS = st.lists(PIECES | st.text(max_size=8), max_size=15).map("".join)
 
 
@@ -100,6 +103,7 @@ def test_anything_is_read_without_an_exception(text: str, reasoning: str | None,
     assert step.action != "none" or step.asks[0].failure is not None
     for part in (step.raw_text, step.message["content"], step.reasoning or "", *step.queries):
         part.encode()
+        assert PLACEHOLDER not in part
 
 
 @settings(max_examples=100, deadline=None)

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from tasks import artifact, schemas
+from tasks.agent.message import PLACEHOLDER, Image
 from tasks.agent.trajectory import Question, SearchRecord, Trajectory, Turn, to_row
 
+IMAGE = Image(file="x.pdf", page=3, key="page-images/k.png", width=10, height=20)
 FACTS = {"model": "m", "model_fingerprint": "mf", "index_fingerprint": "if", "code_fingerprint": "cf"}
 
 
@@ -28,7 +30,7 @@ def _trajectory() -> Trajectory:
         turns=turns,
         answer=("42",),
         citations=[("x.pdf", 3)],
-        messages=[{"role": "user", "content": "What?"}],
+        messages=[{"role": "user", "content": f"What? {PLACEHOLDER}", "images": [IMAGE]}],
     )
 
 

@@ -35,4 +35,4 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def training_set(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     uri = str(tmp_path_factory.mktemp("training-set") / "sft.parquet")
-    return write_table(table_of(rows(42), "sft/1"), uri, "sft/1", provenance())
+    return write_table(table_of(rows(42), "sft/2"), uri, "sft/2", provenance())

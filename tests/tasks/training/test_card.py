@@ -8,7 +8,7 @@ from tasks.artifact import Artifact, provenance
 from tasks.config import Agent, Finetune, Format
 from tasks.training.card import card
 
-TRAINING_SET = Artifact("/home/someone/sft.parquet", "5e7" * 21, 42, "sft/1")
+TRAINING_SET = Artifact("/home/someone/sft.parquet", "5e7" * 21, 42, "sft/2")
 
 
 def made(**changes: Any) -> str:

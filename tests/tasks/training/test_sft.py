@@ -92,7 +92,7 @@ def test_two_processes_learn_what_one_learns_from_twice_the_batches(spec: Spec) 
 
 def test_nothing_to_learn_from_says_what_to_do(spec: Spec) -> None:
     rows = [row("How long?", "No idea."), row("How long?", "<search>pump</search>", split="val")]
-    training_set = write_table(table_of(rows, "sft/1"), str(spec.work_dir / "sft.parquet"), "sft/1", {})
+    training_set = write_table(table_of(rows, "sft/2"), str(spec.work_dir / "sft.parquet"), "sft/2", {})
     with pytest.raises(TrainingError, match=r"nothing to learn from.*'nothing to learn': 1.*--mask-strategy"):
         train(replace(spec, training_set=training_set))
 

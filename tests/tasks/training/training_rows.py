@@ -1,4 +1,4 @@
-"""Rows of a training set (sft/1) for tests."""
+"""Rows of a training set (sft/2) for tests."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ TOOLS = json.dumps([{"type": "function", "function": {"name": "search_documents"
 
 
 def row(question: str, *turns: str, split: str = "train", tools: str | None = None, **values: Any) -> dict[str, Any]:
-    """A row of sft/1 whose completion alternates between the assistant's turns and what it is shown."""
+    """A row of sft/2 whose completion alternates between the assistant's turns and what it is shown."""
     role = "tool" if tools else "user"
     return {
         "question_id": question,
