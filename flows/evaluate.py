@@ -19,8 +19,8 @@ from tasks import artifact, config, storage
 from tasks.artifact import Artifact, load_ref, read_provenance, read_rows
 from tasks.cache import stage_key
 from tasks.compare import comparison_markdown
-from tasks.metrics import metric_cells, metrics_markdown, read_runs
 from tasks.progress import slug
+from tasks.runs import metric_cells, metrics_markdown, read_runs
 from tasks.stage_tasks import compare_runs, rescore_run, score_run, write_html_report
 from tasks.stages import StageRun, run_stage
 from tasks.supervise import Connect

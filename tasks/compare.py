@@ -13,7 +13,8 @@ import numpy as np
 
 from tasks import bootstrap
 from tasks.artifact import Artifact, provenance, table_of, write_table
-from tasks.metrics import BY_NAME, HEADLINE, METRICS, Runs, read_runs, show, show_interval
+from tasks.metrics import BY_NAME, HEADLINE, METRICS, show, show_interval
+from tasks.runs import Runs, read_runs
 
 SCHEMA = "comparison/1"
 SIGNIFICANT = 0.05

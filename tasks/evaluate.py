@@ -14,11 +14,12 @@ from tasks import config
 from tasks.artifact import Artifact, provenance, read_provenance, read_rows, table_of, write_table
 from tasks.collect import select
 from tasks.errors import ArtifactError, InputError
-from tasks.reward import best_search, first_success, gt_rank, set_f1
+from tasks.fate import fate
+from tasks.reward import Page, best_search, first_success, gt_ranks, in_order_seen, set_f1
 from tasks.search.index import Searcher
 from tasks.search.query import as_words
 
-SCHEMA = "results/1"
+SCHEMA = "results/2"
 Row = Mapping[str, Any]
 _QUESTION = ("question_id", "question", "answers", "answer_locations", "category", "split")
 
@@ -37,21 +38,7 @@ def score(trajectories: Artifact, searcher: Searcher, settings: config.Evaluate,
     rows = _one_each(read_rows(trajectories), trajectories)
     # else the agent was told to search and no more
     asked = any(row["status"] == "finished" and row["outcome"] != "searched" for row in rows)
-    results = [
-        {
-            "run": run,
-            "rollout_id": row["rollout_id"],
-            **{name: row[name] for name in _QUESTION},
-            **_retrieval(row, searcher, settings.depth),
-            "outcome": row["outcome"],
-            "turns": len(row["turns"] or []),
-            "valid_turns": sum(turn["failure"] is None for turn in row["turns"] or []),
-            "anls": _anls(row) if asked else None,
-            **(_citations(row) if asked else _NO_CITATIONS),
-            **{name: row[name] for name in ("prompt_tokens", "completion_tokens", "elapsed_s")},
-        }
-        for row in rows
-    ]
+    results = [_scored(row, searcher, settings.depth, run, asked=asked) for row in rows]
     kept = read_provenance(trajectories)
     facts = provenance({"trajectories": trajectories}, run=run, settings=settings.model_dump(), rollouts=kept)
     return write_table(table_of(results, SCHEMA), uri, SCHEMA, facts)
@@ -74,13 +61,16 @@ def score_question_baseline(
     results = []
     for row in read_rows(questions):
         if row["question_id"] in chosen:
-            rank, found = _rank(searcher, as_words(row["question"]), settings.depth, row)
+            ranks, found = _rank(searcher, as_words(row["question"]), settings.depth, row)
+            shown = [rank for rank in ranks if rank <= top_k]
             results.append(
                 {
-                    **_unanswered(run, row, row["question"], rank, found),
-                    "best_rank": rank,
+                    **_unanswered(run, row, row["question"], ranks, found),
+                    "fate": fate(failed=False, acted=True, found=bool(shown)),
+                    "best_rank": _first(ranks),
                     "best_known": True,
-                    "searches_to_success": 1 if rank is not None and rank <= top_k else None,
+                    "seen_ranks": shown,
+                    "searches_to_success": 1 if shown else None,
                 }
             )
     facts = provenance({"questions": questions}, run=run, settings=settings.model_dump(), top_k=top_k)
@@ -97,12 +87,14 @@ def rescore(results: Artifact, searcher: Searcher, settings: config.Evaluate, ru
     """
     rescored = []
     for row in read_rows(results):
-        query, rank, found = row["first_query"], None, None
+        query = row["first_query"]
+        ranks: list[int] = []
+        found = None
         if query is not None and row["rollout_id"] is None:  # the raw question, which adds nothing to itself
-            rank, found = _rank(searcher, as_words(query), settings.depth, row)
+            ranks, found = _rank(searcher, as_words(query), settings.depth, row)
         elif query is not None:
-            rank, found = _rank(searcher, query, settings.depth, row, question=row["question"])
-        rescored.append({**_unanswered(run, row, query, rank, found), "rollout_id": row["rollout_id"]})
+            ranks, found = _rank(searcher, query, settings.depth, row, question=row["question"])
+        rescored.append({**_unanswered(run, row, query, ranks, found), "rollout_id": row["rollout_id"]})
     facts = provenance({"results": results}, run=run, settings=settings.model_dump(), results=read_provenance(results))
     return write_table(table_of(rescored, SCHEMA), uri, SCHEMA, facts)
 
@@ -118,38 +110,81 @@ def _one_each(rows: list[dict[str, Any]], trajectories: Artifact) -> list[dict[s
     return rows
 
 
-def _rank(searcher: Searcher, query: str, depth: int, row: Row, question: str | None = None) -> tuple[int | None, int]:
-    """Rank of the best-ranked answer location among the first `depth`, and how many pages came."""
+def _rank(searcher: Searcher, query: str, depth: int, row: Row, question: str | None = None) -> tuple[list[int], int]:
+    """Ranks of the answer locations among the first `depth`, and how many pages came."""
     hits = searcher.search(query, depth, question).hits
-    return gt_rank([(hit.file, hit.page_number) for hit in hits], _pages(row)), len(hits)
+    return gt_ranks([(hit.file, hit.page_number) for hit in hits], _pages(row)), len(hits)
 
 
-def _pages(row: Row) -> list[tuple[str, int]]:
+def _first(ranks: list[int]) -> int | None:
+    return ranks[0] if ranks else None
+
+
+def _pages(row: Row) -> list[Page]:
     return [(place["document"], place["page"]) for place in row["answer_locations"] or []]
 
 
-def _retrieval(row: Row, searcher: Searcher, depth: int) -> dict[str, Any]:
-    made = [] if row["status"] == "failed" else [s for turn in row["turns"] or [] for s in turn["searches"] or []]
-    ranks: list[int | None] = []
+def _scored(row: Row, searcher: Searcher, depth: int, run: str, *, asked: bool) -> dict[str, Any]:
+    """A results row of a rollout; `asked` when its run asked for answers."""
+    turns = row["turns"] or []
+    valid = sum(turn["failure"] is None for turn in turns)
+    made = [] if row["status"] == "failed" else [s for turn in turns for s in turn["searches"] or []]
+    retrieval = _retrieval(row, made, searcher, depth)
+    anls = _anls(row) if asked else None
+    citations = _citations(row, made) if asked else _NO_CITATIONS
+    ended = fate(
+        failed=row["status"] == "failed",
+        acted=valid > 0,
+        found=retrieval["searches_to_success"] is not None,
+        asked=asked,
+        answered=row["outcome"] == "answered",
+        cited=bool(citations["page_recall"]),
+        anls=anls,
+    )
+    return {
+        "run": run,
+        "rollout_id": row["rollout_id"],
+        **{name: row[name] for name in _QUESTION},
+        "fate": ended,
+        **retrieval,
+        "outcome": row["outcome"],
+        "turns": len(turns),
+        "valid_turns": valid,
+        "anls": anls,
+        **citations,
+        **{name: row[name] for name in ("prompt_tokens", "completion_tokens", "elapsed_s")},
+    }
+
+
+def _retrieval(row: Row, made: list[Row], searcher: Searcher, depth: int) -> dict[str, Any]:
+    """What the searches of a rollout found, each ranked again to `depth`."""
+    found: list[list[int]] = []
     for search in made:
         # `searched` already holds the question's words where the settings add them
-        rank, _ = _rank(searcher, search["searched"], depth, row)
+        ranks, _ = _rank(searcher, search["searched"], depth, row)
+        rank = _first(ranks)
         if (rank if rank is not None and rank <= row["top_k"] else None) != search["gt_rank"]:
             raise ArtifactError(
                 f"question {row['question_id']}: the query {search['searched']!r} ranked the page {search['gt_rank']} in the "
                 f"rollout and {rank} now: score with the index and the search settings of the rollouts, or collect again"
             )
-        ranks.append(rank)
-    best = best_search(ranks)
+        found.append(ranks)
+    best = best_search([_first(ranks) for ranks in found])
     return {
         "first_query": made[0]["query"] if made else None,
-        "first_rank": ranks[0] if made else None,
-        "best_rank": None if best is None else ranks[best],
+        "first_rank": _first(found[0]) if made else None,
+        "first_ranks": found[0] if made else [],
+        "best_rank": None if best is None else _first(found[best]),
         "best_known": True,
+        "seen_ranks": gt_ranks(in_order_seen(map(_shown, made)), _pages(row)),
         "searches": len(made),
         "searches_to_success": first_success([search["gt_rank"] for search in made]),
         "zero_results": sum(not search["results"] for search in made),
     }
+
+
+def _shown(search: Row) -> list[Page]:
+    return [(hit["file"], hit["page_number"]) for hit in search["results"] or []]
 
 
 def _anls(row: Row) -> float | None:
@@ -164,30 +199,39 @@ def _anls(row: Row) -> float | None:
     return float(anls_score(tuple(references), list(row["answer"]))) if row["answer"] else 0.0
 
 
-def _citations(row: Row) -> dict[str, float]:
-    cited = [(place["file"], place["page"]) for place in row["citations"] or []]
+def _citations(row: Row, made: list[Row]) -> dict[str, Any]:
+    """Citations against the answer locations, and how many are of pages that the searches `made` returned."""
+    cited = {(place["file"], place["page"]) for place in row["citations"] or []}
     pages = set_f1(cited, _pages(row))
     documents = set_f1((file for file, _ in cited), (file for file, _ in _pages(row)))
-    return {**_named("page", pages), **_named("document", documents)}
+    seen = cited.intersection(in_order_seen(map(_shown, made)))
+    return {"cited": len(cited), "cited_seen": len(seen), **_named("page", pages), **_named("document", documents)}
 
 
 def _named(what: str, values: Iterable[float | None]) -> dict[str, Any]:
     return {f"{what}_{part}": value for part, value in zip(("precision", "recall", "f1"), values, strict=True)}
 
 
-_NO_CITATIONS: dict[str, None] = {**_named("page", [None] * 3), **_named("document", [None] * 3)}
+_NO_CITATIONS: dict[str, None] = {
+    **dict.fromkeys(("cited", "cited_seen")),
+    **_named("page", [None] * 3),
+    **_named("document", [None] * 3),
+}
 
 
-def _unanswered(run: str, row: Row, query: str | None, rank: int | None, found: int | None) -> dict[str, Any]:
+def _unanswered(run: str, row: Row, query: str | None, ranks: list[int], found: int | None) -> dict[str, Any]:
     """A results row of one search at most, that says nothing of turns, answers or cost."""
     return {
         "run": run,
         "rollout_id": None,
         **{name: row[name] for name in _QUESTION},
+        "fate": None,
         "first_query": query,
-        "first_rank": rank,
+        "first_rank": _first(ranks),
+        "first_ranks": ranks,
         "best_rank": None,
         "best_known": False,
+        "seen_ranks": None,
         "searches": int(found is not None),
         "searches_to_success": None,
         "zero_results": int(found == 0),

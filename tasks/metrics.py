@@ -1,4 +1,4 @@
-"""Results → metrics, each a mean with a 95 % interval.
+"""What is measured of a question: every metric, with its name, its meaning and its parts.
 
 Retrieval metrics count all questions, a miss counting 0. The few that cannot (a step number exists only where the page was
 found) say so in their names and are never compared: a run that gives up on hard questions would look better for it.
@@ -9,17 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
-
-from tasks import bootstrap
 from tasks.agent.trajectory import Failure
-from tasks.artifact import Artifact, read_rows
-from tasks.errors import InputError
-from tasks.reward import hit_at, reciprocal_rank
+from tasks.fate import is_right
+from tasks.reward import hit_at, ndcg_at, recall_at, reciprocal_rank
 
 Row = Mapping[str, Any]
 HEADLINE = "hit_at_1"
 HIT_DEPTHS = (1, 3, 5, 10)
+LIST_DEPTHS = (3, 5, 10)  # at 1 they say what Hit@1 says
 FAILURES: frozenset[str] = frozenset(get_args(Failure))
 
 
@@ -38,18 +35,6 @@ class Metric:
     meaning: str
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One metric of one run: mean, 95 % bounds (None where nothing can be said) and the questions it counts."""
-
-    metric: str
-    run: str
-    n: int
-    mean: float
-    low: float | None
-    high: float | None
-
-
 def _hit(k: int) -> Metric:
     return Metric(
         f"hit_at_{k}",
@@ -58,6 +43,46 @@ def _hit(k: int) -> Metric:
         True,
         lambda row: (hit_at(row["first_rank"], k), 1),
         f"first search: a page with the answer is among the first {k}",
+    )
+
+
+def wanted(row: Row) -> int:
+    """How many pages hold the answer."""
+    return len({(place["document"], place["page"]) for place in row["answer_locations"] or []})
+
+
+def _over_all(
+    measure: Callable[[Sequence[int], int, int], float], column: str, k: int
+) -> Callable[[Row], tuple[float, float] | None]:
+    """A measure of the ranks of all pages with the answer, such as `reward.recall_at`; none where no page is known."""
+
+    def parts(row: Row) -> tuple[float, float] | None:
+        pages = wanted(row)
+        return (measure(row[column], pages, k), 1) if pages and row[column] is not None else None
+
+    return parts
+
+
+def _recall(k: int) -> Metric:
+    return Metric(
+        f"recall_at_{k}",
+        f"Recall@{k}",
+        "share",
+        k == LIST_DEPTHS[-1],
+        _over_all(recall_at, "first_ranks", k),
+        f"first search: share of all pages with the answer that are among the first {k}",
+    )
+
+
+def _ndcg(k: int) -> Metric:
+    return Metric(
+        f"ndcg_at_{k}",
+        f"nDCG@{k}",
+        "share",
+        k == LIST_DEPTHS[-1],
+        _over_all(ndcg_at, "first_ranks", k),
+        f"first search: how near the pages with the answer are to the top of the first {k}; 100 % when all are on top "
+        "(Järvelin and Kekäläinen, 2002)",
     )
 
 
@@ -93,21 +118,52 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "success",
-        "Found by any search",
+        "Success rate, any search",
         "share",
         True,
         lambda row: (float(row["searches_to_success"] is not None), 1) if row["best_known"] else None,
         "a page with the answer was among the results that the agent was shown",
     ),
+    *(_recall(k) for k in LIST_DEPTHS),
+    *(_ndcg(k) for k in LIST_DEPTHS),
+    Metric(
+        "recall_seen",
+        "Recall, all searches",
+        "share",
+        True,
+        _over_all(lambda ranks, pages, _: len(ranks) / pages, "seen_ranks", 0),
+        "share of all pages with the answer that any search showed to the agent",
+    ),
+    Metric(
+        "ndcg_seen",
+        "nDCG@10, all searches",
+        "share",
+        True,
+        _over_all(ndcg_at, "seen_ranks", 10),
+        "the same as nDCG@10, of the pages in the order in which the agent was first shown them",
+    ),
+    Metric(
+        "correct",
+        "Answers right",
+        "share",
+        True,
+        lambda row: None if row["anls"] is None else (float(is_right(row["anls"])), 1),
+        "share of questions whose answer has an ANLS* above 0.5",
+    ),
     Metric(
         "anls", "Answer, ANLS*", "share", True, _each("anls"), "likeness of the answer to the nearest reference answer"
     ),
     Metric(
-        "page_f1", "Cited pages, F1", "share", True, _each("page_f1"), "cited pages against the pages with the answer"
+        "page_f1",
+        "Citation F1, pages",
+        "share",
+        True,
+        _each("page_f1"),
+        "cited pages against the pages with the answer",
     ),
     Metric(
         "page_precision",
-        "Cited pages, precision",
+        "Citation precision, pages",
         "share",
         False,
         _each("page_precision"),
@@ -115,16 +171,16 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "page_recall",
-        "Cited pages, recall",
+        "Citation recall, pages",
         "share",
         False,
         _each("page_recall"),
         "share of pages with the answer that were cited",
     ),
-    Metric("document_f1", "Cited documents, F1", "share", True, _each("document_f1"), "the same for documents"),
+    Metric("document_f1", "Citation F1, documents", "share", True, _each("document_f1"), "the same for documents"),
     Metric(
         "document_precision",
-        "Cited documents, precision",
+        "Citation precision, documents",
         "share",
         False,
         _each("document_precision"),
@@ -132,11 +188,27 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "document_recall",
-        "Cited documents, recall",
+        "Citation recall, documents",
         "share",
         False,
         _each("document_recall"),
         "share of documents with the answer that were cited",
+    ),
+    Metric(
+        "cited_seen",
+        "Citations of pages seen",
+        "share",
+        False,
+        _rate("cited_seen", "cited"),
+        "of all pages cited, those that a search of the rollout returned",
+    ),
+    Metric(
+        "fabricated",
+        "Fabricated citations a question",
+        "number",
+        False,
+        lambda row: None if row["cited"] is None else (row["cited"] - row["cited_seen"], 1),
+        "pages cited that no search of the rollout returned",
     ),
     Metric(
         "zero_results",
@@ -162,6 +234,7 @@ METRICS: tuple[Metric, ...] = (
         lambda row: None if row["outcome"] is None else (float(row["outcome"] in FAILURES), 1),
         "through no fault of the model, such as a lost connection; they count as misses",
     ),
+    Metric("calls", "Model calls a question", "number", False, _each("turns"), "turns taken"),
     Metric(
         "searches",
         "Searches a question",
@@ -172,19 +245,19 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "searches_to_success",
-        "Searches until found (found only)",
+        "Iterations to success (found only)",
         "number",
         False,
         lambda row: (row["searches_to_success"], 1) if row["best_known"] and row["searches_to_success"] else None,
-        "number of the first search that found it, over questions where one did",
+        "number of the first search that found the page, over questions where one did",
     ),
     Metric(
         "first_hit_rank",
-        "Rank in first search (found only)",
+        "First-hit rank (found only)",
         "number",
         False,
         _when_found("first_rank", float),
-        "over questions whose first search found it",
+        "rank in the first search, over questions whose first search found the page",
     ),
     Metric(
         "mrr_survivors",
@@ -218,90 +291,6 @@ METRICS: tuple[Metric, ...] = (
 BY_NAME = {metric.name: metric for metric in METRICS}
 
 
-@dataclass(frozen=True)
-class Runs:
-    """Runs on the same questions, summed by document group.
-
-    `numerators` and `denominators` are (groups × metrics) for each run; `counted` says how many questions a metric counts.
-    """
-
-    names: tuple[str, ...]
-    questions: int
-    groups: int
-    numerators: tuple[bootstrap.Floats, ...]
-    denominators: tuple[bootstrap.Floats, ...]
-    counted: tuple[tuple[int, ...], ...]
-
-    def sums(self) -> bootstrap.Floats:
-        """All of them side by side, (groups × runs · 2 · metrics), for one resampling that all runs share."""
-        return np.hstack([part for pair in zip(self.numerators, self.denominators, strict=True) for part in pair])
-
-
-def read_runs(results: Sequence[Artifact]) -> Runs:
-    """Read runs and see that they can be compared.
-
-    Raises:
-        InputError: none given, two have the same name, one holds a question twice, or they are on different questions.
-    """
-    tables = [sorted(read_rows(artifact), key=lambda row: row["question_id"]) for artifact in results]
-    if not tables or not all(tables):
-        raise InputError("there are no results to compare; run `drag evaluate` first")
-    names = tuple(table[0]["run"] for table in tables)
-    if len(set(names)) < len(names):
-        raise InputError(f"two runs have the same name among {', '.join(names)}; name each run differently")
-    ids = [[row["question_id"] for row in table] for table in tables]
-    for name, artifact, found in zip(names, results, ids, strict=True):
-        if len(set(found)) < len(found):
-            raise InputError(
-                f"run {name!r} holds a question more than once; evaluate one greedy rollout a question",
-                file=artifact.uri,
-            )
-        if found != ids[0]:
-            raise InputError(_difference(names[0], set(ids[0]), name, set(found)), file=artifact.uri)
-    groups = bootstrap.document_groups(tables[0])
-    parts = [_parts(table) for table in tables]
-    return Runs(
-        names=names,
-        questions=len(groups),
-        groups=int(groups.max()) + 1,
-        numerators=tuple(bootstrap.group_sums(top, groups) for top, _ in parts),
-        denominators=tuple(bootstrap.group_sums(bottom, groups) for _, bottom in parts),
-        counted=tuple(tuple((bottom > 0).sum(axis=0).tolist()) for _, bottom in parts),
-    )
-
-
-def _parts(rows: Sequence[Row]) -> tuple[bootstrap.Floats, bootstrap.Floats]:
-    values = np.array([[metric.parts(row) or (0.0, 0.0) for metric in METRICS] for row in rows], dtype=np.float64)
-    return values[:, :, 0], values[:, :, 1]
-
-
-def _difference(name: str, ids: set[str], other_name: str, other: set[str]) -> str:
-    def some(only: set[str]) -> str:
-        return ", ".join(sorted(only)[:3]) + (", …" if len(only) > 3 else "")
-
-    sides = [(name, ids - other), (other_name, other - ids)]
-    only = "; ".join(f"only in {side!r}: {len(missing)} ({some(missing)})" for side, missing in sides if missing)
-    return f"runs {name!r} and {other_name!r} are on different questions, so they cannot be compared: {only}"
-
-
-def metric_cells(runs: Runs, resamples: int) -> list[Cell]:
-    """Every metric of every run that has it, metric by metric, with 95 % intervals over document groups."""
-    totals = bootstrap.resampled_totals(runs.sums(), resamples)
-    width = len(METRICS)
-    cells = []
-    for m, metric in enumerate(METRICS):
-        for r, name in enumerate(runs.names):
-            if not runs.counted[r][m]:
-                continue
-            mean = float(runs.numerators[r][:, m].sum() / runs.denominators[r][:, m].sum())
-            column = 2 * r * width + m
-            estimates = bootstrap.ratio(totals[:, column], totals[:, column + width])
-            limits = (0.0, 1.0) if metric.kind == "share" else None
-            low, high = bootstrap.interval(estimates, runs.groups, limits) or (None, None)
-            cells.append(Cell(metric.name, name, runs.counted[r][m], mean, low, high))
-    return cells
-
-
 def show(metric: str, value: float) -> str:
     """A value as people read it: shares as percentages with one decimal."""
     kind = BY_NAME[metric].kind
@@ -319,16 +308,3 @@ def show_interval(metric: str, low: float | None, high: float | None, *, signed:
     scale, digits = (100, 1) if BY_NAME[metric].kind == "share" else (1, 0 if high >= 100 else 2)
     sign = "+" if signed else ""
     return f"[{scale * low:{sign}.{digits}f}, {scale * high:{sign}.{digits}f}]".replace("-", "−")
-
-
-def metrics_markdown(cells: Sequence[Cell]) -> str:
-    """The metric table as Markdown: a row a metric, a column a run, intervals in brackets."""
-    runs = list(dict.fromkeys(cell.run for cell in cells))
-    by_place = {(cell.metric, cell.run): cell for cell in cells}
-    lines = ["| | " + " | ".join(runs) + " |", "|---|" + "---:|" * len(runs)]
-    for metric in METRICS:
-        row = [by_place.get((metric.name, run)) for run in runs]
-        if any(row):
-            texts = [f"{show(c.metric, c.mean)} {show_interval(c.metric, c.low, c.high)}" if c else "" for c in row]
-            lines.append(f"| {metric.label} | " + " | ".join(texts) + " |")
-    return "\n".join(lines)

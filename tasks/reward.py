@@ -4,6 +4,7 @@ Filtering, sample weights, preference pairs and evaluation all call these. A pag
 answer location counts, so the rank of a search is that of its best-ranked answer location.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 Page = tuple[str, int]
@@ -15,8 +16,21 @@ def gt_rank(results: Sequence[Page], answer_locations: Iterable[Page]) -> int | 
     >>> gt_rank([("a.pdf", 3), ("b.pdf", 1)], [("b.pdf", 1), ("c.pdf", 9)])
     2
     """
-    wanted = set(answer_locations)
-    return next((rank for rank, page in enumerate(results, start=1) if page in wanted), None)
+    return next(iter(gt_ranks(results, answer_locations)), None)
+
+
+def gt_ranks(results: Sequence[Page], answer_locations: Iterable[Page]) -> list[int]:
+    """Ranks, from 1 and rising, of all answer locations among the results; a page counts where it comes first.
+
+    >>> gt_ranks([("a.pdf", 3), ("b.pdf", 1), ("c.pdf", 9)], [("c.pdf", 9), ("a.pdf", 3), ("d.pdf", 1)])
+    [1, 3]
+    """
+    wanted, ranks = set(answer_locations), []
+    for rank, page in enumerate(results, start=1):
+        if page in wanted:
+            wanted.remove(page)
+            ranks.append(rank)
+    return ranks
 
 
 def rank_score(rank: int | None, k: int) -> float:
@@ -65,6 +79,39 @@ def reciprocal_rank(rank: int | None) -> float:
 def hit_at(rank: int | None, k: int) -> float:
     """1 when the page was among the first k, else 0."""
     return float(rank is not None and rank <= k)
+
+
+def recall_at(ranks: Sequence[int], wanted: int, k: int) -> float:
+    """Share of the answer locations that are among the first k; with one location this is `hit_at`.
+
+    Args:
+        ranks: of `gt_ranks`.
+        wanted: how many answer locations there are, at least 1.
+    """
+    return sum(rank <= k for rank in ranks) / wanted
+
+
+def ndcg_at(ranks: Sequence[int], wanted: int, k: int) -> float:
+    """Normalised discounted cumulated gain of the first k, a page being relevant or not; 1 when no order could be better.
+
+    Σ 1 / log2(1 + rank) over the answer locations among the first k, divided by the same sum when they are on top
+    (Järvelin and Kekäläinen, Cumulated Gain-Based Evaluation of IR Techniques, 2002; with the discount of Burges et al.,
+    Learning to Rank Using Gradient Descent, 2005, which tells rank 1 from rank 2).
+
+    Args:
+        ranks: of `gt_ranks`.
+        wanted: how many answer locations there are, at least 1.
+
+    >>> ndcg_at([1, 3], wanted=2, k=3)
+    0.9197207891481876
+    """
+    best = math.fsum(1 / math.log2(1 + rank) for rank in range(1, min(wanted, k) + 1))
+    return math.fsum(1 / math.log2(1 + rank) for rank in ranks if rank <= k) / best
+
+
+def in_order_seen(searches: Iterable[Sequence[Page]]) -> list[Page]:
+    """The pages of several searches as one ranking: in the order in which they were first shown, each once."""
+    return list(dict.fromkeys(page for results in searches for page in results))
 
 
 def set_f1(predicted: Iterable[object], wanted: Iterable[object]) -> tuple[float, float, float]:

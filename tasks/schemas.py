@@ -207,14 +207,17 @@ TABLES: dict[str, pa.Schema] = {
         prompt_fingerprint=_text,
     ),
     # one row a question and a run; null where a run has no such thing (the raw question gives no answer)
-    "results/1": _schema(
+    "results/2": _schema(
         run=_text,
         rollout_id=_text,
         **_QUESTION,
+        fate=_text,  # how the question ended (tasks/fate.py); null where only the first search was scored
         first_query=_text,
         first_rank=_int,
+        first_ranks=pa.list_(_int),  # in the first search, of all answer locations found, rising
         best_rank=_int,
         best_known=_bool,  # false where only the first search was scored, so that best_rank says nothing
+        seen_ranks=pa.list_(_int),  # the same among all pages that the agent was shown, in the order first shown
         searches=_int,
         searches_to_success=_int,
         zero_results=_int,  # searches that matched no page
@@ -222,6 +225,8 @@ TABLES: dict[str, pa.Schema] = {
         valid_turns=_int,  # turns that brought a valid action
         outcome=_text,
         anls=_float,
+        cited=_int,  # distinct pages that the answer cites
+        cited_seen=_int,  # of these, pages that a search of the rollout returned; the others are made up
         page_precision=_float,
         page_recall=_float,
         page_f1=_float,

@@ -14,8 +14,9 @@ from typing import Any
 
 from tasks import compare, plots
 from tasks.artifact import Artifact, provenance, read_provenance, read_rows, write_folder
-from tasks.metrics import BY_NAME, HEADLINE, METRICS, Cell, metric_cells, read_runs, show, show_interval
+from tasks.metrics import BY_NAME, HEADLINE, METRICS, show, show_interval
 from tasks.report.browser import embedded
+from tasks.runs import Cell, metric_cells, read_runs
 
 Row = Mapping[str, Any]
 Rescored = Mapping[str, tuple[Sequence[Artifact], Artifact]]
@@ -26,12 +27,16 @@ _SECTIONS = {
         *("hit_at_1", "hit_at_3", "hit_at_5", "hit_at_10", "mrr_first"),
         *("mrr_best", "success"),
     ),
+    "All pages with the answer": (
+        *("recall_at_3", "recall_at_5", "recall_at_10", "recall_seen"),
+        *("ndcg_at_3", "ndcg_at_5", "ndcg_at_10", "ndcg_seen"),
+    ),
     "Answers": (
-        *("anls", "page_f1", "page_precision", "page_recall"),
-        *("document_f1", "document_precision", "document_recall"),
+        *("correct", "anls", "page_f1", "page_precision", "page_recall"),
+        *("document_f1", "document_precision", "document_recall", "cited_seen", "fabricated"),
     ),
     "Conduct and cost": (
-        *("valid_turns", "failed", "searches", "zero_results"),
+        *("valid_turns", "failed", "zero_results", "searches", "calls"),
         *("prompt_tokens", "completion_tokens", "seconds"),
     ),
     "Over found questions only: for reference, not for comparing": (

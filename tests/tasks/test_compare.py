@@ -14,7 +14,8 @@ from tasks import bootstrap
 from tasks.artifact import Artifact, read_rows, table_of, write_table
 from tasks.compare import compare, comparison_markdown, headline, sentence
 from tasks.errors import InputError
-from tasks.metrics import Cell, metric_cells, metrics_markdown, read_runs, show_interval
+from tasks.metrics import show_interval
+from tasks.runs import Cell, metric_cells, metrics_markdown, read_runs
 from tasks.schemas import TABLES
 
 RESAMPLES = 1000
@@ -24,14 +25,16 @@ ranks = st.one_of(st.none(), st.integers(1, 10))
 def result(run: str, number: int, rank: int | None, **others: Any) -> dict[str, Any]:
     """A results row of question `number`, two questions a document."""
     return {
-        **dict.fromkeys(TABLES["results/1"].names),
+        **dict.fromkeys(TABLES["results/2"].names),
         "run": run,
         "question_id": f"q{number:04d}",
         "question": f"Question {number}?",
         "answer_locations": [{"document": f"d{number // 2}.pdf", "page": 1}],
         "first_rank": rank,
+        "first_ranks": [rank] if rank else [],
         "best_rank": rank,
         "best_known": True,
+        "seen_ranks": [rank] if rank and rank <= 3 else [],
         "searches": 1,
         "searches_to_success": 1 if rank and rank <= 3 else None,
         "zero_results": 0,
@@ -41,7 +44,7 @@ def result(run: str, number: int, rank: int | None, **others: Any) -> dict[str, 
 
 def stored(folder: Path, run: str, found: Sequence[int | None], **others: Any) -> Artifact:
     rows = [result(run, number, rank, **others) for number, rank in enumerate(found)]
-    return write_table(table_of(rows, "results/1"), str(folder / f"{run}.parquet"), "results/1", {})
+    return write_table(table_of(rows, "results/2"), str(folder / f"{run}.parquet"), "results/2", {})
 
 
 def cells_of(*results: Artifact) -> dict[tuple[str, str], Cell]:
@@ -72,7 +75,7 @@ def test_rates_are_of_searches_and_turns_not_of_questions(tmp_path: Path) -> Non
         result("base", 0, 1, searches=4, zero_results=1, turns=5, valid_turns=5),
         result("base", 1, None, searches=0, zero_results=0, turns=5, valid_turns=0),
     ]
-    stored_rows = write_table(table_of(rows, "results/1"), str(tmp_path / "r.parquet"), "results/1", {})
+    stored_rows = write_table(table_of(rows, "results/2"), str(tmp_path / "r.parquet"), "results/2", {})
     cells = cells_of(stored_rows)
     assert cells["zero_results", "base"].mean == 0.25
     assert cells["valid_turns", "base"].mean == 0.5
@@ -140,9 +143,9 @@ def test_runs_of_the_same_name_no_runs_and_repeated_questions_are_refused(tmp_pa
         compared(tmp_path, run, run)
     with pytest.raises(InputError, match="no results"):
         compared(tmp_path)
-    twice = table_of([result("b", 0, 1), result("b", 0, 2)], "results/1")
+    twice = table_of([result("b", 0, 1), result("b", 0, 2)], "results/2")
     with pytest.raises(InputError, match="more than once"):
-        compared(tmp_path, write_table(twice, str(tmp_path / "b.parquet"), "results/1", {}))
+        compared(tmp_path, write_table(twice, str(tmp_path / "b.parquet"), "results/2", {}))
 
 
 def test_every_later_run_is_compared_with_every_earlier_and_the_headline_is_the_last_pair(tmp_path: Path) -> None:

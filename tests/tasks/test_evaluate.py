@@ -1,5 +1,6 @@
 """Scoring: real searches in a real index, from rollouts that found, missed, failed and never searched."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tasks.artifact import Artifact, provenance, read_provenance, read_rows, tab
 from tasks.compare import compare
 from tasks.errors import ArtifactError, InputError
 from tasks.evaluate import rescore, score, score_question_baseline
-from tasks.metrics import metric_cells, read_runs
+from tasks.runs import metric_cells, read_runs
 from tasks.schemas import TABLES
 from tasks.search.index import Searcher, build_index, open_index
 
@@ -172,6 +173,65 @@ def test_answers_and_citations(tmp_path: Path, searcher: Searcher) -> None:
     assert (none["anls"], none["page_f1"]) == (0, 0)  # the run answers, this question it did not
 
 
+def test_a_citation_of_a_page_that_no_search_returned_is_made_up(tmp_path: Path, searcher: Searcher) -> None:
+    asked = [question(0), question(1)]
+    three = [{"file": "manual.pdf", "page": page} for page in (1, 7, 7)]
+    unseen = turn(searcher, asked[0], "pumps")
+    rows = [
+        rollout(
+            asked[0], unseen, turn(searcher, asked[0], "cables"), outcome="answered", answer=["x"], citations=three
+        ),
+        rollout(asked[1], turn(searcher, asked[1], "zebra"), outcome="answered", answer=["x"], citations=three),
+    ]
+    results = scored(tmp_path, searcher, rows)
+    seen, invented = read_rows(results)
+    assert (seen["cited"], seen["cited_seen"], seen["page_precision"]) == (2, 2, 0.5)
+    assert (invented["cited"], invented["cited_seen"]) == (2, 0)
+    cells = {cell.metric: cell.mean for cell in metric_cells(read_runs([results]), 100)}
+    assert (cells["cited_seen"], cells["fabricated"]) == (0.5, 1.0)
+
+
+def test_several_answer_locations_count_all_in_the_first_search_and_in_all(tmp_path: Path, searcher: Searcher) -> None:
+    places = [{"document": "manual.pdf", "page": page} for page in (1, 6, 8)]
+    asked = question(0, answer_locations=[*places, places[0]])
+    turns = [turn(searcher, asked, "service"), turn(searcher, asked, "sensors"), turn(searcher, asked, "zebra")]
+    results = scored(tmp_path, searcher, [rollout(asked, *turns)])
+    (row,) = read_rows(results)
+    assert (row["first_rank"], row["first_ranks"]) == (1, [1, 6, 8])
+    assert row["seen_ranks"] == [1, 4]  # pages 1 to 3, then 6: what the agent was shown
+    cells = {cell.metric: cell.mean for cell in metric_cells(read_runs([results]), 100)}
+    assert [cells[f"recall_at_{k}"] for k in (3, 5, 10)] == pytest.approx([1 / 3, 1 / 3, 1])
+    assert cells["recall_seen"] == pytest.approx(2 / 3)
+    ideal = 1 + 1 / math.log2(3) + 1 / 2
+    assert cells["ndcg_at_10"] == pytest.approx((1 + 1 / math.log2(7) + 1 / math.log2(9)) / ideal)
+    assert cells["ndcg_seen"] == pytest.approx((1 + 1 / math.log2(5)) / ideal)
+
+
+def test_how_each_question_ended(tmp_path: Path, searcher: Searcher) -> None:
+    right = [{"file": "manual.pdf", "page": 1}]
+    asked = [question(0, question_id=name) for name in "abcdefg"]
+    found = turn(searcher, asked[0], "pumps")
+    rows = [
+        rollout(asked[0], found, outcome="answered", answer=["12 months"]),
+        rollout(asked[1], found, outcome="answered", answer=["never"], citations=right),
+        rollout(asked[2], found, outcome="answered", answer=["never"]),
+        rollout(asked[3], found, turn(searcher, asked[3], failure="not_an_answer")),
+        rollout(asked[4], turn(searcher, asked[4], "cables"), outcome="answered", answer=["never"], citations=right),
+        rollout(asked[5], turn(searcher, asked[5], failure="no_action")),
+        rollout(asked[6], found, status="failed", outcome="deadline"),
+    ]
+    assert [row["fate"] for row in read_rows(scored(tmp_path, searcher, rows))] == [
+        *("correct", "answered_wrong", "not_cited", "out_of_turns", "never_retrieved", "unparsable", "errored")
+    ]
+    only_searching = [rollout(asked[0], found, outcome="searched"), rollout(asked[1], outcome="searched")]
+    only_searching[1]["turns"] = [turn(searcher, asked[1], "cables")]
+    assert [row["fate"] for row in read_rows(scored(tmp_path, searcher, only_searching, "base2"))] == [
+        *("found", "never_retrieved")
+    ]
+    raw = baseline(tmp_path, searcher, [question(0), question(5, "Service?")])
+    assert [row["fate"] for row in read_rows(raw)] == ["found", "never_retrieved"]
+
+
 @pytest.mark.parametrize(("outcome", "score"), [("searched", None), ("out_of_turns", 0)])
 def test_no_answer_scores_0_unless_none_was_asked_for(
     tmp_path: Path, searcher: Searcher, outcome: str, score: float | None
@@ -259,7 +319,7 @@ def test_first_queries_are_ranked_again_under_other_settings(
     helped = read_rows(rescore(base, expanded, EVALUATE, "base + question", str(tmp_path / "more.parquet")))
     assert helped[1]["first_rank"] == 1  # "service" and the question's "cables"
     metrics = {row["metric"] for row in read_rows(compare([base, under_and], 100, str(tmp_path / "c.parquet")))}
-    assert metrics == {"hit_at_1", "hit_at_3", "hit_at_5", "hit_at_10", "mrr_first"}
+    assert metrics == {"hit_at_1", "hit_at_3", "hit_at_5", "hit_at_10", "mrr_first", "recall_at_10", "ndcg_at_10"}
 
 
 def test_the_raw_question_ranked_again_stays_plain_words(tmp_path: Path, index: Artifact, searcher: Searcher) -> None:

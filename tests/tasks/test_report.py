@@ -76,20 +76,22 @@ def question(number: int) -> dict[str, Any]:
 def results(folder: Path, run: str, ranks: Sequence[int | None]) -> Artifact:
     rows = [
         {
-            **dict.fromkeys(TABLES["results/1"].names),
+            **dict.fromkeys(TABLES["results/2"].names),
             **question(number),
             "run": run,
             "first_query": f"{run} {number} {ATTACK}",
             "first_rank": rank,
+            "first_ranks": [rank] if rank else [],
             "best_rank": rank,
             "best_known": True,
+            "seen_ranks": [rank] if rank and rank <= 3 else [],
             "searches": 1,
             "searches_to_success": 1 if rank and rank <= 3 else None,
             "zero_results": 0,
         }
         for number, rank in enumerate(ranks)
     ]
-    return write_table(table_of(rows, "results/1"), str(folder / f"{run}.parquet"), "results/1", provenance())
+    return write_table(table_of(rows, "results/2"), str(folder / f"{run}.parquet"), "results/2", provenance())
 
 
 def rollout(number: int, rank: int | None, text: str = ATTACK) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The reward: bounds, monotony and the cases that are known by hand."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import settings as tune
@@ -114,3 +116,54 @@ def test_citation_f1_is_the_harmonic_mean_and_symmetric(predicted, wanted):
     assert (recall, precision, f1) == reward.set_f1(wanted, predicted)
     assert min(precision, recall) - 1e-9 <= f1 <= max(precision, recall) + 1e-9
     assert reward.set_f1(wanted, wanted) == ((1.0, 1.0, 1.0) if wanted else (0.0, 0.0, 0.0))
+
+
+locations = st.lists(pages, unique=True, min_size=1, max_size=6)
+
+
+@quick
+@given(st.lists(pages, max_size=12), locations, depths)
+def test_recall_and_ndcg_lie_between_0_and_1_and_ndcg_is_1_only_when_no_order_is_better(results, wanted, k):
+    ranks = reward.gt_ranks(results, wanted)
+    assert ranks == sorted({results.index(page) + 1 for page in wanted if page in results})
+    recall, ndcg = reward.recall_at(ranks, len(wanted), k), reward.ndcg_at(ranks, len(wanted), k)
+    assert 0 <= recall <= 1
+    assert 0 <= ndcg <= 1
+    assert (recall > 0) == (ndcg > 0) == (reward.hit_at(ranks[0] if ranks else None, k) == 1)
+    on_top = min(k, len(wanted))
+    assert (ndcg == 1) == (ranks[:on_top] == list(range(1, on_top + 1)))
+    assert reward.recall_at(ranks, len(wanted), k + 1) >= recall
+
+
+@quick
+@given(st.lists(pages, unique=True, max_size=12), pages, depths)
+def test_with_one_answer_location_recall_is_the_hit_and_ndcg_depends_on_its_rank(results, wanted, k):
+    rank, ranks = reward.gt_rank(results, [wanted]), reward.gt_ranks(results, [wanted])
+    assert reward.recall_at(ranks, 1, k) == reward.hit_at(rank, k)
+    assert reward.ndcg_at(ranks, 1, 1) == reward.hit_at(rank, 1)
+    assert reward.ndcg_at(ranks, 1, k) == pytest.approx(1 / math.log2(1 + rank) if rank and rank <= k else 0)
+    assert reward.ndcg_at(ranks, 1, 2) >= reward.hit_at(rank, 2) * reward.reciprocal_rank(rank)
+
+
+@quick
+@given(st.lists(pages, min_size=2, max_size=12, unique=True), locations, st.integers(0, 10))
+def test_a_page_with_the_answer_that_moves_up_never_costs(results, wanted, at):
+    at = at % (len(results) - 1)
+    better, worse = list(results), list(results)
+    if results[at + 1] in wanted and results[at] not in wanted:
+        better[at], better[at + 1] = results[at + 1], results[at]
+    ours, theirs = (reward.gt_ranks(order, wanted) for order in (better, worse))
+    k = len(results)
+    gained = reward.ndcg_at(ours, len(wanted), k) - reward.ndcg_at(theirs, len(wanted), k)
+    assert gained > 0 if better != worse else gained == 0
+
+
+@quick
+@given(st.lists(st.lists(pages, max_size=4), max_size=4))
+def test_several_searches_show_each_page_once_and_in_the_order_of_its_first_showing(made):
+    shown = reward.in_order_seen(made)
+    everything = [page for results in made for page in results]
+    assert len(shown) == len(set(shown)) == len(set(everything))
+    assert [everything.index(page) for page in shown] == sorted(everything.index(page) for page in shown)
+    if len(made) == 1:
+        assert reward.gt_ranks(shown, shown[:2]) == list(range(1, len(shown[:2]) + 1))

@@ -1,0 +1,75 @@
+"""How a question ended in a run: one name a question, so that a run's names add up to its questions.
+
+For a question to be answered, things must go right one after the other: the rollout runs, the model acts, a search brings a
+page with the answer, an answer is given, it cites such a page, it is right. A question that ended badly is named after the
+first of these that went wrong. A right answer is correct however it came about, as the same fact may stand on pages that
+nobody listed.
+"""
+
+from typing import Literal, get_args
+
+Fate = Literal[
+    "correct", "found", "answered_wrong", "not_cited", "out_of_turns", "never_retrieved", "unparsable", "errored"
+]
+FATES: tuple[Fate, ...] = get_args(Fate)  # the best first
+
+MEANINGS: dict[Fate, tuple[str, str]] = {
+    "correct": ("correct", "the answer is right: its ANLS* is above 0.5"),
+    "found": ("found", "a search brought a page with the answer, and there is no answer to judge: none was asked for"),
+    "answered_wrong": ("cited but answered wrong", "such a page was found and cited, and the answer is wrong"),
+    "not_cited": ("retrieved but not cited", "such a page was found, and the wrong answer cites others or none"),
+    "out_of_turns": ("out of turns", "such a page was found, and turns or context ended before an answer"),
+    "never_retrieved": ("never retrieved", "no search brought a page with the answer, whatever came then"),
+    "unparsable": ("unparsable", "no turn brought a search or an answer that could be read"),
+    "errored": ("errored", "the rollout failed through no fault of the model, such as a lost connection"),
+}
+
+RIGHT = 0.5
+
+
+def is_right(anls: float) -> bool:
+    """Whether an answer counts as right: ANLS* above 0.5, where ANLS itself begins to count.
+
+    Biten et al., Scene Text Visual Question Answering, 2019, section 5: from τ = 0.5 on, a text is another answer rather
+    than the same with errors of reading or spelling. Of a list, more than half must be right.
+    """
+    return anls > RIGHT
+
+
+def fate(
+    *,
+    failed: bool,
+    acted: bool,
+    found: bool,
+    asked: bool = False,
+    answered: bool = False,
+    cited: bool = False,
+    anls: float | None = None,
+) -> Fate:
+    """How a question ended: correct, or the first thing that went wrong.
+
+    Args:
+        failed: the rollout failed through no fault of the model.
+        acted: some turn brought a search or an answer that could be read.
+        found: a search brought a page with the answer, among those that the agent was shown.
+        asked: an answer was asked for; otherwise finding the page is all there is to do.
+        answered: an answer was given.
+        cited: it cites a page with the answer.
+        anls: likeness of the answer to the nearest reference; None where there is no reference, so that a cited page is
+            the most that can be told.
+    """
+    if failed:
+        return "errored"
+    if not acted:
+        return "unparsable"
+    if asked and answered and anls is not None and is_right(anls):
+        return "correct"
+    if not found:
+        return "never_retrieved"
+    if not asked:
+        return "found"
+    if not answered:
+        return "out_of_turns"
+    if not cited:
+        return "not_cited"
+    return "found" if anls is None else "answered_wrong"

@@ -1,0 +1,129 @@
+"""Runs on the same questions → each metric of each run, a mean with a 95 % interval."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tasks import bootstrap
+from tasks.artifact import Artifact, read_rows
+from tasks.errors import InputError
+from tasks.metrics import METRICS, Row, show, show_interval
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one run: mean, 95 % bounds (None where nothing can be said) and the questions it counts."""
+
+    metric: str
+    run: str
+    n: int
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs on the same questions, summed by document group.
+
+    `numerators` and `denominators` are (groups × metrics) for each run; `counted` says how many questions a metric counts.
+    """
+
+    names: tuple[str, ...]
+    questions: int
+    groups: int
+    numerators: tuple[bootstrap.Floats, ...]
+    denominators: tuple[bootstrap.Floats, ...]
+    counted: tuple[tuple[int, ...], ...]
+
+    def sums(self) -> bootstrap.Floats:
+        """All of them side by side, (groups × runs · 2 · metrics), for one resampling that all runs share."""
+        return np.hstack([part for pair in zip(self.numerators, self.denominators, strict=True) for part in pair])
+
+
+def read_runs(results: Sequence[Artifact]) -> Runs:
+    """Read runs and see that they can be compared.
+
+    Raises:
+        InputError: none given, two have the same name, one holds a question twice, or they are on different questions.
+    """
+    tables = [sorted(read_rows(artifact), key=lambda row: row["question_id"]) for artifact in results]
+    _refuse_what_cannot_be_compared(results, tables)
+    return runs_of(tables)
+
+
+def _refuse_what_cannot_be_compared(results: Sequence[Artifact], tables: Sequence[Sequence[Row]]) -> None:
+    if not tables or not all(tables):
+        raise InputError("there are no results to compare; run `drag evaluate` first")
+    names = tuple(table[0]["run"] for table in tables)
+    if len(set(names)) < len(names):
+        raise InputError(f"two runs have the same name among {', '.join(names)}; name each run differently")
+    ids = [[row["question_id"] for row in table] for table in tables]
+    for name, artifact, found in zip(names, results, ids, strict=True):
+        if len(set(found)) < len(found):
+            raise InputError(
+                f"run {name!r} holds a question more than once; evaluate one greedy rollout a question",
+                file=artifact.uri,
+            )
+        if found != ids[0]:
+            raise InputError(_difference(names[0], set(ids[0]), name, set(found)), file=artifact.uri)
+
+
+def runs_of(tables: Sequence[Sequence[Row]]) -> Runs:
+    """Runs of results rows, a table a run: the same questions in the same order."""
+    groups = bootstrap.document_groups(tables[0])
+    parts = [_parts(table) for table in tables]
+    return Runs(
+        names=tuple(table[0]["run"] for table in tables),
+        questions=len(groups),
+        groups=int(groups.max()) + 1,
+        numerators=tuple(bootstrap.group_sums(top, groups) for top, _ in parts),
+        denominators=tuple(bootstrap.group_sums(bottom, groups) for _, bottom in parts),
+        counted=tuple(tuple((bottom > 0).sum(axis=0).tolist()) for _, bottom in parts),
+    )
+
+
+def _parts(rows: Sequence[Row]) -> tuple[bootstrap.Floats, bootstrap.Floats]:
+    values = np.array([[metric.parts(row) or (0.0, 0.0) for metric in METRICS] for row in rows], dtype=np.float64)
+    return values[:, :, 0], values[:, :, 1]
+
+
+def _difference(name: str, ids: set[str], other_name: str, other: set[str]) -> str:
+    def some(only: set[str]) -> str:
+        return ", ".join(sorted(only)[:3]) + (", …" if len(only) > 3 else "")
+
+    sides = [(name, ids - other), (other_name, other - ids)]
+    only = "; ".join(f"only in {side!r}: {len(missing)} ({some(missing)})" for side, missing in sides if missing)
+    return f"runs {name!r} and {other_name!r} are on different questions, so they cannot be compared: {only}"
+
+
+def metric_cells(runs: Runs, resamples: int) -> list[Cell]:
+    """Every metric of every run that has it, metric by metric, with 95 % intervals over document groups."""
+    totals = bootstrap.resampled_totals(runs.sums(), resamples)
+    width = len(METRICS)
+    cells = []
+    for m, metric in enumerate(METRICS):
+        for r, name in enumerate(runs.names):
+            if not runs.counted[r][m]:
+                continue
+            mean = float(runs.numerators[r][:, m].sum() / runs.denominators[r][:, m].sum())
+            column = 2 * r * width + m
+            estimates = bootstrap.ratio(totals[:, column], totals[:, column + width])
+            limits = (0.0, 1.0) if metric.kind == "share" else None
+            low, high = bootstrap.interval(estimates, runs.groups, limits) or (None, None)
+            cells.append(Cell(metric.name, name, runs.counted[r][m], mean, low, high))
+    return cells
+
+
+def metrics_markdown(cells: Sequence[Cell]) -> str:
+    """The metric table as Markdown: a row a metric, a column a run, intervals in brackets."""
+    runs = list(dict.fromkeys(cell.run for cell in cells))
+    by_place = {(cell.metric, cell.run): cell for cell in cells}
+    lines = ["| | " + " | ".join(runs) + " |", "|---|" + "---:|" * len(runs)]
+    for metric in METRICS:
+        row = [by_place.get((metric.name, run)) for run in runs]
+        if any(row):
+            texts = [f"{show(c.metric, c.mean)} {show_interval(c.metric, c.low, c.high)}" if c else "" for c in row]
+            lines.append(f"| {metric.label} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
