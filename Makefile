@@ -10,13 +10,16 @@ SERVE_KIND := $(shell test -e /dev/nvidiactl && echo gpu || echo cpu)
 # what the tests start and no Python package brings, as Debian calls it
 PACKAGES := postgresql redis-server chromium
 
+# the two environments are made at once
+MAKEFLAGS += --jobs=3
+
 .PHONY: demo test lint bench serve setup packages clean
 
 demo: setup
 	$(BIN)/drag demo
 
 test: setup packages
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=3
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

@@ -27,6 +27,8 @@ from tasks.supervise import Connect
 # How fast a run goes changes no rollout. How it is cut into shards changes none either, but parts lie in shards' folders.
 _PACE = {"concurrency", "request_timeout", "rollout_timeout", "max_retries"}
 _RESUMING = {"resume", "flush_every", "allow_failed_share", "notify_failed_share"}
+# a model is known by its name, wherever it is served: a server that moved changes no rollout
+_WHERE = {"base_url", "trusted_remote_code"}
 # it says which day `dt` is, and `dt` counts
 _MEANING = {"time_zone"}
 # these choose rollouts without changing any: with more of them a run goes on from where one with fewer ended
@@ -66,8 +68,7 @@ def collected(
     def key(without: set[str]) -> str:
         chosen = {
             "collect": settings.collect.model_dump(mode="json", exclude=_RESUMING | _MEANING | without),
-            "server": settings.server.model_dump(mode="json", exclude=_PACE | {"trusted_remote_code"})
-            | {"base_url": sorted(settings.server.base_url)},
+            "server": settings.server.model_dump(mode="json", exclude=_PACE | _WHERE),
         }
         if not settings.server.base_url:
             chosen["serve"] = settings.serve.model_dump(mode="json", include=_SERVED)

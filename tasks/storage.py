@@ -132,12 +132,17 @@ def iter_files(uri: str) -> Iterator[str]:
         paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
         yield from (str(p) for p in paths if not (p.name.startswith(".") and p.name.endswith(".tmp")))
         return
+    yield from (name for name, _ in _iter_objects(uri))
+
+
+def _iter_objects(uri: str) -> Iterator[tuple[str, str]]:
+    """(URI, entity tag) of all objects at or below `uri`, sorted."""
     with _s3(uri) as (client, bucket, key):
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key):
             for entry in page.get("Contents", []):
                 name = entry["Key"]
                 if not key or name == key or name.startswith(key.rstrip("/") + "/"):
-                    yield f"s3://{bucket}/{name}"
+                    yield f"s3://{bucket}/{name}", entry["ETag"]
 
 
 def relative(uri: str, root: str) -> str:
@@ -149,16 +154,28 @@ def relative(uri: str, root: str) -> str:
 
 
 def fingerprint(uri: str) -> str:
-    """SHA-256 of the names and contents of all files at or below `uri`: the same wherever they lie."""
-    files = {relative(file, uri): file for file in iter_files(uri)}
+    """Hash of the names and contents of all files at or below `uri`.
+
+    On S3, where reading a collection to find it unchanged would take as long as ingesting it, the objects' entity tags stand
+    for their contents: other content has another tag.
+    """
+    if is_s3(uri):
+        contents = {relative(file, uri): tag.encode() for file, tag in _iter_objects(uri)}
+    else:
+        contents = {relative(file, uri): _digest(file) for file in iter_files(uri)}
     digest = hashlib.sha256()
-    for name in sorted(files):
-        try:
-            content = read_bytes(files[name])
-        except PermissionError:  # whoever reads the file will say so; its fingerprint is that of an empty one
-            content = b""
-        digest.update(os.fsencode(name) + b"\0" + hashlib.sha256(content).digest())
+    for name in sorted(contents):
+        digest.update(os.fsencode(name) + b"\0" + contents[name] + b"\0")
     return digest.hexdigest()
+
+
+def _digest(file: str) -> bytes:
+    """Hash of a local file; one that may not be read counts as empty: whoever reads it will say so."""
+    try:
+        with open(file, "rb") as content:
+            return hashlib.file_digest(content, "sha256").digest()
+    except PermissionError:
+        return b""
 
 
 def delete(uri: str) -> None:

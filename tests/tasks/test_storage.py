@@ -110,12 +110,19 @@ def test_a_fingerprint_is_of_names_and_contents(storage_root: str) -> None:
     assert storage.fingerprint(folder) != before
 
 
-def test_a_fingerprint_is_the_same_wherever_the_folder_lies(tmp_path: Path, s3_server: str) -> None:
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "é.pdf").write_bytes(b"1")
-    storage._client().create_bucket(Bucket="drag-fingerprint")
-    storage.upload_folder(tmp_path / "x", "s3://drag-fingerprint/elsewhere")
-    assert storage.fingerprint("s3://drag-fingerprint/elsewhere") == storage.fingerprint(str(tmp_path / "x"))
+def test_on_s3_a_fingerprint_reads_no_content_and_is_the_same_under_every_prefix(s3_root: str) -> None:
+    for prefix in ("here", "there"):
+        storage.write_bytes(storage.join(s3_root, prefix, "é.pdf"), b"1")
+    read: list[str] = []
+    events = storage._client().meta.events
+    events.register("before-call.s3.GetObject", lambda **call: read.append(call["params"]["url_path"]), unique_id="read")
+    here = storage.fingerprint(storage.join(s3_root, "here"))
+    there = storage.fingerprint(storage.join(s3_root, "there"))
+    assert read == []
+    storage.read_bytes(storage.join(s3_root, "here", "é.pdf"))
+    events.unregister("before-call.s3.GetObject", unique_id="read")
+    assert len(read) == 1
+    assert here == there
 
 
 def test_relative_names_do_not_depend_on_how_the_root_is_written(
