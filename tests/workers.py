@@ -10,13 +10,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import httpx
+from prefect.client.base import PrefectHttpxSyncClient
 
 from tasks import watchdog
 from tasks.serve import log_tail
 
 ROOT = Path(__file__).parents[1]
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+# as Prefect's own client does, it asks again while the database is busy (503), and raises on every error
+API = PrefectHttpxSyncClient(timeout=60)
 _PATIENCE_S = 500  # never waited for unless something is broken
 
 
@@ -46,18 +48,18 @@ def start_run(
     url: str, deployment: str, parameters: dict[str, Any] | None = None, scheduled: datetime | None = None
 ) -> str:
     """Start a run of a deployment, as the UI's button does, or as its schedule had it at a time; returns its id."""
-    found = httpx.get(f"{url}/deployments/name/{deployment}", timeout=60).raise_for_status().json()
+    found = API.get(f"{url}/deployments/name/{deployment}").json()
     details = {"scheduled_time": scheduled.isoformat()} if scheduled else {}
     body = {"parameters": parameters or {}, "state": {"type": "SCHEDULED", "state_details": details}}
-    made = httpx.post(f"{url}/deployments/{found['id']}/create_flow_run", json=body, timeout=60)
-    return made.raise_for_status().json()["id"]
+    made = API.post(f"{url}/deployments/{found['id']}/create_flow_run", json=body)
+    return made.json()["id"]
 
 
 def ended(url: str, run: str, log: Path) -> dict[str, Any]:
     """The flow run once it has come to an end."""
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
-        found = httpx.get(f"{url}/flow_runs/{run}", timeout=60).raise_for_status().json()
+        found = API.get(f"{url}/flow_runs/{run}").json()
         if found["state_type"] in FINAL:
             return found
         time.sleep(0.5)
@@ -69,7 +71,7 @@ def listed(url: str, kind: str, **chosen: Any) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     while True:
         body = {"limit": 200, "offset": len(found), **chosen}
-        page = httpx.post(f"{url}/{kind}/filter", json=body, timeout=60).raise_for_status().json()
+        page = API.post(f"{url}/{kind}/filter", json=body).json()
         found += page
         if len(page) < 200:
             return sorted(found, key=lambda item: item["id"])

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from prefect.cli.deploy._models import PrefectYamlModel
@@ -21,7 +20,7 @@ from flows.deploy_server import Settled
 from flows.improve import steps
 from tasks import config
 from tasks.errors import ConfigError, ServerError
-from tests.workers import listed
+from tests.workers import API, listed
 
 SECRETS = {"OPENAI_API_KEY": "sk-secret-of-the-model-server", "AWS_ACCESS_KEY_ID": "AKIA-nobody-may-see"}
 KINDS = ["work_pools", "work_queues", "v2/concurrency_limits", "deployments", "automations"]
@@ -61,7 +60,7 @@ def _outcomes(settled: list[Settled], outcome: str) -> list[str]:
 
 
 def _deployed(url: str, name: str) -> dict[str, Any]:
-    return httpx.get(f"{url}/deployments/name/{name}", timeout=60).raise_for_status().json()
+    return API.get(f"{url}/deployments/name/{name}").json()
 
 
 def test_deploying_twice_changes_nothing(whole_server: str) -> None:
@@ -121,11 +120,9 @@ def test_only_what_differs_is_written_and_what_people_paused_stays_paused(
     nightly = _deployed(whole_server, "collect/nightly")
     schedule = nightly["schedules"][0]
     of_schedule = f"{whole_server}/deployments/{nightly['id']}/schedules/{schedule['id']}"
-    httpx.patch(of_schedule, json={"active": False}, timeout=60).raise_for_status()
+    API.patch(of_schedule, json={"active": False})
     automation = listed(whole_server, "automations")[0]
-    httpx.patch(
-        f"{whole_server}/automations/{automation['id']}", json={"enabled": False}, timeout=60
-    ).raise_for_status()
+    API.patch(f"{whole_server}/automations/{automation['id']}", json={"enabled": False})
 
     monkeypatch.setenv("DRAG_WEBHOOK_URL", "http://127.0.0.1:9/after")
     monkeypatch.delenv("OPENAI_API_KEY")
@@ -176,7 +173,7 @@ def test_pools_change_their_type_when_they_are_deleted_as_advised(whole_server: 
     with pytest.raises(ConfigError, match="prefect work-pool delete cpu"):
         deploy(settings)
     for pool in deploy_files.read_pools().pools:
-        httpx.delete(f"{whole_server}/work_pools/{pool}", timeout=60).raise_for_status()
+        API.delete(f"{whole_server}/work_pools/{pool}")
     made = deploy(settings)
     assert [m.detail for m in made if m.kind == "pool"] == ["kubernetes"] * 3
     assert {m.outcome for m in made if m.kind == "deployment"} == {"changed"}

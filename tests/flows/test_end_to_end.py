@@ -24,7 +24,8 @@ from tasks.model import DEMO_MODEL, fetch_model
 from tasks.sample import write_sample
 from tests.small_collection import ingest_small
 
-pytestmark = pytest.mark.vllm
+# patience for a machine that runs other tests meanwhile
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture

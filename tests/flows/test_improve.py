@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.sorting import ArtifactSort
 
 from flows.improve import improve
 from tasks import config, storage
@@ -66,9 +67,13 @@ def test_the_ui_shows_what_was_found(tmp_path: Path, documents: Path) -> None:
     model = str(tiny_model(tmp_path / "model"))
     with ModelServer(searcher) as server, get_client(sync_client=True) as client:
         server.models = [model]
-        before = {artifact.id for artifact in client.read_artifacts(limit=200)}
+        before = {artifact.id for artifact in client.read_artifacts(limit=200, sort=ArtifactSort.CREATED_DESC)}
         improve(small_loop(str(tmp_path / "store"), documents, model, server.url))
-        made = [artifact for artifact in client.read_artifacts(limit=200) if artifact.id not in before]
+        made = [
+            artifact
+            for artifact in client.read_artifacts(limit=200, sort=ArtifactSort.CREATED_DESC)
+            if artifact.id not in before
+        ]
     shown = {artifact.key: artifact for artifact in made}
     assert shown["statistics-of-the-rollouts"].type == "markdown"
     assert "| Hit@1 |" in shown["comparison"].data

@@ -115,7 +115,9 @@ def test_on_s3_a_fingerprint_reads_no_content_and_is_the_same_under_every_prefix
         storage.write_bytes(storage.join(s3_root, prefix, "é.pdf"), b"1")
     read: list[str] = []
     events = storage._client().meta.events
-    events.register("before-call.s3.GetObject", lambda **call: read.append(call["params"]["url_path"]), unique_id="read")
+    events.register(
+        "before-call.s3.GetObject", lambda **call: read.append(call["params"]["url_path"]), unique_id="read"
+    )
     here = storage.fingerprint(storage.join(s3_root, "here"))
     there = storage.fingerprint(storage.join(s3_root, "there"))
     assert read == []
