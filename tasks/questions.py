@@ -42,7 +42,7 @@ def read_questions(settings: Ingest, pages: Artifact, uri: str, set_aside_uri: s
         ConfigError: `settings.questions` is empty or of no known kind.
     """
     if settings.questions is None:
-        raise ConfigError("no questions are given: set questions to a .jsonl or .parquet file, or {hub.FORM}")
+        raise ConfigError(f"no questions are given: set questions to a .jsonl or .parquet file, or {hub.FORM}")
     store = PageStore(pages)
     set_aside: list[SetAside] = []
     named: set[str] = set(store.files())  # what include and exclude lists may name
