@@ -1,35 +1,44 @@
-"""infer: ask a question and watch the agent search; without --question, ask again and again.
+"""infer: ask questions and watch the agent search; without --question, those that are typed in, until an empty line.
 
-drag infer --question "How loud is the HX-40 pump?"
+drag infer --question "How loud is the HX-40 pump?" "And how heavy?"
 drag infer --adapter
+drag infer --adapter --in-process                              # by transformers, without vLLM
+drag infer --base-url http://host:8000/v1 --model NAME
 """
 
 import asyncio
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.markup import escape
-from rich.panel import Panel
 
 from flows.serving import model_server, refuse_other_prompt
+from flows.show import show_answer, show_turn
 from flows.summary import work_dir
 from tasks import config, storage
 from tasks.agent.client import open_client
+from tasks.agent.completion import OpenConversation
 from tasks.agent.rollout import rollout, search_with
 from tasks.agent.sampling import resolve
 from tasks.agent.trajectory import Question, Trajectory
-from tasks.artifact import load_ref
+from tasks.artifact import Artifact, load_ref
+from tasks.errors import DragError, ServerError
 from tasks.pages import PageStore
 from tasks.search.index import open_index
 
+Opened = Callable[[], contextlib.AbstractAsyncContextManager[OpenConversation]]
+
 
 def infer(settings: config.InferRun) -> None:
-    """Answer one question, or those typed in, and show reasoning, queries and results of each turn.
+    """Answer questions, and show reasoning, queries and results of each turn as it ends.
+
+    Of those typed in, one that fails is told, and the next one is asked for.
 
     Raises:
         ArtifactError: nothing was ingested yet.
-        ConfigError: the adapter was trained on another prompt than these settings make.
-        ServerError: the model server did not start.
+        ConfigError: the adapter was trained on another prompt than these settings make, or on another model.
+        ServerError: the model server did not start, or a given question could not be asked.
     """
     root = storage.resolve(settings.storage)
     searcher = open_index(load_ref(root, "index"), settings.search)
@@ -38,9 +47,10 @@ def infer(settings: config.InferRun) -> None:
     if adapter:
         refuse_other_prompt(adapter, settings.agent)
     sampling = resolve(settings.sampling_config, settings.sampling)
+    console = Console()
 
-    async def ask(server: config.Server, question: str) -> Trajectory:
-        async with open_client(server) as conversation:
+    async def ask(opened: Opened, question: str) -> Trajectory:
+        async with opened() as conversation:
             return await rollout(
                 Question("asked", question),
                 settings=settings.agent,
@@ -49,20 +59,44 @@ def infer(settings: config.InferRun) -> None:
                 complete=conversation(),
                 search=search_with(searcher, settings.agent.top_k),
                 page_text=pages.text,
-                deadline_s=server.rollout_timeout,
+                deadline_s=settings.server.rollout_timeout,
+                on_turn=lambda turn: show_turn(turn, pages.text, console),
             )
 
-    console = Console()
+    failed = 0
+    with _model(settings, adapter, root) as opened:
+        for question in settings.question or _typed(console):
+            if len(settings.question) > 1:
+                console.print(f"[bold]{escape(question)}[/]")
+            try:
+                trajectory = asyncio.run(ask(opened, question))
+            except DragError as error:
+                if settings.question:
+                    raise
+                console.print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}")
+                continue
+            show_answer(trajectory, console)
+            failed += trajectory.status == "failed"
+    if settings.question and failed:
+        raise ServerError(f"the model could not be asked {failed} of {len(settings.question)} questions")
+
+
+@contextlib.contextmanager
+def _model(settings: config.InferRun, adapter: Artifact | None, root: str) -> Iterator[Opened]:
+    """What opens conversations: with a model in this process, or with a server, which is started again if it died."""
+    if settings.in_process:
+        from tasks.agent.in_process import open_in_process
+
+        with Console(stderr=True).status("Loading the model"):
+            conversation = open_in_process(settings.server, adapter, settings.serve.max_model_len)
+        yield lambda: contextlib.nullcontext(conversation)
+        return
     with model_server(settings.server, settings.serve, work_dir(root)) as connect:
         connect(adapter)
-        for question in _questions(settings.question, console):
-            _show(asyncio.run(ask(connect(adapter), question)), console)
+        yield lambda: open_client(connect(adapter))
 
 
-def _questions(given: str | None, console: Console) -> Iterator[str]:
-    if given:
-        yield given
-        return
+def _typed(console: Console) -> Iterator[str]:
     while True:
         try:
             typed = console.input("[bold]question[/] (empty to end): ").strip()
@@ -71,28 +105,3 @@ def _questions(given: str | None, console: Console) -> Iterator[str]:
         if not typed:
             return
         yield typed
-
-
-def _show(trajectory: Trajectory, console: Console) -> None:
-    for turn in trajectory.turns:
-        lines = []
-        if turn.reasoning:
-            lines.append(f"[italic dim]{escape(turn.reasoning.strip())}[/]")
-        for search in turn.searches:
-            lines.append(f"[bold cyan]search[/] {escape(search.query)}")
-            if search.read_as == "words":
-                lines.append("  [yellow]not a valid query: searched as plain words[/]")
-            lines += [f"  {rank}. {escape(file)}, page {page}" for rank, file, page, _ in search.results]
-            if not search.results:
-                lines.append("  nothing found")
-        if turn.failure:
-            lines.append(f"[red]{turn.failure}[/] {escape(turn.failure_detail or '')}")
-        if turn.action != "search":
-            lines.append(f"[dim]{escape(turn.raw_text.strip())}[/]")
-        console.print(Panel("\n".join(lines), title=f"turn {turn.turn}", title_align="left"))
-    if trajectory.answer:
-        console.print(f"[bold green]answer[/] {escape('; '.join(trajectory.answer))}")
-        for file, page in trajectory.citations:
-            console.print(f"  from {escape(file)}, page {page}")
-    else:
-        console.print(f"[yellow]no answer[/]: {trajectory.outcome} {escape(trajectory.failure_detail or '')}")

@@ -46,6 +46,7 @@ async def rollout(
     page_text: PageText,
     deadline_s: float,
     earlier: Sequence[Message] = (),
+    on_turn: Callable[[Turn], None] | None = None,
 ) -> Trajectory:
     """One run of the agent on one question, at most `settings.max_iterations` model calls.
 
@@ -57,6 +58,7 @@ async def rollout(
         search: see `search_with`.
         deadline_s: seconds that the whole run may take.
         earlier: messages of a stored conversation after its prompt; the model goes on from there.
+        on_turn: is told each turn as it ends.
     """
     tools = tool_definitions(settings)
     trajectory = Trajectory(
@@ -77,7 +79,7 @@ async def rollout(
     deadline = asyncio.timeout(deadline_s)
     try:
         async with deadline:
-            await _converse(trajectory, conversation, settings, sampling, complete, search, page_text)
+            await _converse(trajectory, conversation, settings, sampling, complete, search, page_text, on_turn)
     except TimeoutError:
         if not deadline.expired():
             raise
@@ -105,6 +107,7 @@ async def _converse(
     complete: Complete,
     search: Search,
     page_text: PageText,
+    on_turn: Callable[[Turn], None] | None,
 ) -> None:
     """Take turns until the model answers or has none left; extends the trajectory and the conversation as it goes."""
     protocol = PROTOCOLS[settings.protocol]
@@ -126,6 +129,8 @@ async def _converse(
                 if goes_on:
                     texts.append(observe(record, settings, page_text))
         trajectory.turns.append(_turn(number, completion, step, searches, last))
+        if on_turn:
+            on_turn(trajectory.turns[-1])
         conversation.append(step.message)
         if step.answer is not None:
             trajectory.outcome = "answered"

@@ -8,6 +8,11 @@ Split = Literal["train", "dev", "test", "all"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+def listed(value: Any) -> Any:
+    """One text as a list of one, none as an empty list."""
+    return [] if value in (None, "") else [value] if isinstance(value, str) else value
+
+
 def as_form(schema: dict[str, Any]) -> None:
     """Say in the JSON schema what a form needs to know.
 

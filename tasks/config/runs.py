@@ -1,10 +1,10 @@
 """What the flows take: the stages' settings, composed."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from tasks.config.base import Settings, as_form
+from tasks.config.base import Settings, as_form, listed
 from tasks.config.documents import Index, Ingest, Search
 from tasks.config.evaluation import VARIANTS, Evaluate, Variants
 from tasks.config.rollouts import Collect, Format, Nights, Process
@@ -52,10 +52,15 @@ class ModelRun(Run):
     server: Server = Field(default=Server(), title="Model and server", description="Who is asked.")
     serve: Serve = Field(default=Serve(), title="vLLM", description="How vLLM is started, where no base URL is given.")
 
+    @property
+    def starts_vllm(self) -> bool:
+        """Whether a vLLM of our own is asked."""
+        return not self.server.base_url
+
     @model_validator(mode="after")
     def _calls_are_read(self) -> "ModelRun":
         """vLLM refuses requests with tools while nothing is to read the model's calls."""
-        if self.agent.protocol == "tools" and not self.server.base_url and self.serve.tool_call_parser is None:
+        if self.agent.protocol == "tools" and self.starts_vllm and self.serve.tool_call_parser is None:
             raise ValueError(
                 "protocol tools: say by tool_call_parser how vLLM is to read the model's calls (hermes for Qwen), name a "
                 "server by base_url, or take protocol tags"
@@ -133,9 +138,25 @@ class ServeRun(BaseRun):
 class InferRun(ModelRun):
     """Parameters of the command `infer`."""
 
-    question: str | None = Field(default=None, description="Question to ask; asks for questions when empty.")
+    question: Annotated[list[str], BeforeValidator(listed)] = Field(
+        default=[], title="Questions", description="Questions to ask; asks for questions when empty."
+    )
     adapter: bool = Field(default=False, description="Ask the newest adapter instead of the base model.")
+    in_process: bool = Field(
+        default=False,
+        description="Run the model in this process by transformers, which needs the training packages but no vLLM and no server.",
+    )
     sampling_config: SamplingName = Field(default="greedy", description="Sampling configuration.")
+
+    @property
+    def starts_vllm(self) -> bool:
+        return super().starts_vllm and not self.in_process
+
+    @model_validator(mode="after")
+    def _asks_one_model(self) -> "InferRun":
+        if self.in_process and self.server.base_url:
+            raise ValueError("in_process runs the model here: leave base_url out, or ask that server")
+        return self
 
 
 class EvaluateRun(ModelRun):

@@ -1,11 +1,11 @@
 """Settings of the model that is asked: the agent that drives it, how it samples, where it is served."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from tasks.config.base import Settings, Share
+from tasks.config.base import Settings, Share, listed
 
 SamplingName = Literal["greedy", "low_temp", "default", "high_temp", "creative", "diverse"]
 
@@ -62,15 +62,10 @@ class Sampling(Settings):
     max_tokens: int = Field(default=1024, ge=1, description="Tokens that one turn may generate.")
 
 
-def _listed(value: Any) -> Any:
-    """One address as a list of one, none as an empty list."""
-    return [] if value in (None, "") else [value] if isinstance(value, str) else value
-
-
 class Server(Settings):
     """The OpenAI-compatible servers that are asked. Their key comes from the environment variable OPENAI_API_KEY."""
 
-    base_url: Annotated[list[Address], BeforeValidator(_listed)] = Field(
+    base_url: Annotated[list[Address], BeforeValidator(listed)] = Field(
         default=[],
         title="Base URLs",
         description="Addresses of running servers, such as `http://host:8000/v1`, that share the work; empty starts vLLM here. Their key comes from the environment.",
