@@ -12,7 +12,7 @@ from typing import Any
 from prefect.filesystems import WritableFileSystem
 from prefect.serializers import JSONSerializer
 from prefect.utilities.asyncutils import sync_compatible
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from tasks import storage
 from tasks.errors import ArtifactError
@@ -28,15 +28,30 @@ class StageResults(WritableFileSystem):
     _description = "Where a storage root keeps what stages returned. Made and used by the flows."
 
     folder: str = Field(description="Local folder or s3:// prefix.")
+    _unread: Exception | None = PrivateAttr(default=None)  # why the last result could not be looked up
 
     @sync_compatible
     async def read_path(self, path: str) -> bytes:
         """One result.
 
         Raises:
-            ArtifactError: there is none, or it is not what a stage writes. Prefect takes both as "not there".
+            ArtifactError: there is none, or it is not what a stage writes.
+            StorageError: the storage does not answer.
         """
-        return checked(await asyncio.to_thread(storage.read_bytes, storage.join(self.folder, path)))
+        self._unread = None
+        try:
+            return checked(await asyncio.to_thread(storage.read_bytes, storage.join(self.folder, path)))
+        except ArtifactError:
+            raise
+        except Exception as error:
+            self._unread = error
+            raise
+
+    def refuse_unread(self) -> None:
+        """Raise what kept the last result from being looked up. Prefect takes every error as "there is none", and would have
+        the work done, and paid for, a second time."""
+        if self._unread:
+            raise self._unread
 
     @sync_compatible
     async def write_path(self, path: str, content: bytes) -> None:

@@ -4,6 +4,7 @@
 it made is gone. New stage: a plain function in its own module, a task here, a call in a flow.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ from typing import Any
 from prefect import Task, task
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.logging import get_run_logger
+from prefect.results import get_result_store
 from prefect.utilities.annotations import NotSet
 
 from tasks import artifact
 from tasks.artifact import Artifact
 from tasks.errors import DragError, StorageError
-from tasks.results import stage_results
+from tasks.results import StageResults, stage_results
 
 
 @dataclass(frozen=True)
@@ -50,19 +52,32 @@ def stage(
 ) -> Callable[[Callable[..., dict[str, Artifact]]], Task[..., dict[str, Artifact]]]:
     """Make a function(key=…, uri=…, …) → {name: artifact} a Prefect task that is cached by `key` and retried.
 
+    Where it cannot be told whether an earlier result is there, it is not run, but tried again as if it had failed.
+
     Args:
         run_name: what its runs are called, where a flow has several; a template of the parameters.
     """
-    return task(
-        name=name,
-        task_run_name=run_name or name,
-        cache_policy=CacheKeyFnPolicy(cache_key_fn=_key),
-        persist_result=True,
-        result_serializer="json",
-        retries=retries,
-        retry_delay_seconds=5,
-        retry_condition_fn=_may_pass,
-    )
+
+    def decorate(function: Callable[..., dict[str, Artifact]]) -> Task[..., dict[str, Artifact]]:
+        @functools.wraps(function)
+        def unless_unread(*args: Any, **kwargs: Any) -> dict[str, Artifact]:
+            results = get_result_store().result_storage
+            assert isinstance(results, StageResults)
+            results.refuse_unread()
+            return function(*args, **kwargs)
+
+        return task(
+            name=name,
+            task_run_name=run_name or name,
+            cache_policy=CacheKeyFnPolicy(cache_key_fn=_key),
+            persist_result=True,
+            result_serializer="json",
+            retries=retries,
+            retry_delay_seconds=5,
+            retry_condition_fn=_may_pass,
+        )(unless_unread)
+
+    return decorate
 
 
 def run_stage(

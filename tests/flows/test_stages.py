@@ -1,6 +1,7 @@
 """Stages are cached by their key in the storage itself, made again when what they made is gone, retried when it helps."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ from prefect import flow
 
 from tasks import artifact, storage
 from tasks.artifact import Artifact, provenance, table_of, write_table
-from tasks.errors import InputError
+from tasks.errors import InputError, StorageError
 from tasks.stages import StageRun, run_stage, stage
+from tests.flaky_s3 import flaky_s3
 
 calls: list[str] = []
 ROW = {"source": "a.pdf", "row": None, "reason": "empty", "detail": ""}
@@ -29,8 +31,8 @@ def _flow(body: Callable[[], Any]) -> Any:
     return flow(name="test")(body)()
 
 
-def _make(root: str, key: str) -> StageRun:
-    return _flow(lambda: run_stage(make, root=root, key=key, uri=storage.join(root, "made", key)))
+def _make(root: str, key: str, *, refresh: bool = False) -> StageRun:
+    return _flow(lambda: run_stage(make, root=root, key=key, uri=storage.join(root, "made", key), refresh=refresh))
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +55,32 @@ def test_what_is_gone_is_made_again(storage_root: str) -> None:
     assert not again.cached
     assert again.artifacts == first.artifacts
     assert _make(storage_root, "a").cached
+
+
+def test_a_result_that_cannot_be_read_just_now_is_not_paid_for_again(
+    s3_root: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "botocore.endpoint.time", SimpleNamespace(sleep=lambda seconds: None)
+    )  # half a minute of backing off
+    with flaky_s3(s3_server) as s3:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
+        storage._client.cache_clear()
+        try:
+            first = _make(s3_root, "a")
+            s3.failing = "/results/"
+            with pytest.raises(StorageError, match="503"):
+                _make(s3_root, "a")
+            assert calls == ["make-a"]
+            s3.failing = ""
+            assert _make(s3_root, "a").artifacts == first.artifacts
+            assert calls == ["make-a"]
+
+            s3.failing = "/results/"  # who wants it made anew need not be able to read it
+            assert not _make(s3_root, "a", refresh=True).cached
+            assert calls == ["make-a", "make-a"]
+        finally:
+            storage._client.cache_clear()
 
 
 def test_another_storage_knows_nothing_of_it(tmp_path: Any) -> None:
