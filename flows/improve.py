@@ -5,18 +5,22 @@
 A second run with nothing changed does no work and says so; a changed setting redoes what depends on it and no more.
 
 As a command it runs one flow after the other in its own process. Started from its deployment, it starts theirs, so that each
-runs in its own work pool, and waits; when one fails it does too, and a retry goes on from there.
+runs in its own work pool, and waits; when one fails it does too. A retry, also of one that was killed, goes on from there: it
+waits for a run that still runs, runs one again that failed, and takes one that completed as it is.
 """
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas import FlowRun
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.deployments import run_deployment
-from prefect.runtime import deployment
+from prefect.logging import get_run_logger
+from prefect.runtime import deployment, flow_run
+from prefect.states import Scheduled
 
 from flows.collect import collect
 from flows.evaluate import evaluate
@@ -28,6 +32,8 @@ from flows.summary import STAGES_KEY, show_rows, show_stages
 from tasks import config
 from tasks.errors import StageError
 from tasks.stages import StageRun
+
+_ASK_EVERY_S = 2.0
 
 
 def steps(settings: config.Improve) -> Iterator[tuple[SettingsFlow[Any, list[StageRun]], config.Run]]:
@@ -62,17 +68,31 @@ def _in_its_pool(name: str, settings: config.Run) -> list[dict[str, Any]]:
     Raises:
         StageError: it did not complete.
     """
-    child = cast(FlowRun, run_deployment(f"{name}/{name}", parameters=settings.model_dump(mode="json")))
-    if child.state is None or not child.state.is_completed():
-        how = f"{child.state.name}: {child.state.message}" if child.state else "nothing"
-        raise StageError(
-            f"{name} did not complete; its run {child.name} ended as {how}. Retry this run when it is mended: what is done "
-            "stays done"
-        )
     with get_client(sync_client=True) as client:
+        child = _child(client, name, settings)
+        while not (child.state and child.state.is_final()):
+            time.sleep(_ASK_EVERY_S)
+            child = client.read_flow_run(child.id)
+        if not child.state.is_completed():
+            raise StageError(
+                f"{name} did not complete; its run {child.name} ended as {child.state.name}: {child.state.message}. Retry this "
+                "run when it is mended: what is done stays done"
+            )
         made = client.read_artifacts(
             artifact_filter=ArtifactFilter(
                 flow_run_id=ArtifactFilterFlowRunId(any_=[child.id]), key=ArtifactFilterKey(any_=[STAGES_KEY])
             )
         )
     return json.loads(str(made[0].data))
+
+
+def _child(client: SyncPrefectClient, name: str, settings: config.Run) -> FlowRun:
+    """The one run of a deployment that is part of this run, whichever try of this run it was that started it."""
+    key, parameters = f"{flow_run.id}-{name}", settings.model_dump(mode="json")
+    child = cast(FlowRun, run_deployment(f"{name}/{name}", parameters=parameters, timeout=0, idempotency_key=key))
+    get_run_logger().info("%s is the run %s", name, child.name)
+    if child.state and child.state.is_final() and not child.state.is_completed():
+        again = Scheduled(message=f"Tried again by {flow_run.name}")
+        client.set_flow_run_state(child.id, again, force=True)
+        child = client.read_flow_run(child.id)
+    return child

@@ -89,6 +89,7 @@ class ModelServer:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.models = ["base"]
+        self.holding = False  # as long as it is, no call is answered
         self.ill: Status | Hang | None = None  # what /health says instead of 200
         self.asked_for_models = 0
         self._on_death: Callable[[], None] = lambda: None
@@ -164,6 +165,8 @@ class ModelServer:
         try:
             if self.delay_s:
                 await asyncio.sleep(self.delay_s)
+            while self.holding:
+                await asyncio.sleep(0.05)
             return await self._act(request, body, call)
         finally:
             self.in_flight -= 1

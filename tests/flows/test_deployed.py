@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -26,6 +26,7 @@ from flows.deploy import deploy
 from tasks import config, limits, storage
 from tasks.artifact import load_ref
 from tasks.errors import ConfigError
+from tasks.serve import log_tail
 from tests.flows.test_improve import STAGES, small_loop
 from tests.model_server import ModelServer, Status
 from tests.small_collection import searcher
@@ -219,14 +220,36 @@ def test_a_killed_holder_gives_its_slot_back(deployed: str, as_deployed: None, m
         time.sleep(1)
 
 
+def _retry(run: str) -> None:
+    retry = [sys.executable, "-m", "prefect", "flow-run", "retry", run]
+    subprocess.run(retry, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def _until(reached: Callable[[], bool], log: Path) -> None:
+    deadline = time.monotonic() + 400
+    while not reached():
+        assert time.monotonic() < deadline, log_tail(log)
+        time.sleep(0.2)
+
+
+def _kill(url: str, run: str) -> None:
+    """kill -9 of the process that a flow run is."""
+    pid = httpx.get(f"{url}/flow_runs/{run}", timeout=60).raise_for_status().json()["infrastructure_pid"]
+    os.kill(int(pid.rpartition(":")[2]), signal.SIGKILL)
+
+
 @pytest.mark.timeout(1500)
-def test_improve_runs_each_stage_in_its_pool_and_a_retry_goes_on(
+def test_improve_runs_each_stage_once_in_its_pool_though_killed_and_failed(
     deployed: str, documents: Path, tmp_path: Path
 ) -> None:
     root, model = str(tmp_path / "store"), str(tiny_model(tmp_path / "model"))
-    with ModelServer(searcher) as server:
-        server.models = [model]
-        server.script = lambda request, call: Status(400)
+
+    def found_collect() -> int:
+        said = listed(deployed, "logs", logs={"flow_run_id": {"any_": [run]}})
+        return sum("collect is the run" in line["message"] for line in said)
+
+    with ModelServer(lambda request, call: Status(400)) as server:
+        server.models, server.holding = [model], True
         settings = small_loop(root, documents, model, server.url)
         run = start_run(deployed, "improve/improve", settings.model_dump(mode="json"))
         with (
@@ -234,22 +257,30 @@ def test_improve_runs_each_stage_in_its_pool_and_a_retry_goes_on(
             worker("gpu-serving", tmp_path / "two", without=VARIABLES),
             worker("gpu-training", tmp_path / "three", without=VARIABLES),
         ):
+            _until(lambda: server.in_flight > 0, log)
+            _kill(deployed, run)  # while its collect runs
+            assert ended(deployed, run, log)["state_type"] == "CRASHED"
+            _until(
+                lambda: "flow_runs.worker - Check whether" in log.read_text(), log
+            )  # a retry before would be marked as well
+            _retry(run)
+            _until(lambda: found_collect() == 2, log)
+            server.holding = False
             failed = ended(deployed, run, log)
             assert failed["state_type"] == "FAILED"
             assert "collect did not complete" in failed["state"]["message"], failed["state"]["message"]
             server.script = searcher
-            retry = [sys.executable, "-m", "prefect", "flow-run", "retry", run]
-            subprocess.run(retry, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+            _retry(run)
             done = ended(deployed, run, log)
         assert done["state_type"] == "COMPLETED", done["state"]["message"]
 
     ours = {task["id"] for task in listed(deployed, "task_runs", flow_runs={"id": {"any_": [run]}})}
     children = [r for r in listed(deployed, "flow_runs") if r["parent_task_run_id"] in ours]
     ran = sorted(children, key=lambda r: r["start_time"])
-    pools = ["cpu", "gpu-serving", "cpu", "gpu-serving", "cpu", "gpu-training", "gpu-serving"]
-    assert [r["work_pool_name"] for r in ran] == pools
-    assert [r["state_type"] for r in ran] == ["COMPLETED", "FAILED"] + ["COMPLETED"] * 5
+    pools = ["cpu", "gpu-serving", "cpu", "gpu-training", "gpu-serving"]
+    assert [(r["work_pool_name"], r["state_type"]) for r in ran] == [(pool, "COMPLETED") for pool in pools]
+    assert [r["run_count"] for r in ran] == [1, 2, 1, 1, 1]  # what failed is run again, and nothing else
     tables = listed(deployed, "artifacts", artifacts={"key": {"any_": ["stages"]}, "flow_run_id": {"any_": [run]}})
     rows = json.loads(tables[0]["data"])
     assert [row["stage"] for row in rows] == STAGES
-    assert [row["cached"] for row in rows] == [True] * 3 + [False] * (len(STAGES) - 3)
+    assert not any(row["cached"] for row in rows)
