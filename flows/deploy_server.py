@@ -1,7 +1,8 @@
 """What a Prefect server holds, brought to what deployments/ says: read first, written only where it differs.
 
 Each function settles one object and tells what it did. What the files do not speak of stays as the server has it: a schedule
-or automation that was paused in the UI, a pool's pause. Nothing is deleted.
+or automation that was paused in the UI, a pool's pause, the job variables (memory, GPUs, image …) that a deployment was given
+there. What they do speak of, such as a deployment's parameters, is brought back to what they say. Nothing is deleted.
 """
 
 from collections.abc import Callable, Mapping
@@ -134,7 +135,6 @@ def deployment(client: SyncPrefectClient, spec: DeploymentSpec) -> Settled:
         "enforce_parameter_schema": True,
         "pull_steps": [],
         "path": None,
-        "job_variables": {},
         "concurrency_limit": one_at_a_time and one_at_a_time.limit,
         "concurrency_options": one_at_a_time
         and ConcurrencyOptions.model_validate({"collision_strategy": one_at_a_time.collision_strategy}),

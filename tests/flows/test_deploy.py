@@ -111,7 +111,7 @@ def _environment_of(pool: dict[str, Any]) -> dict[str, str]:
     return pool["base_job_template"]["variables"]["properties"]["env"]["default"]
 
 
-def test_only_what_differs_is_written_and_what_people_paused_stays_paused(
+def test_only_what_differs_is_written_and_what_people_set_elsewhere_stays(
     whole_server: str, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = config.Deploy(storage="s3://bucket/drag")
@@ -121,6 +121,8 @@ def test_only_what_differs_is_written_and_what_people_paused_stays_paused(
     schedule = nightly["schedules"][0]
     of_schedule = f"{whole_server}/deployments/{nightly['id']}/schedules/{schedule['id']}"
     API.patch(of_schedule, json={"active": False})
+    more = {"job_variables": {"memory": "1Ti", "env": {"HF_HUB_OFFLINE": "1"}}}
+    API.patch(f"{whole_server}/deployments/{nightly['id']}", json=more)
     automation = listed(whole_server, "automations")[0]
     API.patch(f"{whole_server}/automations/{automation['id']}", json={"enabled": False})
 
@@ -141,6 +143,7 @@ def test_only_what_differs_is_written_and_what_people_paused_stays_paused(
         "automation Nightly collection failed",
     ]
     assert _outcomes(changed, "created") == []
+    assert _deployed(whole_server, "collect/nightly")["job_variables"] == more["job_variables"]
     after = _deployed(whole_server, "collect/nightly")["schedules"]
     assert [(s["id"], s["active"], s["schedule"]["cron"]) for s in after] == [(schedule["id"], False, "30 2 * * *")]
     assert [a["enabled"] for a in listed(whole_server, "automations") if a["id"] == automation["id"]] == [False]
