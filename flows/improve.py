@@ -92,7 +92,6 @@ def _child(client: SyncPrefectClient, name: str, settings: config.Run) -> FlowRu
     child = cast(FlowRun, run_deployment(f"{name}/{name}", parameters=parameters, timeout=0, idempotency_key=key))
     get_run_logger().info("%s is the run %s", name, child.name)
     if child.state and child.state.is_final() and not child.state.is_completed():
-        again = Scheduled(message=f"Tried again by {flow_run.name}")
-        client.set_flow_run_state(child.id, again, force=True)
+        client.set_flow_run_state(child.id, Scheduled(message=f"Tried again by {flow_run.name}"), force=True)
         child = client.read_flow_run(child.id)
     return child

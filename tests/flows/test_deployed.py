@@ -31,7 +31,7 @@ from tests.flows.test_improve import STAGES, small_loop
 from tests.model_server import ModelServer, Status
 from tests.small_collection import searcher
 from tests.tiny_model import tiny_model
-from tests.workers import ROOT, ended, listed, start_run, worker
+from tests.workers import API, ROOT, ended, listed, start_run, worker
 
 SECRETS = {
     "OPENAI_API_KEY": "sk-secret-of-the-model-server",
@@ -234,7 +234,7 @@ def _until(reached: Callable[[], bool], log: Path) -> None:
 
 def _kill(url: str, run: str) -> None:
     """kill -9 of the process that a flow run is."""
-    pid = httpx.get(f"{url}/flow_runs/{run}", timeout=60).raise_for_status().json()["infrastructure_pid"]
+    pid = API.get(f"{url}/flow_runs/{run}").json()["infrastructure_pid"]
     os.kill(int(pid.rpartition(":")[2]), signal.SIGKILL)
 
 
