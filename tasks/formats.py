@@ -84,13 +84,17 @@ def _merit(row: Example) -> tuple[Any, ...]:
 
 
 def sft_trajectory(source: Source, say: Say) -> Iterator[Example]:
-    """Question → the whole conversation of a rollout that found the page, wasted no turn and answered."""
-    columns = ("question_id", "question", "outcome", "best_rank", "rank_score", "effort")
+    """Question → the whole conversation of a rollout that found the page, wasted no turn and answered.
+
+    A search that was only read later wasted its turn: the conversation goes on with a complaint.
+    """
+    columns = ("question_id", "question", "outcome", "best_rank", "rank_score", "effort", "searches")
     for row in source.rollouts(*columns, "search_messages", "messages", "prompt_messages"):
         start, messages = row["prompt_messages"], row["messages"]
         spoken = {at for at in range(start, len(messages)) if messages[at]["role"] == "assistant"}
         useful = {*row["search_messages"], max(spoken, default=None)}
-        if row["best_rank"] is not None and row["outcome"] == "answered" and spoken == useful:
+        shown = all(search["shown"] is not False for search in row["searches"])
+        if row["best_rank"] is not None and row["outcome"] == "answered" and spoken == useful and shown:
             yield {
                 **_weights(row),
                 "gt_rank": row["best_rank"],

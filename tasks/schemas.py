@@ -18,7 +18,8 @@ def _schema(**fields: pa.DataType) -> pa.Schema:
 
 
 LOCATION = _struct(document=_text, page=_int)
-CITATION = _struct(file=_text, page=_int)
+# `seen`: whether a search of the rollout had shown the model the page; null where the rollout went on from a stored conversation
+CITATION = _struct(file=_text, page=_int, seen=_bool)
 HIT = _struct(rank=_int, file=_text, page_number=_int, score=_float)
 # a page's image; `key` says where it lies below the storage root (tasks/images.py)
 IMAGE = _struct(file=_text, page=_int, key=_text, width=_int, height=_int)
@@ -31,6 +32,7 @@ SEARCH = _struct(
     results=pa.list_(HIT),
     gt_rank=_int,  # rank of the best-ranked answer location, from 1; null when not in the top k
     rank_score=_float,  # (k - rank + 1) / k, else 0
+    shown=_bool,  # whether the model saw what it found: not in its last turn, nor where it was only read later (drag reparse)
 )
 TURN = _struct(
     turn=_int,  # from 1
@@ -44,6 +46,8 @@ TURN = _struct(
     images_replaced=_int,  # images of earlier turns that gave way to text before its request, so that it fits the context
     failure=_text,  # null, or why the turn brought no valid action (tasks/agent/trajectory.py: TurnFailure)
     failure_detail=_text,
+    read_by=_text,  # "server" | "parser" | "reparse"; null where nothing could be read (tasks/agent/trajectory.py: ReadBy)
+    repaired=_bool,  # broken JSON of a call was mended
     finish_reason=_text,
     prompt_tokens=_int,
     completion_tokens=_int,

@@ -38,6 +38,7 @@ class Rollout:
     turns: int
     valid_turns: int  # turns that ended in a valid action
     turn_failures: tuple[str, ...]
+    read_by: tuple[str, ...]  # who read each turn's action: "server", "parser", "parser, repaired", "reparse"
 
 
 def summarize(rollouts: Sequence[Rollout], pair_sources: Iterable[str]) -> dict[str, Any]:
@@ -84,6 +85,7 @@ def summarize(rollouts: Sequence[Rollout], pair_sources: Iterable[str]) -> dict[
             "valid": valid,
             "valid_share": _share(valid, turns),
             "failures": _counts(name for r in finished for name in r.turn_failures),
+            "read_by": _counts(name for r in finished for name in r.read_by),
         },
         "searches": {
             "all": read_as.total(),
@@ -189,6 +191,7 @@ def markdown(statistics: Mapping[str, Any]) -> str:
     for name, title in titles.items():
         parts += _section(title, statistics[name])
     parts += _section("Why turns brought no action", turns["failures"])
+    parts += _section("Actions were read by", turns["read_by"])
     parts += _section("Queries were read as", searches["read_as"])
     rows = (
         (

@@ -127,10 +127,9 @@ def _refused(error: openai.APIStatusError) -> _TryError:
     if status in _CAN_PASS or status >= 500:
         after = _retry_after(error.response.headers.get("retry-after"))
         return _TryError(CompletionError("server_error", detail), can_pass=True, retry_after=after)
-    return _TryError(
-        CompletionError("http_status", detail, out_of_context=status == 400 and "context length" in detail.lower()),
-        can_pass=False,
-    )
+    too_long = status == 400 and "context length" in detail.lower()
+    final = CompletionError("http_status", detail, out_of_context=too_long, refused=status == 400 and not too_long)
+    return _TryError(final, can_pass=False)
 
 
 def _retry_after(value: str | None) -> float | None:

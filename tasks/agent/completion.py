@@ -33,10 +33,11 @@ class Completion:
 class CompletionError(Exception):
     """A model call failed for good, after the retries that made sense. A rollout records it and ends as failed."""
 
-    def __init__(self, failure: Failure, detail: str, *, out_of_context: bool = False) -> None:
+    def __init__(self, failure: Failure, detail: str, *, out_of_context: bool = False, refused: bool = False) -> None:
         super().__init__(f"{failure}: {detail}")
         self.failure, self.detail = failure, detail
         self.out_of_context = out_of_context  # the conversation no longer fits the model's context
+        self.refused = refused  # the server did not like the request (HTTP 400), which may be put otherwise
 
 
 Complete = Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any], ResolvedSampling, int], Awaitable[Completion]]

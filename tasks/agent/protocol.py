@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import Any, Literal
 
 from tasks.agent.completion import Completion
 from tasks.agent.message import Message, images_of, without_placeholders
@@ -18,6 +18,9 @@ from tasks.reward import Page
 
 WireMessage = dict[str, Any]
 """A stored message with what the server gets beside it where tools are called: tool_calls or tool_call_id."""
+
+Actions = tuple[Literal["search", "answer"], ...]
+"""What the model may do in a turn."""
 
 MAX_PAGE = 2**31 - 1  # the schema's page numbers are 32 bits wide
 
@@ -49,6 +52,8 @@ class Step:
     reasoning: str | None
     asks: tuple[Ask, ...]
     answer: Answer | None = None
+    read_by: Literal["server", "parser"] | None = None  # None where nothing could be read
+    repaired: bool = False  # broken JSON was mended
 
     @property
     def queries(self) -> list[str]:
@@ -66,7 +71,8 @@ class Protocol:
     system: str  # the system prompt
     tools: tuple[Mapping[str, Any], ...] | None  # the tool definitions that the chat template is given
     last_turn: str | None  # what the model is told before a turn that must answer
-    options: Callable[[bool], Mapping[str, Any]]  # must_answer → what is added to the request
+    # (what the model may do, whether guided decoding holds it to that) → what is added to the request
+    options: Callable[[Actions, bool], Mapping[str, Any]]
     parse: Callable[[Completion], Step]  # never raises
     reply: Callable[[Step, Sequence[str]], list[WireMessage]]  # (step, a text for each ask) → what follows the step
     search: Callable[[str | None, str], WireMessage]  # (reasoning, query) → the assistant's message that searches
@@ -75,7 +81,7 @@ class Protocol:
 
 def call_text(name: str, arguments: str) -> str:
     """A tool call as Hermes and Qwen chat templates write it. `arguments` is JSON."""
-    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+    return f'<tool_call>\n{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}}}\n</tool_call>'
 
 
 def as_stored(message: Mapping[str, Any]) -> Message:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tasks.agent.completion import Completion
 from tasks.agent.protocol import (
+    Actions,
     Answer,
     Ask,
     Protocol,
@@ -32,8 +33,13 @@ SYSTEM = (
 )
 LAST_TURN = "You cannot search any more. Write <answer>the answer</answer> now."
 
-# short, so that an answer is whole before its tokens run out; a file name may be as long as file systems allow
-_FORCED = r'<answer>[^<>\n]{1,120}(<cite file="[^"<>\n]{1,255}" page="[1-9][0-9]{0,3}"/>)?</answer>'
+# What guided decoding lets the model write: short, so that an action is whole before its tokens run out; a file name may be
+# as long as file systems allow.
+_THOUGHT = r"(<think>[^<>]{1,300}</think>\n?)?"
+_GUIDES = {
+    "search": r"<search>[^<>\s][^<>\n]{0,119}</search>",
+    "answer": r'<answer>[^<>\n]{1,120}(<cite file="[^"<>\n]{1,255}" page="[1-9][0-9]{0,3}"/>)?</answer>',
+}
 
 _ACTION = re.compile(r"<(search|answer)\b[^<>]*>", re.IGNORECASE)
 _CLOSE = {name: re.compile(rf"</\s*{name}\s*>", re.IGNORECASE) for name in ("search", "answer")}
@@ -44,14 +50,18 @@ _TEXTUAL = re.compile(r"^(.+?)[\s,]+(?:page|p\.?)\s*(\d+)$", re.IGNORECASE | re.
 _TAG = re.compile(r"</?[a-z]+\b[^<>]*>", re.IGNORECASE)
 
 
-def options(must_answer: bool) -> Mapping[str, Any]:
+def options(actions: Actions, guided: bool) -> Mapping[str, Any]:
     """Generation stops at the end of an action; vLLM is asked to leave the closing tag in, others may cut it off.
 
-    In the turn that must answer, vLLM lets the model write nothing but an answer: told in words alone, a small model goes
-    on searching (SmolLM2-135M answered in 2 of 24 such turns).
+    Guided, and always in the turn that must answer, vLLM lets the model write nothing but such an action: told in words
+    alone, a small model goes on searching (SmolLM2-135M answered in 2 of 24 such turns).
     """
     ends = {"stop": ["</search>", "</answer>"], "include_stop_str_in_output": True}
-    return ends | ({"structured_outputs": {"regex": _FORCED}} if must_answer else {})
+    must_answer = actions == ("answer",)
+    if not guided and not must_answer:
+        return ends
+    choice = "|".join(_GUIDES[action] for action in actions)
+    return ends | {"structured_outputs": {"regex": choice if must_answer else f"{_THOUGHT}({choice})"}}
 
 
 def parse(completion: Completion) -> Step:
@@ -78,11 +88,11 @@ def parse(completion: Completion) -> Step:
     if name == "search":
         query = one_line(_TAG.sub(" ", body))
         ask = Ask(query) if query else Ask(None, "empty_query", "there are no words in <search>")
-        return _not_understood(raw, kept, reasoning, ask)
+        return Step(raw, _assistant(kept), reasoning, (ask,), read_by="parser")
     answer = read_answer(body)
     if not answer.texts:
         return _not_understood(raw, kept, reasoning, Ask(None, "bad_arguments", "there is nothing in <answer>"))
-    return Step(raw, _assistant(kept), reasoning, (), answer)
+    return Step(raw, _assistant(kept), reasoning, (), answer, read_by="parser")
 
 
 def read_answer(body: str) -> Answer:

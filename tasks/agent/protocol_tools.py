@@ -1,24 +1,30 @@
 """The protocol of OpenAI tool calls: search_documents(query), provide_answer(answer, citations).
 
-Calls are taken from where the server put them, else read out of the text, where Hermes and Qwen models write them as
-<tool_call>{"name": …, "arguments": {…}}</tool_call>. The conversation keeps the text that the model wrote; where the server
-took the calls out of it, they are put back in the one form of `protocol.call_text`.
+Calls are always read by us (tasks/agent/calls.py), out of the whole text: where the server took reasoning and calls out of it,
+they are put back in the one form of `protocol.call_text`, so that stored text can be read again and gives the same. The
+server's calls go back to it as calls where it read the text as we do; else the conversation keeps the text, with calls whose
+JSON was mended as they were meant.
+
+What servers were seen to do, here vLLM 0.32 with its parsers hermes and qwen3: one broken call, and all calls of the turn stay
+in the text, without the </think> before them; arguments that are JSON within a string are handed on as such; what follows the
+calls is lost. Its parser qwen3_coder drops calls in JSON without a trace: no reading mends that.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
+from tasks.agent.calls import Block, Call, has_too_many_brackets, read_calls
 from tasks.agent.completion import Completion, ToolCall
 from tasks.agent.protocol import (
+    Actions,
     Answer,
     Ask,
     Protocol,
     Step,
     WireMessage,
     as_stored,
+    call_text,
     clean,
     json_object,
     one_line,
@@ -77,50 +83,143 @@ TOOLS: tuple[Mapping[str, Any], ...] = (
     },
 )
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_FENCE = re.compile(r"^```\w*\s*(.*?)\s*```$", re.DOTALL)
+# what guided decoding demands of a call's arguments: short enough to be whole before the tokens run out
+_TEXT = {"type": "string", "minLength": 1, "maxLength": 120}
+_CITED = {
+    "type": "object",
+    "properties": {
+        "file": {"type": "string", "minLength": 1, "maxLength": 255},
+        "page": {"type": "integer", "minimum": 1},
+    },
+    "required": ["file", "page"],
+    "additionalProperties": False,
+}
+_GUIDES: Mapping[str, tuple[str, Mapping[str, Mapping[str, Any]]]] = {
+    "search": ("search_documents", {"query": _TEXT}),
+    "answer": (
+        "provide_answer",
+        {
+            "answer": {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": 5},
+            "citations": {"type": "array", "items": _CITED, "maxItems": 3},
+        },
+    ),
+}
 
 
-def options(must_answer: bool) -> Mapping[str, Any]:
-    """The tools; in a turn that must answer, the server is told to call provide_answer."""
-    choice: Any = {"type": "function", "function": {"name": "provide_answer"}} if must_answer else "auto"
+def options(actions: Actions, guided: bool) -> Mapping[str, Any]:
+    """The tools; in a turn that must answer, the server is told to call provide_answer.
+
+    Guided, vLLM lets the model write nothing but one call of the right form. With a reasoning parser it does so after the
+    reasoning. The calls are not demanded by tool_choice then, under which vLLM checks no arguments and ignores the guide.
+    """
+    if guided:
+        guide = json.dumps({"type": "structural_tag", "format": _guide(actions)})
+        return {"tools": TOOLS, "tool_choice": "auto", "structured_outputs": {"structural_tag": guide}}
+    choice: Any = "auto"
+    if actions == ("answer",):
+        choice = {"type": "function", "function": {"name": "provide_answer"}}
     return {"tools": TOOLS, "tool_choice": choice}
 
 
+def _guide(actions: Actions) -> dict[str, Any]:
+    """One call of the tools of these actions, as `call_text` writes it, in the terms of xgrammar's structural tags."""
+    tags = []
+    for name, properties in (_GUIDES[action] for action in actions):
+        begin, end = call_text(name, "|").split("|")
+        schema = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+        tags.append({"begin": begin, "content": {"type": "json_schema", "json_schema": schema}, "end": end})
+    return {
+        "type": "tags_with_separator",
+        "tags": tags,
+        "separator": "",
+        "at_least_one": True,
+        "stop_after_first": True,
+    }
+
+
 def parse(completion: Completion) -> Step:
-    """What the calls mean, the server's or those in the text. Never raises."""
-    if completion.tool_calls:
-        text = clean(with_reasoning(completion.reasoning, completion.raw_text)).strip()
-        reasoning = completion.reasoning or split_reasoning(text)[0]
-        calls = [_canonical(call) for call in completion.tool_calls]
-        message = {"role": "assistant", "content": text, "tool_calls": [_wire(call) for call in calls]}
-        raw = as_stored(message)["content"]
-        if any(json_object(call.arguments) is None for call in calls):
-            message = {"role": "assistant", "content": raw}  # servers refuse broken arguments when they come back
-    else:
-        raw = clean(with_reasoning(completion.reasoning, completion.raw_text))
-        reasoning, text = split_reasoning(raw)
-        calls = _calls_in(text)
-        message = {"role": "assistant", "content": raw}
-    reasoning = clean(reasoning).strip() or None if reasoning else None
+    """What the calls mean. Never raises."""
+    text = clean(with_reasoning(completion.reasoning, completion.raw_text))
+    served = [_canonical(call) for call in completion.tool_calls]
+    message: WireMessage = {"role": "assistant", "content": text}
+    if served:
+        message = {"role": "assistant", "content": text.strip(), "tool_calls": [_wire(call) for call in served]}
+    raw = as_stored(message)["content"] if served else text
+    reasoning, blocks = _read_text(raw, cut_off=completion.finish_reason == "length")
+    calls = [call for block in blocks for call in block.calls]
+    agreed = bool(served) and len(blocks) == sum(bool(block.calls) for block in blocks) and _same(served, calls)
+    if not agreed:
+        message = {"role": "assistant", "content": _as_meant(raw, blocks)}
     asks: list[Ask] = []
     answer: Answer | None = None
-    for call in calls:
-        read = _read(call)
-        if isinstance(read, Answer):
-            answer = answer or read
-        else:
-            asks.append(read)
-    if not calls:
+    ids = iter([call.id for call in served] if agreed else [f"call_{n}" for n in range(len(calls))])
+    for block in blocks:
+        for call in block.calls:
+            read = _read(call, next(ids))
+            if isinstance(read, Answer):
+                answer = answer or read
+            else:
+                asks.append(read)
+        if not block.calls:
+            asks.append(Ask(None, "unparsable_call", "the tool call is no JSON object with a name and arguments"))
+    if not blocks:
         asks = [Ask(None, "no_action", "no tool was called")]
-    if completion.tool_calls and "tool_calls" not in message:
-        asks = [replace(ask, call_id=None) for ask in asks]  # a tool's message must follow a call
-    return Step(raw, message, reasoning, tuple(asks), answer)
+    return Step(
+        raw,
+        message,
+        reasoning,
+        tuple(asks),
+        answer,
+        read_by=("server" if agreed else "parser") if calls else None,
+        repaired=any(block.mended for block in blocks),
+    )
+
+
+def _read_text(raw: str, cut_off: bool) -> tuple[str | None, list[Block]]:
+    """(reasoning, the places of the text that hold calls).
+
+    Calls within the reasoning count only where none follows it: the first that can be read ends the reasoning, and those
+    that follow it without a word between belong to it.
+    """
+    reasoning, text = split_reasoning(raw)
+    start = len(raw) - len(text)
+    blocks = [Block(b.start + start, b.end + start, b.calls, b.mended) for b in read_calls(text, cut_off)]
+    if blocks:
+        if start == 0:  # reasoning that was never closed
+            opened, reasoning = raw.find("<think>"), None
+            if 0 <= opened < blocks[0].start:
+                reasoning = raw[opened + len("<think>") : blocks[0].start].strip() or None
+        return reasoning, blocks
+    thought = raw[:start].removesuffix("</think>")
+    inside = [block for block in read_calls(thought, False) if block.calls]
+    run = inside[:1]
+    for block in inside[1:]:
+        if thought[run[-1].end : block.start].strip():
+            break
+        run.append(block)
+    if run:
+        reasoning = thought[: run[0].start].rpartition("<think>")[2].strip() or None
+    return reasoning, run
+
+
+def _as_meant(raw: str, blocks: Sequence[Block]) -> str:
+    """The text with mended calls in the place of the broken ones."""
+    parts, at = [], 0
+    for block in blocks:
+        if block.mended:
+            parts += [raw[at : block.start], "\n".join(call_text(c.name, _dumps(c.arguments)) for c in block.calls)]
+            at = block.end
+    return clean("".join([*parts, raw[at:]]))
+
+
+def _same(served: Sequence[ToolCall], calls: Sequence[Call]) -> bool:
+    """Whether the server read the calls that we read."""
+    return [(c.name, json_object(c.arguments)) for c in served] == [(clean(c.name), c.arguments) for c in calls]
 
 
 def _canonical(call: ToolCall) -> ToolCall:
     """A call with its arguments as a chat template would write them."""
-    arguments = json_object(call.arguments)
+    arguments = None if has_too_many_brackets(call.arguments) else json_object(call.arguments or "{}")
     text = call.arguments if arguments is None else _dumps(arguments)
     return ToolCall(call.id, clean(call.name), clean(text))
 
@@ -133,55 +232,42 @@ def _wire(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _calls_in(text: str) -> list[ToolCall]:
-    """Calls that the server left in the text: between <tool_call> tags, or the whole text is one JSON object."""
-    blocks = [block.partition(_CLOSE)[0] for block in text.split(_OPEN)[1:]]
-    if not blocks:
-        bare = _FENCE.sub(r"\1", text.strip())
-        call = json_object(bare)
-        blocks = [bare] if call is not None and "name" in call else []
-    return [_call_in(block.strip(), n) for n, block in enumerate(blocks)]
-
-
-def _call_in(block: str, number: int) -> ToolCall:
-    """One block as a call; braces that the model dropped at the end are forgiven. Unreadable: a call without a name."""
-    call_id = f"call_{number}"
-    for missing in ("", "}", "}}", '"}}'):
-        call = json_object(block + missing)
-        if call is not None and isinstance(call.get("name"), str):
-            arguments = call.get("arguments", call.get("parameters", {}))
-            return ToolCall(call_id, call["name"], arguments if isinstance(arguments, str) else _dumps(arguments))
-    return ToolCall(call_id, "", block)
-
-
-def _read(call: ToolCall) -> Ask | Answer:
-    if not call.name:
-        return Ask(None, "unparsable_call", "the tool call is no JSON object with a name and arguments", call.id)
+def _read(call: Call, call_id: str) -> Ask | Answer:
+    arguments = call.arguments
     if call.name not in ("search_documents", "provide_answer"):
-        return Ask(None, "unknown_tool", f"there is no tool {one_line(call.name)[:50]!r}", call.id)
-    arguments = json_object(call.arguments)
-    if arguments is None:
-        return Ask(None, "unparsable_call", "the tool's arguments are no JSON object", call.id)
+        return Ask(None, "unknown_tool", f"there is no tool {one_line(call.name)[:50]!r}", call_id)
+    if not isinstance(arguments, dict):
+        return Ask(None, "bad_arguments", "the tool's arguments are no JSON object", call_id)
     if call.name == "search_documents":
         query = arguments.get("query")
         if not isinstance(query, str):
-            return Ask(None, "bad_arguments", "search_documents takes one text, query", call.id)
+            return Ask(None, "bad_arguments", "search_documents takes one text, query", call_id)
         query = one_line(query)
-        return Ask(query, call_id=call.id) if query else Ask(None, "empty_query", "the query has no words", call.id)
-    texts = arguments.get("answer")
-    texts = [texts] if isinstance(texts, str | int | float) else texts
-    if not isinstance(texts, list) or not all(isinstance(text, str | int | float) for text in texts):
-        return Ask(None, "bad_arguments", "provide_answer takes answer, a list of texts", call.id)
+        return Ask(query, call_id=call_id) if query else Ask(None, "empty_query", "the query has no words", call_id)
+    texts = _listed(arguments.get("answer"))
+    if texts is None or not all(isinstance(text, str | int | float) for text in texts):
+        return Ask(None, "bad_arguments", "provide_answer takes answer, a list of texts", call_id)
     said = tuple(line for line in (one_line(str(text)) for text in texts) if line)
     if not said:
-        return Ask(None, "bad_arguments", "the answer is empty", call.id)
+        return Ask(None, "bad_arguments", "the answer is empty", call_id)
     return Answer(said, _citations(arguments.get("citations")))
+
+
+def _listed(value: object) -> list[Any] | None:
+    """A list; also one that is JSON within a string, and one text or number alone."""
+    if isinstance(value, str) and value.strip().startswith("["):
+        try:
+            inner = json.loads(value)
+        except (ValueError, RecursionError):
+            return [value]
+        return inner if all(isinstance(item, str | int | float | dict) for item in inner) else [value]
+    return value if isinstance(value, list) else [value] if isinstance(value, str | int | float) else None
 
 
 def _citations(value: object) -> tuple[Page, ...]:
     """The citations that can be read; a wrong one does not cost the model its answer."""
     found: list[Page] = []
-    for item in value if isinstance(value, list) else ():
+    for item in _listed(value) or ():
         if isinstance(item, dict) and isinstance(item.get("file"), str) and (page := page_number(item.get("page"))):
             found.append((clean(item["file"]).strip(), page))
     return tuple(dict.fromkeys(found))

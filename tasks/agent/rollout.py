@@ -7,17 +7,19 @@ import asyncio
 import inspect
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from tasks import reward
 from tasks.agent.completion import Complete, Completion, CompletionError
 from tasks.agent.message import Message
 from tasks.agent.observation import PageText, observe
 from tasks.agent.prompts import PROTOCOLS, prompt_fingerprint, tool_definitions, wire_prompt
-from tasks.agent.protocol import Protocol, Step, WireMessage, as_stored, as_wire
+from tasks.agent.protocol import Actions, Protocol, Step, WireMessage, as_stored, as_wire
 from tasks.agent.sampling import ResolvedSampling, sampling_fingerprint
 from tasks.agent.trajectory import Action, Question, SearchRecord, Trajectory, Turn, TurnFailure
 from tasks.config import Agent
+from tasks.reward import Page
 from tasks.search.index import Searcher, SearchResult
 
 Search = Callable[[str, str], SearchResult | Awaitable[SearchResult]]
@@ -116,7 +118,8 @@ async def _converse(
         last = settings.answer and not goes_on
         if last:
             _announce_last_turn(conversation, protocol)
-        completion = await complete(conversation, protocol.options(last), sampling, trajectory.seed)
+        options = protocol.options(allowed_actions(settings, last), settings.guided)
+        completion = await _ask(complete, conversation, options, sampling, trajectory.seed)
         step = protocol.parse(completion)
         searches: list[SearchRecord] = []
         texts: list[str] = []
@@ -124,7 +127,8 @@ async def _converse(
             if ask.query is None:
                 texts.append(f"Error: {ask.detail}.")
             else:
-                record = await _search(ask.query, trajectory.question, settings.top_k, search)
+                shown = goes_on and step.answer is None
+                record = await _search(ask.query, trajectory.question, settings.top_k, search, shown)
                 searches.append(record)
                 if goes_on:
                     texts.append(observe(record, settings, page_text))
@@ -147,10 +151,37 @@ def _announce_last_turn(conversation: list[WireMessage], protocol: Protocol) -> 
         conversation[-1] = {**before, "content": f"{before['content']}\n\n{protocol.last_turn}"}
 
 
-async def _search(query: str, question: Question, top_k: int, search: Search) -> SearchRecord:
+async def _ask(
+    complete: Complete,
+    conversation: list[WireMessage],
+    options: Mapping[str, Any],
+    sampling: ResolvedSampling,
+    seed: int,
+) -> Completion:
+    """A completion. Servers and chat templates that refuse several calls in a message get all calls as text from then on."""
+    try:
+        return await complete(conversation, options, sampling, seed)
+    except CompletionError as error:
+        if not error.refused or not any(len(message.get("tool_calls", ())) > 1 for message in conversation):
+            raise
+    conversation[:] = [{**as_stored(m)} if "tool_calls" in m else m for m in conversation]
+    return await complete(conversation, options, sampling, seed)
+
+
+async def _search(query: str, question: Question, top_k: int, search: Search, shown: bool) -> SearchRecord:
     found = search(query, question.question)
     result = await found if inspect.isawaitable(found) else found
-    rank = reward.gt_rank([(hit.file, hit.page_number) for hit in result.hits], question.answer_locations)
+    return search_record(query, result, question.answer_locations, top_k, shown)
+
+
+def search_record(query: str, result: SearchResult, wanted: Sequence[Page], top_k: int, shown: bool) -> SearchRecord:
+    """What a search for `query` found, as it is recorded.
+
+    Args:
+        wanted: the question's answer locations.
+        shown: whether the model saw it.
+    """
+    rank = reward.gt_rank([(hit.file, hit.page_number) for hit in result.hits], wanted)
     return SearchRecord(
         query=query,
         searched=result.searched,
@@ -158,17 +189,28 @@ async def _search(query: str, question: Question, top_k: int, search: Search) ->
         results=[(hit.rank, hit.file, hit.page_number, hit.score) for hit in result.hits],
         gt_rank=rank,
         rank_score=reward.rank_score(rank, top_k),
+        shown=shown,
     )
 
 
+def allowed_actions(settings: Agent, last: bool) -> Actions:
+    """What the model may do in a turn; `last` where it must answer."""
+    if last:
+        return ("answer",)
+    return ("search", "answer") if settings.answer else ("search",)
+
+
+def outcome_of(step: Step, last: bool) -> tuple[Action, TurnFailure | None, str | None]:
+    """(action, why it was none, and more words on that) of a turn; `last` where it must answer."""
+    if step.action == "search" and last:
+        return "none", "not_an_answer", "a search in the turn that must answer"
+    if step.action == "none":
+        return "none", step.asks[0].failure, step.asks[0].detail
+    return step.action, None, None
+
+
 def _turn(number: int, completion: Completion, step: Step, searches: Sequence[SearchRecord], last: bool) -> Turn:
-    action: Action = step.action
-    failure: TurnFailure | None = None
-    detail: str | None = None
-    if action == "search" and last:
-        action, failure, detail = "none", "not_an_answer", "a search in the turn that must answer"
-    elif action == "none":
-        failure, detail = step.asks[0].failure, step.asks[0].detail
+    action, failure, detail = outcome_of(step, last)
     return Turn(
         turn=number,
         raw_text=step.raw_text,
@@ -177,6 +219,8 @@ def _turn(number: int, completion: Completion, step: Step, searches: Sequence[Se
         searches=searches,
         failure=failure,
         failure_detail=detail,
+        read_by=step.read_by,
+        repaired=step.repaired,
         finish_reason=completion.finish_reason,
         prompt_tokens=completion.prompt_tokens,
         completion_tokens=completion.completion_tokens,

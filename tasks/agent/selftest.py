@@ -5,6 +5,7 @@ import asyncio
 from tasks.agent.completion import Complete, CompletionError
 from tasks.agent.prompts import PROTOCOLS, wire_prompt
 from tasks.agent.protocol import Step
+from tasks.agent.rollout import allowed_actions
 from tasks.agent.sampling import ResolvedSampling
 from tasks.config import Agent
 from tasks.errors import SelfTestError, ServerError
@@ -25,9 +26,10 @@ async def self_test(settings: Agent, sampling: ResolvedSampling, complete: Compl
         ServerError: the server did not answer.
     """
     protocol = PROTOCOLS[settings.protocol]
+    options = protocol.options(allowed_actions(settings, False), settings.guided)
 
     async def first_turn(question: str) -> Step:
-        return protocol.parse(await complete(wire_prompt(question, settings), protocol.options(False), sampling, 0))
+        return protocol.parse(await complete(wire_prompt(question, settings), options, sampling, 0))
 
     try:
         steps = await asyncio.gather(*map(first_turn, QUESTIONS))

@@ -1,6 +1,6 @@
 """The record of one run of the agent, and its row in a trajectories artifact."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,6 +28,14 @@ TurnFailure = Literal["unparsable_call", "unknown_tool", "bad_arguments", "empty
 unparsable_call: a call that is no JSON, or a tag without content that can be read. unknown_tool: a call to a tool that
 does not exist. bad_arguments: JSON of another shape than the tool takes. empty_query: a search for nothing. no_action:
 neither search nor answer. not_an_answer: a search in the last turn, which must answer.
+"""
+
+
+ReadBy = Literal["server", "parser", "reparse"]
+"""Who read the action out of what the model wrote.
+
+server: its tool parser, and we agree. parser: we, when the model wrote it. reparse: a later version of our parser
+(tasks/reparse.py), which reads it otherwise than it was read then, so that the conversation goes on as if it were not.
 """
 
 
@@ -65,6 +73,7 @@ class SearchRecord:
     results: Sequence[tuple[int, str, int, float]]  # (rank from 1, file, page number from 1, score)
     gt_rank: int | None
     rank_score: float
+    shown: bool  # the model saw what it found
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +87,8 @@ class Turn:
     searches: Sequence[SearchRecord]
     failure: TurnFailure | None
     failure_detail: str | None
+    read_by: ReadBy | None  # None where nothing could be read
+    repaired: bool  # broken JSON of a call was mended (tasks/agent/calls.py)
     finish_reason: str | None
     prompt_tokens: int | None
     completion_tokens: int | None
@@ -130,6 +141,7 @@ def to_row(
 ) -> dict[str, Any]:
     """A trajectory as a row of trajectories/2."""
     t, q = trajectory, trajectory.question
+    turns = [_turn_row(turn) for turn in t.turns]
     return {
         "rollout_id": rollout_id,
         "attempt": attempt,
@@ -151,9 +163,9 @@ def to_row(
         "sample": sample,
         "seed": t.seed,
         "top_k": t.top_k,
-        "turns": [_turn_row(turn) for turn in t.turns],
+        "turns": turns,
         "answer": list(t.answer),
-        "citations": [{"file": file, "page": page} for file, page in t.citations],
+        "citations": cited(t.citations, turns, t.state_messages),
         "messages": t.messages,
         "tools": t.tools,
         "prompt_tokens": sum(turn.prompt_tokens or 0 for turn in t.turns),
@@ -170,12 +182,24 @@ def to_row(
 def _turn_row(turn: Turn) -> dict[str, Any]:
     names = Turn.__slots__
     row = {name: getattr(turn, name) for name in names}
-    row["searches"] = [_search_row(search) for search in turn.searches]
+    row["searches"] = [search_row(search) for search in turn.searches]
     return row
 
 
-def _search_row(search: SearchRecord) -> dict[str, Any]:
-    row = {name: getattr(search, name) for name in ("query", "searched", "read_as", "gt_rank", "rank_score")}
+def cited(citations: Iterable[Page], turns: Iterable[Mapping[str, Any]], state_messages: int) -> list[dict[str, Any]]:
+    """The citations of a row whose turns are `turns`: each with whether a search had shown the model its page."""
+    found = [search["results"] for turn in turns for search in turn["searches"] if search["shown"]]
+    seen = {(hit["file"], hit["page_number"]) for results in found for hit in results}
+    # the pages of a stored conversation are not told apart from its other words
+    return [
+        {"file": file, "page": page, "seen": None if state_messages else (file, page) in seen}
+        for file, page in citations
+    ]
+
+
+def search_row(search: SearchRecord) -> dict[str, Any]:
+    """A search as it stands in a row."""
+    row = {name: getattr(search, name) for name in ("query", "searched", "read_as", "gt_rank", "rank_score", "shown")}
     row["results"] = [
         {"rank": rank, "file": file, "page_number": page, "score": score} for rank, file, page, score in search.results
     ]

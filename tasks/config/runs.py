@@ -58,6 +58,13 @@ class ModelRun(Run):
         return not self.server.base_url
 
     @model_validator(mode="after")
+    def _can_guide(self) -> "ModelRun":
+        agents = [self.agent, getattr(self, "collect_agent", None)]
+        if any(agent and agent.guided for agent in agents) and not self.server.extensions:
+            raise ValueError("guided decoding is asked for in fields of vLLM: set extensions, or do without guided")
+        return self
+
+    @model_validator(mode="after")
     def _calls_are_read(self) -> "ModelRun":
         """vLLM refuses requests with tools while nothing is to read the model's calls."""
         if self.agent.protocol == "tools" and self.starts_vllm and self.serve.tool_call_parser is None:

@@ -45,6 +45,11 @@ class Agent(Settings):
     examples: bool = Field(
         default=False, description="Put worked examples into the prompt. An untrained small model needs them."
     )
+    guided: bool = Field(
+        default=False,
+        title="Guided decoding",
+        description="Let vLLM hold every turn to a valid action, a search or an answer of the right form. For small models; one that reasons at length needs a reasoning parser.",
+    )
 
 
 class Sampling(Settings):

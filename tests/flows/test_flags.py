@@ -171,3 +171,9 @@ def test_tools_need_somebody_who_reads_the_calls() -> None:
             parse(model, "--protocol", "tools", *extra)
         for more in (["--tool-call-parser", "hermes"], ["--base-url", "http://host/v1"]):
             assert parse(model, "--protocol", "tools", *more, *extra).agent.protocol == "tools"
+
+
+def test_guided_decoding_is_asked_for_in_fields_of_vllm() -> None:
+    assert parse(config.CollectRun, "--guided").agent.guided
+    with pytest.raises(ConfigError, match="set extensions"):
+        parse(config.CollectRun, "--guided", "--no-extensions")

@@ -19,7 +19,9 @@ from tasks.schemas import TABLES
 
 STATISTICS = statistics.summarize(
     [
-        statistics.Rollout("q", "default", True, "answered", True, 3, rank, score, rank, score, ("query",), 0, 2, 2, ())
+        statistics.Rollout(
+            "q", "default", True, "answered", True, 3, rank, score, rank, score, ("query",), 0, 2, 2, (), ("parser",)
+        )
         for rank, score in [(1, 1.0)] * 3 + [(None, 0.0)] * 5
     ],
     [],

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from tasks import artifact, config
 from tasks.agent import client as client_module
 from tasks.agent.client import open_client
-from tasks.agent.prompts import prompt_fingerprint, prompt_messages
+from tasks.agent.completion import Completion
+from tasks.agent.prompts import PROTOCOLS, prompt_fingerprint, prompt_messages
+from tasks.agent.protocol import Step
 from tasks.agent.rollout import rollout, search_with
 from tasks.agent.sampling import resolve
 from tasks.agent.trajectory import Question, Trajectory, to_row
@@ -65,6 +68,10 @@ async def run(
     return trajectory, server
 
 
+def parse_tools(text: str) -> Step:
+    return PROTOCOLS["tools"].parse(Completion(text, None, (), "stop", 1, 1, 0.0))
+
+
 def says(*actions: Any) -> Script:
     """Each call gets the next action, later ones the last; a text is a reply."""
     replies = [Reply(action) if isinstance(action, str) else action for action in actions]
@@ -114,6 +121,75 @@ async def test_tools_from_question_to_answer(searcher: Searcher) -> None:
     assert trajectory.messages[2]["content"].count("<tool_call>") == 2
     assert json.loads(trajectory.tools or "") == server.requests[0]["tools"]
     assert server.requests[0]["tool_choice"] == "auto"
+
+
+async def test_a_server_that_refuses_several_calls_in_a_message_gets_them_as_text(searcher: Searcher) -> None:
+    two = calls(("search_documents", {"query": "rent"}), ("search_documents", {"query": "pump degrees"}))
+    answered = says(two, two, ANSWER_CALL)
+
+    def picky(request: dict[str, Any], call: int) -> Any:
+        several = any(len(message.get("tool_calls", ())) > 1 for message in request["messages"])
+        return (
+            Status(400, '{"error": {"message": "only single tool-calls at once"}}')
+            if several
+            else answered(request, call)
+        )
+
+    trajectory, server = await run(picky, searcher, protocol="tools")
+    assert (trajectory.outcome, len(trajectory.turns), len(server.requests)) == ("answered", 2, 3)
+    assert [m["role"] for m in server.requests[-1]["messages"]] == ["system", "user", "assistant", "tool", "tool"]
+    assert server.requests[-1]["messages"][:3] == trajectory.messages[:3]
+    trajectory, server = await run(says(Status(400, "{}")), searcher, protocol="tools")
+    assert (trajectory.outcome, len(server.requests)) == ("http_status", 1)
+
+
+async def test_a_turn_says_who_read_it_and_a_citation_whether_it_was_seen(searcher: Searcher) -> None:
+    served = calls(("search_documents", {"query": "pump degrees"}))
+    broken = Reply('<tool_call>\n{"name": "search_documents", "arguments": {"query": "safety"}\n</tool_call>')
+    cites = [{"file": "pump.pdf", "page": 2}, {"file": "lease.pdf", "page": 1}]
+    answer = calls(("provide_answer", {"answer": ["85", "86"], "citations": cites}))
+    trajectory, server = await run(says(served, broken, "I think.", answer), searcher, protocol="tools")
+    assert [(t.read_by, t.repaired) for t in trajectory.turns] == [
+        ("server", False),
+        ("parser", True),
+        (None, False),
+        ("server", False),
+    ]
+    assert all(search.shown for search in trajectory.searches)
+    assert '{"query": "safety"}}' in server.requests[-1]["messages"][4]["content"]  # as it was meant
+    row = to_row(trajectory, rollout_id="r", attempt=1, sample=0, **FACTS)
+    assert row["answer"] == ["85", "86"]
+    assert [c["seen"] for c in row["citations"]] == [True, False]
+    trajectory, _ = await run(says("<search>rent</search>"), searcher, answer=False, max_iterations=2)
+    assert [search.shown for search in trajectory.searches] == [True, False]
+
+
+async def test_guided_turns_may_be_nothing_but_a_search_or_an_answer(searcher: Searcher) -> None:
+    _, server = await run(says("<search>rent</search>"), searcher, protocol="tags", guided=True, max_iterations=2)
+    regexes = [request["structured_outputs"]["regex"] for request in server.requests]
+    may = [
+        "<search>rent</search>",
+        "<think>why</think>\n<search>a b</search>",
+        ANSWER,
+        "<answer></answer>",
+        "<search> </search>",
+    ]
+    assert [[bool(re.fullmatch(regex, text)) for text in may] for regex in regexes] == [
+        [True, True, True, False, False],
+        [False, False, True, False, False],
+    ]
+    _, server = await run(says("<search>rent</search>"), searcher, guided=True, answer=False, max_iterations=1)
+    assert not re.fullmatch(server.requests[0]["structured_outputs"]["regex"], ANSWER)
+
+    script = says(calls(("search_documents", {"query": "x"})))
+    _, server = await run(script, searcher, protocol="tools", guided=True, max_iterations=2)
+    guides = [json.loads(request["structured_outputs"]["structural_tag"]) for request in server.requests]
+    names = [[re.findall(r'"name": "(\w+)"', tag["begin"]) for tag in guide["format"]["tags"]] for guide in guides]
+    assert names == [[["search_documents"], ["provide_answer"]], [["provide_answer"]]]
+    assert [request["tool_choice"] for request in server.requests] == ["auto", "auto"]
+    # what begins and ends as the guide demands is a call in its one form
+    search = guides[0]["format"]["tags"][0]
+    assert parse_tools(f'{search["begin"]}{{"query": "x"}}{search["end"]}').queries == ["x"]
 
 
 async def test_last_turn_must_answer(searcher: Searcher) -> None:

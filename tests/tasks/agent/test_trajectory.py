@@ -12,10 +12,10 @@ FACTS = {"model": "m", "model_fingerprint": "mf", "index_fingerprint": "if", "co
 
 def _trajectory() -> Trajectory:
     question = Question("q1", "What?", [["a", "b"]], [("x.pdf", 3)], "table", "train")
-    search = SearchRecord("q", "q OR w", "query", [(1, "y.pdf", 1, 2.5), (2, "x.pdf", 3, 1.5)], 2, 0.5)
+    search = SearchRecord("q", "q OR w", "query", [(1, "y.pdf", 1, 2.5), (2, "x.pdf", 3, 1.5)], 2, 0.5, True)
     turns = [
-        Turn(1, "<search>q</search>", None, "search", [search], None, None, "stop", 10, 5, 0.1),
-        Turn(2, "no", None, "none", [], "no_action", "why", "stop", None, None, 0.1),
+        Turn(1, "<search>q</search>", None, "search", [search], None, None, "parser", False, "stop", 10, 5, 0.1),
+        Turn(2, "no", None, "none", [], "no_action", "why", None, False, "stop", None, None, 0.1),
     ]
     return Trajectory(
         question=question,
@@ -29,7 +29,7 @@ def _trajectory() -> Trajectory:
         tools=None,
         turns=turns,
         answer=("42",),
-        citations=[("x.pdf", 3)],
+        citations=[("x.pdf", 3), ("z.pdf", 1)],
         messages=[{"role": "user", "content": f"What? {PLACEHOLDER}", "images": [IMAGE]}],
     )
 
@@ -42,6 +42,10 @@ def test_row_is_of_the_declared_schema_and_survives_parquet(tmp_path: Path) -> N
     (read,) = artifact.read_rows(stored)
     assert read == row
     assert read["prompt_tokens"] == 10
+    assert read["citations"] == [
+        {"file": "x.pdf", "page": 3, "seen": True},
+        {"file": "z.pdf", "page": 1, "seen": False},
+    ]
     assert read["turns"][0]["searches"][0]["results"][1] == {"rank": 2, "file": "x.pdf", "page_number": 3, "score": 1.5}
 
 
