@@ -7,8 +7,8 @@ SERVE_BIN := .venv-serve/bin
 # vLLM for the GPU where there is one, else its build for CPUs
 SERVE_KIND := $(shell test -e /dev/nvidiactl && echo gpu || echo cpu)
 
-# what the tests start and no Python package brings, as Debian calls it
-PACKAGES := postgresql redis-server chromium
+# what the tests start and no Python package brings, as Debian calls it; the program of NAME-ocr is NAME
+PACKAGES := postgresql redis-server chromium tesseract-ocr
 
 # the two environments are made at once
 MAKEFLAGS += --jobs=3
@@ -41,7 +41,7 @@ setup: .venv/.ready .venv-serve/.ready
 packages:
 	@set --; \
 	ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null || set -- "$$@" postgresql; \
-	for package in $(filter-out postgresql,$(PACKAGES)); do command -v $$package >/dev/null || set -- "$$@" $$package; done; \
+	for package in $(filter-out postgresql,$(PACKAGES)); do command -v $${package%-ocr} >/dev/null || set -- "$$@" $$package; done; \
 	if [ $$# -eq 0 ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo "Installing $$*"; \

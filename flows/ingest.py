@@ -4,6 +4,8 @@ drag ingest --documents FOLDER_OF_PDFS --questions questions.jsonl
 drag ingest --ocr-file ocr_output.jsonl --questions questions.jsonl
 """
 
+from typing import Any
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -13,8 +15,9 @@ from flows.summary import show_markdown, show_stages
 from tasks import artifact, config, hub, storage
 from tasks.cache import content_fingerprint, stage_key
 from tasks.set_aside import count_reasons
-from tasks.stage_tasks import index_pages, read_documents, read_questions
+from tasks.stage_tasks import index_pages, read_documents, read_questions, read_scans
 from tasks.stages import StageRun, run_stage
+from tasks.tesseract import installed
 
 
 def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[StageRun]:
@@ -22,15 +25,29 @@ def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[St
     if settings.questions and settings.questions.startswith(hub.PREFIX):
         settings = settings.model_copy(update={"questions": hub.pinned(settings.questions)})
     # where things lie does not count, what they hold does
-    elsewhere = {"workers": None, "documents": "", "questions": None, "include_json": None, "exclude_json": None}
+    elsewhere: dict[str, Any] = dict.fromkeys(("workers", "questions", "include_json", "exclude_json"))
+    elsewhere |= {"documents": "", "scans": config.Scans()}  # how a page was read shows in the pages
     parsing = settings.model_copy(update=elsewhere)
     facts = {"documents": content_fingerprint(settings.documents)}
     key = stage_key("tasks.documents", facts=facts)
     documents = run_stage(
         read_documents, root=root, key=key, uri=storage.join(root, "documents", key), settings=settings
     )
-    runs = [documents]
-    pages = documents.artifacts["pages"]
+    read = documents.artifacts["documents"]
+    key = stage_key(
+        "tasks.ocr", settings={"scans": settings.scans}, inputs={"documents": read}, facts={"tesseract": installed()}
+    )
+    scans = run_stage(
+        read_scans,
+        root=root,
+        key=key,
+        uri=storage.join(root, "scans", key),
+        settings=settings,
+        documents=read,
+        cache=storage.join(root, "ocr"),
+    )
+    runs = [documents, scans]
+    pages = scans.artifacts["pages"]
     if settings.questions:
         files = {name: getattr(settings, name) for name in ("questions", "include_json", "exclude_json")}
         facts = {name: content_fingerprint(file) for name, file in files.items() if file}

@@ -4,14 +4,10 @@
 listed or rows stand in, so the same documents give the same bytes.
 """
 
+import functools
 import hashlib
-import os
 import unicodedata
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -22,7 +18,8 @@ from tasks import artifact, records, storage
 from tasks.artifact import Artifact
 from tasks.config import Ingest
 from tasks.errors import InputError
-from tasks.pdf import Pdf, end_with_parent, read_pdf
+from tasks.pdf import Pdf, read_pdf
+from tasks.processes import cores, in_processes
 from tasks.set_aside import Refused, SetAside, first_reasons, printable, write_set_aside
 
 CPU_LIMIT_S = 120.0
@@ -83,15 +80,17 @@ def _pdf_pages(settings: Ingest, set_aside: list[SetAside], on_progress: Progres
     files = _pdf_files(root, set_aside)
     batch: list[dict[str, Any]] = []
     usable = False
-    for done, (name, pdf) in enumerate(_read_all(files, settings.workers or _cores()), start=1):
+    read = in_processes(
+        functools.partial(read_pdf, cpu_limit_s=CPU_LIMIT_S), files.values(), settings.workers or cores()
+    )
+    for done, (name, (_, content)) in enumerate(zip(files, read, strict=True), start=1):
+        pdf = content or Pdf("", "", [], [], ("crashed", f"its reading process ended, or took {CPU_LIMIT_S:.0f} s"))
         if pdf.refused is not None:
             set_aside.append(SetAside(name, None, *pdf.refused))
         else:
             usable = True
             batch += _rows_of(name, files[name], pdf)
             set_aside += [SetAside(name, page, "unreadable_page", detail) for page, detail in pdf.bad_pages]
-            if not any(text.strip() for text in pdf.texts):
-                set_aside.append(SetAside(name, None, "no_text", f"{len(pdf.texts)} pages"))
         if len(batch) >= _BATCH_ROWS:
             yield artifact.table_of(batch, "pages/2")
             batch = []
@@ -134,55 +133,6 @@ def _rows_of(name: str, uri: str, pdf: Pdf) -> list[dict[str, Any]]:
         }
         for number, text in enumerate(pdf.texts, start=1)
     ]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # Spawned, because forking a process that has threads (an orchestrator's, S3's) can deadlock.
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent)
-
-
-def _submit(pool: ProcessPoolExecutor, uri: str) -> "Future[Pdf]":
-    try:
-        return pool.submit(read_pdf, uri, CPU_LIMIT_S)
-    except BrokenProcessPool as error:
-        failed: Future[Pdf] = Future()
-        failed.set_exception(error)
-        return failed
-
-
-def _read_all(files: dict[str, str], workers: int) -> Iterator[tuple[str, Pdf]]:
-    """Each file's name and content, in order. A file that kills its process is found out and set aside.
-
-    A dying process takes the whole pool with it, so everything that was then under way is read once more, one file at a
-    time: one that kills its process there, too, is the culprit.
-    """
-    waiting = deque(files.items())
-    under_way: deque[tuple[str, ProcessPoolExecutor, Future[Pdf]]] = deque()
-    pool, alone = _pool(workers), _pool(1)  # their processes start when there is work
-    try:
-        while waiting or under_way:
-            while waiting and len(under_way) < 4 * workers:  # bounds what is held in memory
-                name, uri = waiting.popleft()
-                under_way.append((name, pool, _submit(pool, uri)))
-            name, its_pool, future = under_way.popleft()
-            try:
-                pdf = future.result()
-            except BrokenProcessPool:
-                if its_pool is pool:
-                    pool = _pool(workers)
-                try:
-                    pdf = _submit(alone, files[name]).result()
-                except BrokenProcessPool:
-                    alone = _pool(1)
-                    pdf = Pdf("", "", [], [], ("crashed", f"its reading process ended, or took {CPU_LIMIT_S:.0f} s"))
-            yield name, pdf
-    finally:
-        pool.shutdown(cancel_futures=True)
-        alone.shutdown(cancel_futures=True)
 
 
 # ---- OCR JSONL

@@ -1,13 +1,10 @@
 """Read one PDF, in a process of its own: whatever the file does to the reader stays there."""
 
 import hashlib
-import multiprocessing
-import os
-import signal
-import threading
 from typing import Any, NamedTuple
 
 from tasks import storage
+from tasks.processes import cpu_limit
 from tasks.set_aside import Refused, printable
 
 
@@ -19,18 +16,6 @@ class Pdf(NamedTuple):
     texts: list[str]
     bad_pages: list[tuple[int, str]]  # page number from 1, why it could not be read
     refused: tuple[str, str] | None  # reason (tasks/set_aside.py), detail
-
-
-def end_with_parent() -> None:
-    """Make this process end when the one that started it does, kill -9 included; a pool's processes would stay."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def read_pdf(uri: str, cpu_limit_s: float) -> Pdf:
@@ -48,17 +33,13 @@ def read_pdf(uri: str, cpu_limit_s: float) -> Pdf:
     except (PermissionError, MemoryError) as error:
         return Pdf("", "", [], [], ("unreadable", _said(error)))
     digest = hashlib.sha256(data).hexdigest()
-    # With the default action a hang inside the C library ends too, where a Python handler would never get its turn.
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_PROF, cpu_limit_s)
     try:
-        title, texts, bad_pages = _read(data)
+        with cpu_limit(cpu_limit_s):
+            title, texts, bad_pages = _read(data)
     except Refused as refused:
         return Pdf(digest, "", [], [], (refused.reason, refused.detail))
     except Exception as error:  # noqa: BLE001 - the library has no common base, and the fault lies in the file
         return Pdf(digest, "", [], [], ("damaged", _said(error)))
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
     return Pdf(digest, title, texts, bad_pages, None)
 
 

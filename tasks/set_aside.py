@@ -19,8 +19,11 @@ REASONS: dict[str, str] = {
     "unreadable": "It may not be read: change its permissions.",
     "crashed": "The PDF reader died or hung on it: save it again with another program.",
     # files that are kept
-    "no_text": "No page has a text layer, so no search finds it: run OCR on it.",
+    "no_text": "No page has text, so no search finds it.",
     "unreadable_page": "This page could not be read and counts as empty.",
+    "ocr_missing": "Pages without a text layer, and no Tesseract to read them: install it (Debian: tesseract-ocr), ingest again.",
+    "ocr_failed": "OCR crashed or hung on this page, which counts as without text; the next ingest that reads scans tries again.",
+    "no_words": "OCR found no words on this page, so no search finds it.",
     # rows
     "bad_json": "The row is not a JSON object.",
     "broken_utf8": "The row is not UTF-8.",
@@ -39,7 +42,9 @@ REASONS: dict[str, str] = {
     # questions that are kept
     "location_dropped": "One of its answer locations is wrong; the others are kept.",
 }
-KEPT = frozenset({"no_text", "unreadable_page", "location_dropped"})  # noted, not set aside
+KEPT = frozenset(
+    {"no_text", "unreadable_page", "ocr_missing", "ocr_failed", "no_words", "location_dropped"}
+)  # noted, not set aside
 
 
 class SetAside(NamedTuple):

@@ -26,7 +26,25 @@ def read_documents(key: str, uri: str, settings: config.Ingest) -> dict[str, Art
         pages, aside = documents.read_documents(
             settings, storage.join(uri, "pages.parquet"), storage.join(uri, "set_aside.parquet"), on_progress
         )
-    return {"pages": pages, "set_aside_documents": aside}
+    return {"documents": pages, "set_aside_documents": aside}
+
+
+@stage("read scans")
+def read_scans(key: str, uri: str, settings: config.Ingest, documents: Artifact, cache: str) -> dict[str, Artifact]:
+    """Pages → the same, those without a text layer read by OCR; and those that this brought nothing for."""
+    from tasks import ocr
+
+    with progress("Reading scans") as on_progress:
+        pages, aside = ocr.read_scans(
+            documents,
+            settings.scans,
+            cache,
+            storage.join(uri, "pages.parquet"),
+            storage.join(uri, "set_aside.parquet"),
+            workers=settings.workers,
+            on_progress=on_progress,
+        )
+    return {"pages": pages, "set_aside_scans": aside}
 
 
 @stage("read questions")

@@ -6,7 +6,7 @@ of the same models, and the command line takes the same names. Secrets are not s
 
 from tasks.config.base import Settings, Share, Split
 from tasks.config.deployment import Deploy
-from tasks.config.documents import Index, Ingest, Search
+from tasks.config.documents import Index, Ingest, Scans, Search
 from tasks.config.evaluation import VARIANTS, Evaluate, Variant, Variants
 from tasks.config.rollouts import Collect, Format, FormatName, Nights, Process
 from tasks.config.runs import (
@@ -59,6 +59,7 @@ __all__ = [
     "Run",
     "Sampling",
     "SamplingName",
+    "Scans",
     "Search",
     "Serve",
     "ServeRun",

@@ -7,6 +7,35 @@ from pydantic import Field, model_validator
 from tasks.config.base import Settings, Share
 
 
+class Scans(Settings):
+    """Pages without a text layer, and how Tesseract reads them."""
+
+    ocr: Literal["auto", "off"] = Field(
+        default="auto",
+        title="OCR",
+        description="'auto' reads pages without a text layer; 'off' leaves them without text.",
+    )
+    ocr_language: str = Field(
+        default="eng",
+        title="OCR language",
+        pattern=r"^[A-Za-z0-9_/]+(\+[A-Za-z0-9_/]+)*$",
+        description="Tesseract's names of the languages that the pages are written in, such as eng or eng+deu.",
+    )
+    ocr_dpi: int = Field(
+        default=200,
+        ge=72,
+        le=600,
+        title="OCR resolution",
+        description="Pixels an inch that pages are rendered at for OCR.",
+    )
+    ocr_below: int = Field(
+        default=100,
+        ge=1,
+        title="OCR below",
+        description="A page with fewer characters in its text layer, spaces not counted, is without one: a stamp is no text.",
+    )
+
+
 class Ingest(Settings):
     """PDFs or OCR JSONL, and questions → pages, questions with splits, and what was set aside."""
 
@@ -34,7 +63,10 @@ class Ingest(Settings):
         title="Exclude",
         description="JSON file, a list of document names or question ids: these questions are dropped.",
     )
-    workers: int | None = Field(default=None, ge=1, description="Processes that read PDFs; one per core when empty.")
+    scans: Scans = Field(default=Scans(), title="Scans", description="How pages without a text layer are read.")
+    workers: int | None = Field(
+        default=None, ge=1, description="Processes that read PDFs and scans; one per core when empty."
+    )
 
     @model_validator(mode="after")
     def _ratios(self) -> "Ingest":

@@ -15,7 +15,17 @@ from tests.model_server import ModelServer
 from tests.small_collection import searcher
 from tests.tiny_model import tiny_model
 
-STAGES = ["read documents", "read questions", "index pages", "collect", "process", "format", "finetune", "score"]
+STAGES = [
+    "read documents",
+    "read scans",
+    "read questions",
+    "index pages",
+    "collect",
+    "process",
+    "format",
+    "finetune",
+    "score",
+]
 STAGES += ["collect", "score", "compare", "report"]
 
 

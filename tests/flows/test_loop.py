@@ -39,7 +39,7 @@ def _cached(runs: list[StageRun]) -> dict[str, bool]:
 def test_every_stage_and_what_each_leaves(storage_root: str, documents: Path, tmp_path: Path) -> None:
     root = storage_root
     assert _cached(ingest_small(root, documents)) == dict.fromkeys(
-        ["read documents", "read questions", "index pages"], False
+        ["read documents", "read scans", "read questions", "index pages"], False
     )
     assert load_ref(root, "pages").rows == 20
     assert load_ref(root, "questions").rows == 10
