@@ -8,6 +8,7 @@ what other nights asked, and takes new and hardest questions first:
     drag collect --dt 2026-11-24 --order new-and-hardest --limit 500
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from prefect.runtime import flow_run
@@ -32,7 +33,7 @@ _WHERE = {"base_url", "trusted_remote_code"}
 # it says which day `dt` is, and `dt` counts
 _MEANING = {"time_zone"}
 # these choose rollouts without changing any: with more of them a run goes on from where one with fewer ended
-_CHOICE = {"limit", "samples", "sampling_config"}
+_CHOICE = {"limit", "samples", "sampling_config", "only"}
 # of the vLLM that is started here; how much of the machine it takes changes no rollout
 _SERVED = {"max_model_len", "tool_call_parser", "reasoning_parser", "adapters"}
 
@@ -45,6 +46,7 @@ def collected(
     title: str,
     *,
     check_first: bool = True,
+    only: Sequence[str] = (),
 ) -> StageRun:
     """Run every rollout that is not finished, and fold them into one trajectories artifact, a partition if it is a night's.
 
@@ -53,6 +55,7 @@ def collected(
         adapter: the adapter to ask, or None for the base model.
         title: what the progress bar says is collected.
         check_first: try a few questions before, and stop when none yields a search. A measurement takes what comes.
+        only: ids of the questions to ask, where not all that the settings choose are.
 
     Raises:
         ConfigError: the adapter was trained on another prompt than these settings make.
@@ -66,10 +69,12 @@ def collected(
     fingerprint = settings.server.model if settings.server.base_url else _weights(settings.server)
 
     def key(without: set[str]) -> str:
-        chosen = {
+        chosen: dict[str, Any] = {
             "collect": settings.collect.model_dump(mode="json", exclude=_RESUMING | _MEANING | without),
             "server": settings.server.model_dump(mode="json", exclude=_PACE | _WHERE),
         }
+        if "only" not in without:
+            chosen["only"] = sorted(only)
         if not settings.server.base_url:
             chosen["serve"] = settings.serve.model_dump(mode="json", include=_SERVED)
         fixed = {"agent": settings.agent, "search": settings.search, "sampling": settings.sampling}
@@ -96,6 +101,7 @@ def collected(
         title=title,
         model=fingerprint,
         check_first=check_first,
+        only=only,
         **{name: inputs[name] for name in ("questions", "pages", "index")},
     )
     if night:

@@ -1,10 +1,12 @@
 """evaluate: each run on the same unseen questions → results, comparison, report. compare: of runs measured before.
 
 drag evaluate --split test
+drag evaluate --question-id q17 q42 --verbose    # these alone, turn by turn; comparison and report stay as they are
 drag compare --compare question base adapter
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from prefect.artifacts import create_link_artifact
@@ -15,10 +17,13 @@ from flows.collect import collected
 from flows.form import settings_flow
 from flows.serving import model_server
 from flows.summary import show_markdown, show_stages, work_dir
+from flows.verbose import show_ends, show_questions
 from tasks import artifact, config, storage
 from tasks.artifact import Artifact, load_ref, read_provenance, read_rows
 from tasks.cache import stage_key
+from tasks.collect import select
 from tasks.compare import comparison_markdown
+from tasks.pages import PageStore
 from tasks.progress import slug
 from tasks.runs import metric_cells, metrics_markdown, read_runs
 from tasks.stage_tasks import compare_runs, rescore_run, score_run, write_html_report
@@ -26,24 +31,39 @@ from tasks.stages import StageRun, run_stage
 from tasks.supervise import Connect
 
 
-def evaluated(root: str, settings: config.EvaluateRun, connect: Connect) -> list[StageRun]:
-    """Measure every variant: the raw question as query, the base model, the adapter; then rank first queries again."""
-    runs = []
+@dataclass(frozen=True)
+class Measured:
+    """A variant's rollouts and their results; the raw question has no rollouts."""
+
+    name: str
+    trajectories: Artifact | None
+    results: Artifact
+    stages: list[StageRun]
+
+
+def measured(root: str, settings: config.EvaluateRun, connect: Connect) -> Iterator[Measured]:
+    """Measure every variant: the raw question as query, the base model, the adapter."""
     for variant in settings.variants:
         if variant.model == "question":
-            source = {"questions": load_ref(root, "questions")}
+            scored = _scored(root, settings, variant, {"questions": load_ref(root, "questions")})
+            yield Measured(variant.name, None, scored.artifacts["results"], [scored])
         else:
             run = _rollouts(root, settings, variant, connect)
-            runs.append(run)
-            source = {"trajectories": run.artifacts["trajectories"]}
-            artifact.save_ref(root, f"trajectories-{variant.name}", source["trajectories"])
-        runs.append(_scored(root, settings, variant, source))
-        results = runs[-1].artifacts["results"]
-        artifact.save_ref(root, f"results-{variant.name}", results)
-        for search in settings.evaluate.rescore:
-            runs.append(_rescored(root, settings, search, variant, results))
-            artifact.save_ref(root, results_ref(variant.name, search), runs[-1].artifacts["results"])
-    return runs
+            made = run.artifacts["trajectories"]
+            scored = _scored(root, settings, variant, {"trajectories": made})
+            yield Measured(variant.name, made, scored.artifacts["results"], [run, scored])
+
+
+def _keep(root: str, settings: config.EvaluateRun, run: Measured) -> list[StageRun]:
+    """Make a run the one that is compared under its name, also with its first queries ranked again."""
+    if run.trajectories:
+        artifact.save_ref(root, f"trajectories-{run.name}", run.trajectories)
+    artifact.save_ref(root, results_ref(run.name), run.results)
+    again = []
+    for search in settings.evaluate.rescore:
+        again.append(_rescored(root, settings, search, run.name, run.results))
+        artifact.save_ref(root, results_ref(run.name, search), again[-1].artifacts["results"])
+    return again
 
 
 def results_ref(run: str, search: config.Search | None = None) -> str:
@@ -75,7 +95,13 @@ def _rollouts(root: str, settings: config.EvaluateRun, variant: config.Variant, 
     values = {name: getattr(settings, name) for name in config.ModelRun.model_fields}
     values |= {"agent": agent, "sampling": sampling}
     return collected(
-        root, config.CollectRun(**values, collect=greedy), connect, adapter, title=variant.name, check_first=False
+        root,
+        config.CollectRun(**values, collect=greedy),
+        connect,
+        adapter,
+        title=variant.name,
+        check_first=False,
+        only=settings.evaluate.question_id,
     )
 
 
@@ -102,15 +128,13 @@ def _scored(root: str, settings: config.EvaluateRun, variant: config.Variant, so
     )
 
 
-def _rescored(
-    root: str, settings: config.EvaluateRun, search: config.Search, variant: config.Variant, results: Artifact
-) -> StageRun:
+def _rescored(root: str, settings: config.EvaluateRun, search: config.Search, run: str, results: Artifact) -> StageRun:
     index = load_ref(root, "index")
     key = stage_key(
         "tasks.evaluate",
         settings={"evaluate": measuring(settings), "search": search},
         inputs={"index": index, "results": results},
-        facts={"run": variant.name},
+        facts={"run": run},
     )
     return run_stage(
         rescore_run,
@@ -119,7 +143,7 @@ def _rescored(
         uri=storage.join(root, "results", key),
         settings=measuring(settings),
         search=search,
-        run=variant.name,
+        run=run,
         index=index,
         results=results,
     )
@@ -131,7 +155,8 @@ def measuring(settings: config.EvaluateRun) -> config.Evaluate:
     Ranks are looked for at least as deep as the agent saw, or what it found would count as missed.
     """
     depth = max(settings.evaluate.depth, settings.agent.top_k)
-    return config.Evaluate(split=settings.evaluate.split, limit=settings.evaluate.limit, depth=depth)
+    chosen = {name: getattr(settings.evaluate, name) for name in ("split", "limit", "question_id")}
+    return config.Evaluate(**chosen, depth=depth)
 
 
 def compared(root: str, names: Sequence[str], rescore: Sequence[config.Search], resamples: int) -> list[StageRun]:
@@ -204,11 +229,24 @@ def _show(sets: Mapping[str, list[Artifact]], comparisons: Mapping[str, Artifact
 
 @settings_flow(name="evaluate", about=lambda settings: settings.evaluate.split)
 def evaluate(settings: config.EvaluateRun) -> list[StageRun]:
-    """Measure runs on unseen questions, compare them, write the report."""
+    """Measure runs on unseen questions, compare them, write the report; of single questions, show what came of each."""
     root = storage.resolve(settings.storage)
+    chosen, single = settings.evaluate, bool(settings.evaluate.question_id)
+    select(load_ref(root, "questions"), chosen.split, chosen.limit, chosen.question_id)  # before a server is started
+    runs: list[StageRun] = []
+    ends = {}
     with model_server(settings.server, settings.serve, work_dir(root)) as connect:
-        runs = evaluated(root, settings, connect)
-    runs += compared(root, [v.name for v in settings.variants], settings.evaluate.rescore, settings.evaluate.resamples)
+        for run in measured(root, settings, connect):
+            runs += run.stages if single else [*run.stages, *_keep(root, settings, run)]
+            if settings.verbose or single:
+                ends[run.name] = read_rows(run.results)
+            if settings.verbose:
+                rollouts = read_rows(run.trajectories) if run.trajectories else ()
+                show_questions(run.name, ends[run.name], rollouts, PageStore(load_ref(root, "pages")).text)
+    if single:
+        show_ends(ends)
+    else:
+        runs += compared(root, [v.name for v in settings.variants], chosen.rescore, chosen.resamples)
     show_stages(runs)
     return runs
 

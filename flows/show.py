@@ -1,6 +1,7 @@
 """A rollout as people read it on a terminal: each turn's reasoning, queries and results; the answer and where it is from."""
 
 import re
+from collections.abc import Collection
 
 from rich.console import Console
 from rich.markup import escape
@@ -8,17 +9,18 @@ from rich.panel import Panel
 
 from tasks.agent.observation import PageText
 from tasks.agent.trajectory import SearchRecord, Trajectory, Turn
+from tasks.reward import Page
 
 _AROUND = 70  # characters of a page before and after the first word of the query
 
 
-def show_turn(turn: Turn, page_text: PageText, console: Console) -> None:
-    """One model call and what it led to."""
+def show_turn(turn: Turn, page_text: PageText, console: Console, answer_locations: Collection[Page] = ()) -> None:
+    """One model call and what it led to; results that are answer locations, where these are known, are marked."""
     lines = []
     if turn.reasoning:
         lines.append(f"[italic dim]{escape(turn.reasoning.strip())}[/]")
     for search in turn.searches:
-        lines += _search(search, page_text)
+        lines += _search(search, page_text, answer_locations)
     if turn.failure:
         lines.append(f"[red]{turn.failure}[/] {escape(turn.failure_detail or '')}")
     if turn.action != "search":
@@ -26,14 +28,19 @@ def show_turn(turn: Turn, page_text: PageText, console: Console) -> None:
     console.print(Panel("\n".join(lines), title=f"turn {turn.turn}", title_align="left"))
 
 
-def _search(search: SearchRecord, page_text: PageText) -> list[str]:
+def _search(search: SearchRecord, page_text: PageText, answer_locations: Collection[Page]) -> list[str]:
     lines = [f"[bold cyan]search[/] {escape(search.query)}"]
     if search.read_as == "words":
         lines.append("  [yellow]not a valid query: searched as plain words[/]")
     for rank, file, page, _ in search.results:
-        lines.append(f"  {rank}. {escape(file)}, page {page}")
+        lines.append(f"  {rank}. {escape(file)}, page {page}{mark((file, page), answer_locations)}")
         lines.append(f"     [dim]{escape(snippet(page_text(file, page), search.searched))}[/]")
     return lines if search.results else [*lines, "  nothing found"]
+
+
+def mark(page: Page, answer_locations: Collection[Page]) -> str:
+    """What stands behind a page with the answer."""
+    return " [bold green]← the page[/]" if page in answer_locations else ""
 
 
 def snippet(text: str, query: str) -> str:

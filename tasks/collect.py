@@ -26,7 +26,7 @@ from tasks.agent.rollout import rollout, search_with
 from tasks.agent.sampling import ResolvedSampling, resolve
 from tasks.agent.trajectory import Failure, Question, to_row
 from tasks.artifact import Artifact
-from tasks.errors import ArtifactError, ConfigError, ServerError
+from tasks.errors import ArtifactError, ConfigError, InputError, ServerError
 from tasks.pages import PageStore
 from tasks.search.index import open_index
 from tasks.serve import check_health
@@ -75,22 +75,39 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
 
-def select(questions: Artifact, split: config.Split, limit: int | None) -> list[str]:
+def select(questions: Artifact, split: config.Split, limit: int | None, only: Collection[str] = ()) -> list[str]:
     """Ids of a split's questions in an order fixed by hash, cut to `limit`: the same on every machine, and a smaller
-    limit's questions are the first of a larger one's."""
+    limit's questions are the first of a larger one's.
+
+    Args:
+        only: take these, whatever the limit; all when empty.
+
+    Raises:
+        InputError: the split holds none of an id in `only`.
+    """
     table = artifact.read_table(questions, ["question_id", "split"])
     rows = zip(table["question_id"].to_pylist(), table["split"].to_pylist(), strict=True)
-    return sorted((id_ for id_, found in rows if split in ("all", found)), key=lambda id_: _digest("order", id_))[
-        :limit
-    ]
+    found = sorted((id_ for id_, own in rows if split in ("all", own)), key=lambda id_: _digest("order", id_))
+    if unknown := sorted(set(only) - set(found)):
+        raise InputError(
+            f"there is no question {', '.join(unknown[:3])} in split {split!r}; name another split, or all",
+            file=questions.uri,
+        )
+    return [id_ for id_ in found if id_ in only] if only else found[:limit]
 
 
 def plan(
-    questions: Artifact, settings: config.Collect, run_key: str, order: Sequence[str] | None = None
+    questions: Artifact,
+    settings: config.Collect,
+    run_key: str,
+    order: Sequence[str] | None = None,
+    only: Collection[str] = (),
 ) -> list[Shard]:
     """The rollouts of a run, in shards.
 
     Args:
+        only: ids of questions; their rollouts alone, in the shards that they have among all, so that the run that asks all
+            questions finds them. All within the limit when empty.
         order: ids of the split's questions in the order to take them; that of `select` when None.
         run_key: names the run: a hash of everything that a rollout depends on. It goes into the rollout ids, so another
             model or prompt never passes for this one. Under the same key a larger `limit` only adds shards at the end, and
@@ -107,8 +124,11 @@ def plan(
 
     if order is None:
         order = select(questions, settings.split, None)
-    chosen, size = order[: settings.limit], settings.shard_size
-    return [Shard(n, tuple(rollouts(chosen[at : at + size]))) for n, at in enumerate(range(0, len(chosen), size))]
+    chosen, size = order if only else order[: settings.limit], settings.shard_size
+    parts = [chosen[at : at + size] for at in range(0, len(chosen), size)]
+    if only:
+        parts = [[id_ for id_ in part if id_ in only] for part in parts]
+    return [Shard(number, tuple(rollouts(part))) for number, part in enumerate(parts) if part]
 
 
 def shards_at_once(concurrency: int) -> int:

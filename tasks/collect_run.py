@@ -37,6 +37,7 @@ def collect_all(
     uri: str,
     check_first: bool,
     on_progress: OnProgress,
+    only: Collection[str] = (),
 ) -> Artifact:
     """Run what is not finished, fold, and return the trajectories.
 
@@ -48,6 +49,7 @@ def collect_all(
         model: fingerprint of the model.
         run_uri: folder of the shards' parts.
         check_first: try a few questions before, and stop when none yields a search.
+        only: ids of the questions to ask; all that the settings choose when empty.
 
     Raises:
         CollectError: more rollouts failed than `allow_failed_share`; the others are kept.
@@ -61,7 +63,7 @@ def collect_all(
         alike = collect.select(questions, settings.collect.split, None)
         inputs["order"] = nights.order(alike, storage.resolve(settings.storage), settings.collect.dt, run_uri)
         order = artifact.read_table(inputs["order"], ["question_id"])["question_id"].to_pylist()
-    shards = collect.plan(questions, settings.collect, run_key, order)
+    shards = collect.plan(questions, settings.collect, run_key, order, only)
     fingerprints = {
         "model_fingerprint": model,
         "index_fingerprint": index.sha256,

@@ -55,7 +55,7 @@ def score_question_baseline(
     Raises:
         InputError: the split holds no question.
     """
-    chosen = set(select(questions, settings.split, settings.limit))
+    chosen = set(select(questions, settings.split, settings.limit, settings.question_id))
     if not chosen:
         raise InputError(f"there is no question in split {settings.split!r}", file=questions.uri)
     results = []

@@ -30,7 +30,7 @@ RIGHT = 0.5
 def is_right(anls: float) -> bool:
     """Whether an answer counts as right: ANLS* above 0.5, where ANLS itself begins to count.
 
-    Biten et al., Scene Text Visual Question Answering, 2019, section 5: from τ = 0.5 on, a text is another answer rather
+    Biten et al., Scene Text Visual Question Answering, 2019: from τ = 0.5 on, a text is another answer rather
     than the same with errors of reading or spelling. Of a list, more than half must be right.
     """
     return anls > RIGHT

@@ -15,6 +15,11 @@ class Evaluate(Settings):
     limit: int | None = Field(
         default=None, ge=1, description="Take only the first so many questions, in an order fixed by hash."
     )
+    question_id: list[str] = Field(
+        default=[],
+        title="Questions",
+        description="Ask only the questions with these ids, show what came of each, and leave the comparison and the report as they are.",
+    )
     rescore: list[Search] = Field(
         default=[],
         description="Further search settings under which each run's first query is ranked again, at no model cost.",

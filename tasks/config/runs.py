@@ -171,6 +171,9 @@ class EvaluateRun(ModelRun):
 
     evaluate: Evaluate = Field(default=Evaluate(), title="Measurement", description="What runs are measured on.")
     variants: Variants = Field(default=list(VARIANTS), description="Runs to measure.")
+    verbose: bool = Field(
+        default=False, description="Show every question's turns when its run is done: queries, results, ranks, answer."
+    )
 
 
 class CompareRun(Run):

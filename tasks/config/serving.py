@@ -86,7 +86,12 @@ class Server(Settings):
     )
     concurrency: int = Field(default=8, ge=1, description="Rollouts in flight at once.")
     request_timeout: float = Field(default=120, gt=0, description="Seconds one request may take.")
-    rollout_timeout: float = Field(default=600, gt=0, description="Seconds one rollout may take.")
+    rollout_timeout: float = Field(
+        default=600,
+        gt=0,
+        title="Time allowed a question",
+        description="Seconds one rollout, all turns on one question, may take; then it is given up as failed.",
+    )
     max_retries: int = Field(default=4, ge=0, description="Further tries of a request whose failure can pass.")
     extensions: bool = Field(
         default=True,

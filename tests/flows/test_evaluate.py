@@ -1,0 +1,79 @@
+"""Single questions of an evaluation: asked alone, shown turn by turn, and without a trace in what was compared."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.evaluate import evaluate
+from tasks import config
+from tasks.artifact import load_ref, read_rows
+from tasks.errors import InputError
+from tests.model_server import Hang, ModelServer, Reply
+from tests.small_collection import ingest_small, searcher
+
+REFS = ("results-question", "results-base", "trajectories-base", "comparison", "report")
+
+
+def _settings(root: str, url: str, *questions: str, **server: Any) -> config.EvaluateRun:
+    return config.EvaluateRun(
+        storage=root,
+        agent=config.Agent(protocol="tags", max_iterations=3),
+        server=config.Server(**{"base_url": url, "model": "base", "max_retries": 0, "concurrency": 4} | server),
+        evaluate=config.Evaluate(split="all", resamples=500, question_id=list(questions), allow_failed_share=1),
+        variants=[config.Variant(name="question", model="question"), config.Variant(name="base", model="base")],
+        verbose=bool(questions),
+    )
+
+
+def _wrong(request: dict[str, Any], call: int) -> Reply:
+    said = searcher(request, call)
+    return Reply("<answer>not given</answer>") if "<answer>" in str(said.content) else said
+
+
+def test_single_questions_are_asked_alone_and_shown_and_share_rollouts_with_a_whole_evaluation(
+    tmp_path: Path, documents: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = str(tmp_path / "store")
+    ingest_small(root, documents)
+    with ModelServer(_wrong) as server:
+        made = evaluate(_settings(root, server.url, "q9", "q3"))
+        assert server.calls == 6  # two questions, three turns each
+        assert [run.artifacts[name].rows for run in made for name in run.artifacts] == [2, 2, 2]
+        with pytest.raises(Exception, match="results-base"):
+            load_ref(root, "results-base")
+        shown = " ".join(capsys.readouterr().err.split())
+        assert shown.index("How heavy is the filter?") < shown.index("How heavy is the turbine?")
+        for part in (
+            "search read turbine",
+            "2. turbine.pdf, page 2 ← the page",
+            "search mass turbine",
+            "answer not given",
+        ):
+            assert part in shown
+        assert "retrieved but not cited" in shown
+
+        evaluate(_settings(root, server.url))
+        assert server.calls == 30  # the two are not asked again
+        whole = {name: load_ref(root, name) for name in REFS}
+        evaluate(_settings(root, server.url, "q9"))
+        assert server.calls == 30
+        assert {name: load_ref(root, name) for name in REFS} == whole
+    assert {row["fate"] for row in read_rows(whole["results-base"])} == {"not_cited"}
+
+    with pytest.raises(InputError, match="no question q77 in split 'all'"):
+        evaluate(_settings(root, server.url, "q77"))
+
+
+def test_a_question_that_takes_longer_than_its_time_is_given_up_as_errored(tmp_path: Path, documents: Path) -> None:
+    root = str(tmp_path / "store")
+    ingest_small(root, documents)
+
+    def slow_to_answer(request: dict[str, Any], call: int) -> Reply | Hang:
+        said = searcher(request, call)
+        return Hang() if "<answer>" in str(said.content) else said
+
+    with ModelServer(slow_to_answer) as server:
+        runs = evaluate(_settings(root, server.url, "q9", rollout_timeout=2.0))
+    (row,) = read_rows(runs[-1].artifacts["results"])
+    assert (row["fate"], row["outcome"], row["first_rank"]) == ("errored", "deadline", None)
