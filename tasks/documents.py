@@ -84,7 +84,7 @@ def _pdf_pages(settings: Ingest, set_aside: list[SetAside], on_progress: Progres
         functools.partial(read_pdf, cpu_limit_s=CPU_LIMIT_S), files.values(), settings.workers or cores()
     )
     for done, (name, (_, content)) in enumerate(zip(files, read, strict=True), start=1):
-        pdf = content or Pdf("", "", [], [], ("crashed", f"its reading process ended, or took {CPU_LIMIT_S:.0f} s"))
+        pdf = content or Pdf("", "", [], [], ("crashed", f"its reading process ended, or took {CPU_LIMIT_S:.0f} s"), [])
         if pdf.refused is not None:
             set_aside.append(SetAside(name, None, *pdf.refused))
         else:
@@ -120,6 +120,7 @@ def _pdf_files(root: str, set_aside: list[SetAside]) -> dict[str, str]:
 
 
 def _rows_of(name: str, uri: str, pdf: Pdf) -> list[dict[str, Any]]:
+    pictures = set(pdf.pictures)
     return [
         {
             "file": name,
@@ -130,6 +131,7 @@ def _rows_of(name: str, uri: str, pdf: Pdf) -> list[dict[str, Any]]:
             "text_source": "pdf",
             "source_uri": uri,
             "source_sha256": pdf.sha256,
+            "pictures": number in pictures,
         }
         for number, text in enumerate(pdf.texts, start=1)
     ]

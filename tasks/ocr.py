@@ -25,6 +25,7 @@ from tasks.artifact import Artifact
 from tasks.cache import stage_key
 from tasks.config import Scans
 from tasks.errors import ArtifactError, ConfigError, InputError
+from tasks.pdf import length
 from tasks.processes import cores, cpu_limit, in_processes
 from tasks.set_aside import SetAside, printable, write_set_aside
 from tasks.tesseract import Reading, Tesseract
@@ -92,7 +93,7 @@ def read_scans(
 
 
 def _rows(pages: Artifact) -> Iterator[Row]:
-    columns = ("file", "page_number", "text", "source_uri", "source_sha256")
+    columns = ("file", "page_number", "text", "source_uri", "source_sha256", "pictures")
     return (row for table in artifact.read_batches(pages, columns) for row in table.to_pylist())
 
 
@@ -101,11 +102,7 @@ def _scans(pages: Artifact, settings: Scans) -> Iterator[Row]:
 
 
 def _is_scan(row: Row, settings: Scans) -> bool:
-    return row["source_uri"] is not None and _length(row["text"]) < settings.ocr_below
-
-
-def _length(text: str) -> int:
-    return len("".join(text.split()))
+    return bool(row["pictures"]) and length(row["text"]) < settings.ocr_below
 
 
 # ---- what is installed
@@ -188,7 +185,7 @@ def _merged(
             if not isinstance(reading, Reading):
                 why = reading or f"the process that rendered it ended, or took {_RENDER_CPU_S:.0f} s"
                 notes.append(SetAside(row["file"], row["page_number"], "ocr_failed", why))
-            elif _length(reading.text) >= max(1, _WORTH * _length(row["text"])):
+            elif length(reading.text) >= max(1, _WORTH * length(row["text"])):
                 row |= {"text": reading.text, "text_source": "ocr", "confidence": reading.confidence}
             elif not row["text"].strip():
                 notes.append(SetAside(row["file"], row["page_number"], "no_words", f"language {settings.ocr_language}"))

@@ -4,8 +4,13 @@ import hashlib
 from typing import Any, NamedTuple
 
 from tasks import storage
+from tasks.config.documents import MOST_OCR_BELOW
 from tasks.processes import cpu_limit
 from tasks.set_aside import Refused, printable
+
+_NO_PICTURES = frozenset(
+    {"fill-text", "stroke-text", "ignore-text", "stroke-path"}
+)  # a stroke is a rule, or underlines
 
 
 class Pdf(NamedTuple):
@@ -16,6 +21,9 @@ class Pdf(NamedTuple):
     texts: list[str]
     bad_pages: list[tuple[int, str]]  # page number from 1, why it could not be read
     refused: tuple[str, str] | None  # reason (tasks/set_aside.py), detail
+    pictures: list[
+        int
+    ]  # numbers of the pages of little text on which images or filled shapes are drawn: text may be in them
 
 
 def read_pdf(uri: str, cpu_limit_s: float) -> Pdf:
@@ -31,19 +39,19 @@ def read_pdf(uri: str, cpu_limit_s: float) -> Pdf:
     try:
         data = storage.read_bytes(uri)
     except (PermissionError, MemoryError) as error:
-        return Pdf("", "", [], [], ("unreadable", _said(error)))
+        return Pdf("", "", [], [], ("unreadable", _said(error)), [])
     digest = hashlib.sha256(data).hexdigest()
     try:
         with cpu_limit(cpu_limit_s):
-            title, texts, bad_pages = _read(data)
+            title, texts, bad_pages, pictures = _read(data)
     except Refused as refused:
-        return Pdf(digest, "", [], [], (refused.reason, refused.detail))
+        return Pdf(digest, "", [], [], (refused.reason, refused.detail), [])
     except Exception as error:  # noqa: BLE001 - the library has no common base, and the fault lies in the file
-        return Pdf(digest, "", [], [], ("damaged", _said(error)))
-    return Pdf(digest, title, texts, bad_pages, None)
+        return Pdf(digest, "", [], [], ("damaged", _said(error)), [])
+    return Pdf(digest, title, texts, bad_pages, None, pictures)
 
 
-def _read(data: bytes) -> tuple[str, list[str], list[tuple[int, str]]]:
+def _read(data: bytes) -> tuple[str, list[str], list[tuple[int, str]], list[int]]:
     import pymupdf
 
     pymupdf.TOOLS.mupdf_display_errors(False)
@@ -66,16 +74,25 @@ def _read(data: bytes) -> tuple[str, list[str], list[tuple[int, str]]]:
         if document.page_count == 0:
             raise Refused("no_pages", "0 pages")
         title = " ".join(_clean((document.metadata or {}).get("title") or "").split())
-        texts, bad_pages = [], []
+        texts, bad_pages, pictures = [], [], []
         # Ligatures are taken apart, so that a search for "finance" finds "ﬁnance".
         flags = pymupdf.TEXTFLAGS_TEXT & ~pymupdf.TEXT_PRESERVE_LIGATURES
         for number in range(1, document.page_count + 1):
             try:
-                texts.append(_clean(document[number - 1].get_text("text", flags=flags)))
+                page = document[number - 1]
+                texts.append(_clean(page.get_text("text", flags=flags)))
+                # for the others, to look would take as long as to read
+                if length(texts[-1]) < MOST_OCR_BELOW and {kind for kind, _ in page.get_bboxlog()} - _NO_PICTURES:
+                    pictures.append(number)
             except Exception as error:  # noqa: BLE001 - one bad page must not cost the others
                 texts.append("")
                 bad_pages.append((number, _said(error)))
-    return title, texts, bad_pages
+    return title, texts, bad_pages, pictures
+
+
+def length(text: str) -> int:
+    """How many characters a text has, white space not counted."""
+    return len("".join(text.split()))
 
 
 def _clean(text: Any) -> str:

@@ -74,6 +74,7 @@ TABLES: dict[str, pa.Schema] = {
         confidence=_float,  # mean word confidence of OCR, 0 to 1; null where the text is not from our OCR
         source_uri=_text,  # where the page can be rendered from; null for OCR JSONL
         source_sha256=_text,
+        pictures=_bool,  # whether a PDF's page of little text has pictures, in which text may be; null for OCR JSONL
     ),
     "set_aside/1": _schema(source=_text, row=_int, reason=_text, detail=_text),
     # `group` is the connected group of documents that decides the split

@@ -68,8 +68,6 @@ def read_page(page: "pymupdf.Page", languages: str, dpi: int, deadline_s: float 
         NotRead: Tesseract did not.
     """
     picture, dpi = _render(page, dpi)
-    if picture is None:
-        return Reading("", None)
     reading = _read(picture, languages, dpi, _AS_IT_STANDS, deadline_s)
     if reading.confidence is None or reading.confidence >= _UNSURE:
         return reading
@@ -80,16 +78,14 @@ def read_page(page: "pymupdf.Page", languages: str, dpi: int, deadline_s: float 
     return turned if (turned.confidence or 0) > reading.confidence else reading
 
 
-def _render(page: "pymupdf.Page", dpi: int) -> tuple[bytes | None, int]:
-    """The page as a grey picture (PNM), and its resolution; None where all of it is of one colour."""
-    import pymupdf  # takes a while, and most of the command line can do without
+def _render(page: "pymupdf.Page", dpi: int) -> tuple[bytes, int]:
+    """The page as a grey picture (PNM), and its resolution."""
+    import pymupdf  # takes a second, and the command line can do without
 
     square_inches = page.rect.width * page.rect.height / 72**2
     dpi = max(1, min(dpi, int((_MOST_PIXELS / square_inches) ** 0.5)))
     pixmap = page.get_pixmap(dpi=dpi, colorspace=pymupdf.csGRAY)
-    samples = pixmap.samples
-    one_colour = samples.count(samples[:1]) == len(samples)  # Pixmap.is_unicolor takes half a second
-    return None if one_colour else pixmap.tobytes("pnm"), dpi
+    return pixmap.tobytes("pnm"), dpi
 
 
 def _read(picture: bytes, languages: str, dpi: int, mode: str, deadline_s: float) -> Reading:

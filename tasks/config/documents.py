@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from tasks.config.base import Settings, Share
 
+MOST_OCR_BELOW = 1000
+
 
 class Scans(Settings):
     """Pages without a text layer, and how Tesseract reads them."""
@@ -31,8 +33,9 @@ class Scans(Settings):
     ocr_below: int = Field(
         default=100,
         ge=1,
+        le=MOST_OCR_BELOW,
         title="OCR below",
-        description="A page with fewer characters in its text layer, spaces not counted, is without one: a stamp is no text.",
+        description="A page with pictures and fewer characters than these in its text layer, spaces not counted, counts as without one.",
     )
 
 

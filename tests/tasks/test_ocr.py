@@ -120,10 +120,13 @@ def instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int
 
 
 def test_scans_become_text_that_is_found_and_known_as_such(storage_root: str) -> None:
+    on_blue = text_page("Annual report")
+    on_blue[0].draw_rect((0, 100, 420, 200), fill=(0, 0, 1))
     files = {
         "manual.pdf": text_page(*LONG).tobytes(),
         "scan.pdf": scan(*WORDS.values(), stamp="Case 12 page 3"),
-        "title.pdf": text_page("Annual report").tobytes(),  # short, and OCR finds no more
+        "title.pdf": text_page("Annual report").tobytes(),  # short, and nothing else is on it
+        "title on blue.pdf": on_blue.tobytes(),  # short, and OCR finds no more
     }
     pages, set_aside, seen = ingested(storage_root, files)
     rows = {(row["file"], row["page_number"]): row for row in artifact.read_rows(pages)}
@@ -132,11 +135,17 @@ def test_scans_become_text_that_is_found_and_known_as_such(storage_root: str) ->
         ("manual.pdf", 1): "pdf",
         ("scan.pdf", 1): "ocr",
         ("scan.pdf", 2): "ocr",
+        ("title on blue.pdf", 1): "pdf",
         ("title.pdf", 1): "pdf",
     }
     assert rows["scan.pdf", 1]["text"].splitlines()[:2] == [f"{WORDS['turbine']} once", f"{WORDS['turbine']} again"]
     assert all((row["confidence"] or 0) > 0.8 for page, row in rows.items() if sources[page] == "ocr")
-    assert rows["manual.pdf", 1]["confidence"] is rows["title.pdf", 1]["confidence"] is None
+    assert (
+        rows["manual.pdf", 1]["confidence"]
+        is rows["title on blue.pdf", 1]["confidence"]
+        is rows["title.pdf", 1]["confidence"]
+        is None
+    )
     assert (noted(set_aside), seen) == ([], [(1, 3), (2, 3), (3, 3)])
 
     index = open_index(build_index(pages, config.Index(), storage.join(storage_root, "index")), config.Search())
@@ -182,13 +191,13 @@ def test_a_page_that_crashes_or_hangs_ocr_costs_only_itself(
 
 
 def test_pictures_without_words_are_noted_and_those_on_their_head_are_turned(tmp_path: Path) -> None:
-    blank = pymupdf.open()
-    blank.new_page()
+    photo = pymupdf.open()
+    photo.new_page().draw_circle((300, 300), 200, fill=(0.5, 0.6, 0.7))
     prose = "The turbine rotates at nine thousand revolutions and must be stopped before the housing is opened"
     document = pymupdf.open()
     scanned(text_page(*[prose[start:] for start in range(0, 42, 6)], width=800), document, turned=180)
-    pages, set_aside, _ = ingested(str(tmp_path), {"blank.pdf": blank.tobytes(), "turned.pdf": document.tobytes()})
-    assert noted(set_aside) == [("blank.pdf", None, "no_text"), ("blank.pdf", 1, "no_words")]
+    pages, set_aside, _ = ingested(str(tmp_path), {"photo.pdf": photo.tobytes(), "turned.pdf": document.tobytes()})
+    assert noted(set_aside) == [("photo.pdf", None, "no_text"), ("photo.pdf", 1, "no_words")]
     empty, turned = artifact.read_rows(pages)
     assert (empty["text"], empty["text_source"], empty["confidence"]) == ("", "pdf", None)
     assert prose in turned["text"]
@@ -231,7 +240,6 @@ def test_a_page_of_metres_is_rendered_within_bounds() -> None:
     document = pymupdf.open()
     document.new_page(width=14400, height=14400).insert_text((400, 7000), "Floor plan", fontsize=900)
     picture, dpi = tesseract._render(document[0], 600)
-    assert picture is not None
     _, width, height, _ = picture[:40].split(maxsplit=3)
     assert 0.95 * tesseract._MOST_PIXELS < int(width) * int(height) <= tesseract._MOST_PIXELS
     assert int(width) == 200 * dpi
