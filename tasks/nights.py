@@ -70,8 +70,8 @@ def partitions(root: str, name: str) -> Iterator[Partition]:
             yield Partition(night, key, partition_uri(root, found[1], key))
 
 
-def between(root: str, since: date | None, until: date | None) -> dict[str, Artifact]:
-    """The trajectories of all nights from `since` to `until`, both inclusive, by the name of their partition.
+def in_range(root: str, since: date | None, until: date | None) -> list[Partition]:
+    """The runs of all nights from `since` to `until`, both inclusive, that have published trajectories.
 
     Raises:
         EmptyError: there is none.
@@ -84,6 +84,16 @@ def between(root: str, since: date | None, until: date | None) -> dict[str, Arti
             f"{root} holds no night from {since or 'the first'} to {until or 'the last'}; {held}: take another range, or "
             "collect with --dt"
         )
+    return chosen
+
+
+def between(root: str, since: date | None, until: date | None) -> dict[str, Artifact]:
+    """The trajectories of these nights, by the name of their partition.
+
+    Raises:
+        EmptyError: there is none.
+    """
+    chosen = in_range(root, since, until)
     return {f"trajectories/dt={p.night}/{p.key}": artifact.load_ref(p.uri, "trajectories") for p in chosen}
 
 

@@ -93,6 +93,15 @@ def collect_trajectories(
     return {"trajectories": made, "scores": scores}
 
 
+@stage("reparse")
+def reparse_trajectories(key: str, uri: str, trajectories: Artifact, index: Artifact) -> dict[str, Artifact]:
+    """Trajectories → the same, read by today's parser, and what has changed."""
+    from tasks import reparse
+
+    again, changes = reparse.reparse(trajectories, index, uri)
+    return {"trajectories": again, "changes": changes}
+
+
 @stage("process")
 def process_trajectories(
     key: str, uri: str, settings: config.Process, trajectories: Mapping[str, Artifact]

@@ -123,12 +123,11 @@ async def _converse(
         step = protocol.parse(completion)
         searches: list[SearchRecord] = []
         texts: list[str] = []
-        for ask in () if last else step.asks:
+        for ask in () if last or step.answer else step.asks:
             if ask.query is None:
                 texts.append(f"Error: {ask.detail}.")
             else:
-                shown = goes_on and step.answer is None
-                record = await _search(ask.query, trajectory.question, settings.top_k, search, shown)
+                record = await _search(ask.query, trajectory.question, settings.top_k, search, shown=goes_on)
                 searches.append(record)
                 if goes_on:
                     texts.append(observe(record, settings, page_text))

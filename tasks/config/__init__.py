@@ -23,6 +23,7 @@ from tasks.config.runs import (
     ModelRun,
     PrepareRun,
     ProcessRun,
+    ReparseRun,
     Run,
     ServeRun,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "PrepareRun",
     "Process",
     "ProcessRun",
+    "ReparseRun",
     "Run",
     "Sampling",
     "SamplingName",

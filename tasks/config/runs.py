@@ -93,6 +93,14 @@ class CollectRun(ModelRun):
     adapter: bool = Field(default=False, description="Collect with the newest adapter instead of the base model.")
 
 
+class ReparseRun(Run):
+    """Parameters of the flow `reparse`."""
+
+    nights: Nights = Field(
+        default=Nights(), title="Nights", description="Whose trajectories are read; without a date, the newest."
+    )
+
+
 class ProcessRun(Run):
     """Parameters of the flow `process`."""
 
