@@ -34,6 +34,7 @@ COMMANDS = {
     "ingest": Command("flows.ingest:ingest", config.IngestRun, "PDFs or OCR JSONL, and questions → pages and index"),
     "collect": Command("flows.collect:collect", config.CollectRun, "questions → search trajectories of the model"),
     "reparse": Command("flows.reparse:reparse", config.ReparseRun, "trajectories → the same, read by today's parser"),
+    "mine": Command("flows.mine:mine", config.MineRun, "questions, or conversations → queries that the index scores"),
     "process": Command("flows.prepare:process", config.ProcessRun, "trajectories → scored rollouts, preference pairs"),
     "format": Command("flows.prepare:format_", config.FormatRun, "scored rollouts → training sets"),
     "finetune": Command("flows.finetune:finetune", config.FinetuneRun, "training set → LoRA adapter"),

@@ -9,8 +9,9 @@ what other nights asked, and takes new and hardest questions first:
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+from prefect import Task
 from prefect.runtime import flow_run
 
 from flows.form import settings_flow
@@ -24,6 +25,9 @@ from tasks.model import fetch_model, model_fingerprint
 from tasks.stage_tasks import collect_trajectories
 from tasks.stages import StageRun, run_stage
 from tasks.supervise import Connect
+
+C = TypeVar("C", bound=config.Collect)
+GatheringStage = Task[..., dict[str, Artifact]]
 
 # How fast a run goes changes no rollout. How it is cut into shards changes none either, but parts lie in shards' folders.
 _PACE = {"concurrency", "request_timeout", "rollout_timeout", "max_retries"}
@@ -47,6 +51,8 @@ def collected(
     *,
     check_first: bool = True,
     only: Sequence[str] = (),
+    stage: GatheringStage = collect_trajectories,
+    began: Artifact | None = None,
 ) -> StageRun:
     """Run every rollout that is not finished, and fold them into one trajectories artifact, a partition if it is a night's.
 
@@ -56,6 +62,8 @@ def collected(
         title: what the progress bar says is collected.
         check_first: try a few questions before, and stop when none yields a search. A measurement takes what comes.
         only: ids of the questions to ask, where not all that the settings choose are.
+        stage: what the stage is called, and what it makes.
+        began: the states (tasks/states.py) that rollouts go on from. They choose rollouts without changing any.
 
     Raises:
         ConfigError: the adapter was trained on another prompt than these settings make.
@@ -68,7 +76,7 @@ def collected(
         inputs["adapter"] = adapter
     fingerprint = settings.server.model if settings.server.base_url else _weights(settings.server)
 
-    def key(without: set[str]) -> str:
+    def key(without: set[str], **chosen_by: Artifact) -> str:
         chosen: dict[str, Any] = {
             "collect": settings.collect.model_dump(mode="json", exclude=_RESUMING | _MEANING | without),
             "server": settings.server.model_dump(mode="json", exclude=_PACE | _WHERE),
@@ -78,19 +86,22 @@ def collected(
         if not settings.server.base_url:
             chosen["serve"] = settings.serve.model_dump(mode="json", include=_SERVED)
         fixed = {"agent": settings.agent, "search": settings.search, "sampling": settings.sampling}
-        return stage_key("tasks.collect", settings=fixed, inputs=inputs, facts={**chosen, "model": fingerprint})
+        return stage_key(
+            "tasks.collect", settings=fixed, inputs=inputs | chosen_by, facts={**chosen, "model": fingerprint}
+        )
 
     night = settings.collect.dt
-    uri = nights.partition_uri(root, night, key(set())) if night else storage.join(root, "trajectories", key(set()))
+    whole = key(set(), **({"states": began} if began else {}))
+    uri = nights.partition_uri(root, night, whole) if night else storage.join(root, "trajectories", whole)
     run_uri = storage.join(root, "rollouts", key(_CHOICE))
     first_time = (flow_run.run_count or 1) == 1  # a retry goes on from what its own first time finished
     anew = not settings.collect.resume and first_time
     if anew:
         shards.forget(run_uri)
     run = run_stage(
-        collect_trajectories,
+        stage,
         root=root,
-        key=key(set()),
+        key=whole,
         uri=uri,
         refresh=anew or _has_failed(uri),
         run_uri=run_uri,
@@ -102,6 +113,7 @@ def collected(
         model=fingerprint,
         check_first=check_first,
         only=only,
+        began=began,
         **{name: inputs[name] for name in ("questions", "pages", "index")},
     )
     if night:
@@ -115,7 +127,7 @@ def _has_failed(uri: str) -> bool:
     return "failed" in stored["status"].to_pylist()
 
 
-def _dated(settings: config.Collect) -> config.Collect:
+def dated(settings: C) -> C:
     """The settings with a date for "scheduled". When a run was scheduled for stays the same when it is retried."""
     if settings.dt != "scheduled":
         return settings
@@ -132,7 +144,7 @@ def collect(settings: config.CollectRun) -> list[StageRun]:
     """Collect search trajectories of the base model, or of the newest adapter."""
     root = storage.resolve(settings.storage)
     adapter = load_ref(root, "adapter") if settings.adapter else None
-    settings = settings.model_copy(update={"collect": _dated(settings.collect)})
+    settings = settings.model_copy(update={"collect": dated(settings.collect)})
     title = f"{settings.collect.split} questions" + (f" of {settings.collect.dt}" if settings.collect.dt else "")
     with model_server(settings.server, settings.serve, work_dir(root)) as connect:
         runs = [collected(root, settings, connect, adapter, title)]

@@ -1,4 +1,4 @@
-"""improve: the whole loop, once round: ingest, collect, prepare, finetune, evaluate, report.
+"""improve: the whole loop, once round: ingest, collect or mine, prepare, finetune, evaluate, report.
 
     drag improve --config deployments/recipes/demo.yaml
 
@@ -27,6 +27,7 @@ from flows.evaluate import evaluate
 from flows.finetune import finetune
 from flows.form import SettingsFlow, settings_flow
 from flows.ingest import ingest
+from flows.mine import mine
 from flows.prepare import prepare
 from flows.summary import STAGES_KEY, show_rows, show_stages
 from tasks import config
@@ -42,8 +43,12 @@ def steps(settings: config.Improve) -> Iterator[tuple[SettingsFlow[Any, list[Sta
     asking = {name: getattr(settings, name) for name in config.ModelRun.model_fields}
     yield ingest, config.IngestRun(**run, ingest=settings.ingest, index=settings.index)
     agent = settings.collect_agent or settings.agent.model_copy(update={"examples": True})
-    yield collect, config.CollectRun(**asking | {"agent": agent}, collect=settings.collect)
-    yield prepare, config.PrepareRun(**run, process=settings.process, format=settings.format, agent=settings.agent)
+    if settings.mine is None or settings.mine.states != "questions":
+        yield collect, config.CollectRun(**asking | {"agent": agent}, collect=settings.collect)
+    if settings.mine:
+        yield mine, config.MineRun(**asking | {"agent": agent}, mine=settings.mine)
+    preparing = {"process": settings.process, "format": settings.format, "agent": settings.agent}
+    yield prepare, config.PrepareRun(**run, **preparing, source="mined" if settings.mine else "trajectories")
     learned = next(name for name in settings.format.formats if name.startswith("sft_"))
     of_server = settings.server
     model = {"model": of_server.model, "trusted_remote_code": of_server.trusted_remote_code, "training_set": learned}

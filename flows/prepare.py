@@ -2,6 +2,7 @@
 
 drag process                                              # the newest trajectories
 drag process --since 2026-11-01 --until 2026-11-30        # those of all nights of November
+drag process --source mined                               # the newest mined queries
 drag format --formats sft_best dpo --jsonl
 """
 
@@ -12,24 +13,19 @@ from flows.summary import show_markdown, show_picture, show_stages
 from tasks import artifact, config, nights, plots, statistics, storage
 from tasks.artifact import load_ref
 from tasks.cache import stage_key
-from tasks.errors import ArtifactError
 from tasks.stage_tasks import format_training_sets, process_trajectories
 from tasks.stages import StageRun, run_stage
 
 
-def processed(root: str, settings: config.Process, chosen: config.Nights) -> StageRun:
+def processed(root: str, settings: config.Process, chosen: config.Nights, source: config.Source) -> StageRun:
     """Score the rollouts and pair their queries; show the statistics.
 
     Raises:
         EmptyError: no night lies in the range, or no rollout is left.
         ArtifactError: nothing was collected, or only nights were and no range chooses among them.
     """
-    if chosen.since or chosen.until:
-        trajectories = nights.between(root, chosen.since, chosen.until)
-    elif not artifact.has_ref(root, "trajectories") and next(nights.partitions(root, "trajectories"), None):
-        raise ArtifactError(f"{root} holds trajectories of nights: say of which by since and until")
-    else:
-        trajectories = {"trajectories": load_ref(root, "trajectories")}
+    names = ["trajectories", "mined"] if source == "both" else [source]
+    trajectories = nights.collections(root, names, chosen.since, chosen.until)
     key = stage_key("tasks.process", settings={"process": settings}, inputs=trajectories)
     uri = storage.join(root, "processed", key)
     run = run_stage(process_trajectories, root=root, key=key, uri=uri, settings=settings, trajectories=trajectories)
@@ -54,9 +50,9 @@ def formatted(root: str, settings: config.Format, agent: config.Agent) -> StageR
 
 @settings_flow(name="process")
 def process(settings: config.ProcessRun) -> list[StageRun]:
-    """Score the newest trajectories, or those of a range of nights, and pair their queries."""
+    """Score the newest trajectories or mined queries, or those of a range of nights, and pair the queries."""
     root = storage.resolve(settings.storage)
-    runs = [processed(root, settings.process, settings.nights)]
+    runs = [processed(root, settings.process, settings.nights, settings.source)]
     show_stages(runs)
     return runs
 
@@ -71,9 +67,9 @@ def format_(settings: config.FormatRun) -> list[StageRun]:
 
 @settings_flow(name="prepare")
 def prepare(settings: config.PrepareRun) -> list[StageRun]:
-    """Score the newest trajectories, or those of a range of nights, and make training sets of them."""
+    """Score the newest trajectories or mined queries, or those of a range of nights, and make training sets of them."""
     root = storage.resolve(settings.storage)
-    runs = [processed(root, settings.process, settings.nights)]
+    runs = [processed(root, settings.process, settings.nights, settings.source)]
     runs.append(formatted(root, settings.format, settings.agent))
     show_stages(runs)
     return runs

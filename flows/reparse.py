@@ -55,7 +55,8 @@ def reparse(settings: config.ReparseRun) -> list[StageRun]:
     root = storage.resolve(settings.storage)
     chosen = settings.nights
     if chosen.since or chosen.until:
-        places = [partition.uri for partition in nights.in_range(root, chosen.since, chosen.until)]
+        found = nights.in_range(root, ["trajectories"], chosen.since, chosen.until)
+        places = [partition.uri for _, partition in found]
     else:
         places = [root]
     runs = [reparsed(root, place) for place in places]

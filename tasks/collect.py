@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
-import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
@@ -20,20 +19,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks import artifact, config, storage
-from tasks.agent.completion import Complete, Completion, CompletionError
+from tasks import artifact, config, states, storage
 from tasks.agent.rollout import rollout, search_with
-from tasks.agent.sampling import ResolvedSampling, resolve
+from tasks.agent.sampling import resolve
 from tasks.agent.trajectory import Failure, Question, to_row
 from tasks.artifact import Artifact
-from tasks.errors import ArtifactError, ConfigError, InputError, ServerError
+from tasks.breaker import Breaker
+from tasks.errors import ArtifactError, ConfigError, InputError
 from tasks.pages import PageStore
 from tasks.search.index import open_index
-from tasks.serve import check_health
 
 SCHEMA = "trajectories/2"
-_LOST = 3
-_ASK_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,7 @@ class RolloutSpec:
     sampling: config.SamplingName
     sample: int
     seed: int
+    state: str | None = None  # the conversation that it goes on from; None when it begins with the question
 
 
 @dataclass(frozen=True)
@@ -102,25 +99,28 @@ def plan(
     run_key: str,
     order: Sequence[str] | None = None,
     only: Collection[str] = (),
+    began: Mapping[str, Sequence[str | None]] | None = None,
 ) -> list[Shard]:
-    """The rollouts of a run, in shards.
+    """The rollouts of a run, in shards. Those of a state come together, so that the server need read its messages but once.
 
     Args:
         only: ids of questions; their rollouts alone, in the shards that they have among all, so that the run that asks all
             questions finds them. All within the limit when empty.
         order: ids of the split's questions in the order to take them; that of `select` when None.
+        began: states that the rollouts of each question go on from (`states.of_questions`); the question alone when None.
         run_key: names the run: a hash of everything that a rollout depends on. It goes into the rollout ids, so another
             model or prompt never passes for this one. Under the same key a larger `limit` only adds shards at the end, and
             more samples or sampling configurations only add rollouts to the shards of the same questions.
     """
 
     def rollouts(question_ids: Sequence[str]) -> Iterator[RolloutSpec]:
+        alike = list(itertools.product(dict.fromkeys(settings.sampling_config), range(settings.samples)))
         for question_id in question_ids:
-            for sampling in dict.fromkeys(settings.sampling_config):
-                for sample in range(settings.samples):
-                    rollout_id = _digest(run_key, question_id, sampling, sample)[:24]
+            for state in (None,) if began is None else began.get(question_id, ()):
+                for sampling, sample in alike:
+                    rollout_id = _digest(run_key, question_id, *([state] if state else []), sampling, sample)[:24]
                     seed = int(_digest(settings.seed, rollout_id)[:8], 16) & 0x7FFFFFFF
-                    yield RolloutSpec(rollout_id, question_id, sampling, sample, seed)
+                    yield RolloutSpec(rollout_id, question_id, sampling, sample, seed, state)
 
     if order is None:
         order = select(questions, settings.split, None)
@@ -179,6 +179,7 @@ async def open_attempts(
     sampling: config.Sampling,
     server: config.Server,
     fingerprints: Mapping[str, str],
+    began: Artifact | None = None,
 ) -> AsyncIterator[Attempt]:
     """Open what rollouts need, once for all shards of a process: the server's client, the index, pages, the gate.
 
@@ -187,6 +188,7 @@ async def open_attempts(
 
     Args:
         fingerprints: model_fingerprint, index_fingerprint and code_fingerprint, as the rows shall carry them.
+        began: the states (tasks/states.py) that rollouts go on from, where any does.
 
     Raises:
         ArtifactError: an artifact is missing or of another schema.
@@ -200,10 +202,11 @@ async def open_attempts(
     asked = {row["question_id"]: Question.from_row(row) for row in rows}
     find = search_with(await asyncio.to_thread(open_index, index, search), agent.top_k)
     page_store = await asyncio.to_thread(PageStore, pages)
+    conversations = await asyncio.to_thread(states.conversations, began) if began else {}
     gate = asyncio.Semaphore(server.concurrency)
 
     async with open_client(server) as conversation:
-        breaker = _Breaker(server.base_url)
+        breaker = Breaker(server.base_url)
 
         async def attempt(spec: RolloutSpec, number: int) -> dict[str, Any]:
             async with gate:
@@ -216,6 +219,7 @@ async def open_attempts(
                     search=find,
                     page_text=page_store.text,
                     deadline_s=server.rollout_timeout,
+                    earlier=conversations[spec.state] if spec.state else (),
                 )
             if trajectory.status == "failed":
                 breaker.lost += 1
@@ -224,63 +228,12 @@ async def open_attempts(
                 rollout_id=spec.rollout_id,
                 attempt=number,
                 sample=spec.sample,
+                state=spec.state,
                 model=server.model,
                 **fingerprints,
             )
 
         yield attempt
-
-
-class _Breaker:
-    """Lets model calls pass, but none while all servers are gone: each rollout would try again for long, for nothing.
-
-    After `_LOST` failed rollouts without a completion between them, the servers are asked whether they are well. While none
-    of them is, every call fails at once.
-    """
-
-    def __init__(self, base_urls: Sequence[str]) -> None:
-        self.lost = 0  # rollouts that failed since the last completion
-        self._base_urls = base_urls
-        self._asking = asyncio.Lock()
-        self._gone: tuple[float, str] | None = None  # when the servers were last found gone, and how
-
-    def watch(self, complete: Complete) -> Complete:
-        """`complete`, as long as a server is well."""
-
-        async def watched(
-            messages: Sequence[Mapping[str, Any]], request: Mapping[str, Any], sampling: ResolvedSampling, seed: int
-        ) -> Completion:
-            if self.lost >= _LOST:
-                await self._ask()
-            completion = await complete(messages, request, sampling, seed)
-            self.lost = 0
-            return completion
-
-        return watched
-
-    async def _ask(self) -> None:
-        async with self._asking:
-            if self.lost < _LOST:
-                return
-            if self._gone is None or time.monotonic() - self._gone[0] > _ASK_EVERY_S:
-                try:
-                    await asyncio.to_thread(_one_is_well, self._base_urls)
-                except ServerError as error:
-                    self._gone = time.monotonic(), str(error)
-                else:
-                    self._gone, self.lost = None, 0
-                    return
-            raise CompletionError("connection", f"not tried, as the server is gone: {self._gone[1]}")
-
-
-def _one_is_well(base_urls: Sequence[str]) -> None:
-    """Return if one of the servers is well; otherwise raise what the last one said."""
-    for base_url in base_urls:
-        try:
-            return check_health(base_url)
-        except ServerError as error:
-            said = error
-    raise said
 
 
 def _earlier(folder: str) -> tuple[dict[str, dict[str, Any]], int]:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from prefect import task
 from prefect.transactions import CommitMode, transaction
 
-from tasks import artifact, collect, config, failures, nights, storage
+from tasks import artifact, collect, config, failures, nights, states, storage
 from tasks.agent.client import open_client
 from tasks.agent.prompts import prompt_fingerprint
 from tasks.agent.sampling import resolve
@@ -38,6 +38,7 @@ def collect_all(
     check_first: bool,
     on_progress: OnProgress,
     only: Collection[str] = (),
+    began: Artifact | None = None,
 ) -> Artifact:
     """Run what is not finished, fold, and return the trajectories.
 
@@ -50,6 +51,7 @@ def collect_all(
         run_uri: folder of the shards' parts.
         check_first: try a few questions before, and stop when none yields a search.
         only: ids of the questions to ask; all that the settings choose when empty.
+        began: the states (tasks/states.py) that rollouts go on from; they begin with the question when None.
 
     Raises:
         CollectError: more rollouts failed than `allow_failed_share`; the others are kept.
@@ -57,13 +59,15 @@ def collect_all(
         ServerError: our server died more often than `max_restarts`; what was finished is kept.
     """
     inputs = {"questions": questions, "pages": pages, "index": index} | ({"adapter": adapter} if adapter else {})
+    inputs |= {"states": began} if began else {}
     order = None
     if settings.collect.order == "new-and-hardest":
         assert settings.collect.dt is not None
         alike = collect.select(questions, settings.collect.split, None)
         inputs["order"] = nights.order(alike, storage.resolve(settings.storage), settings.collect.dt, run_uri)
         order = artifact.read_table(inputs["order"], ["question_id"])["question_id"].to_pylist()
-    shards = collect.plan(questions, settings.collect, run_key, order, only)
+    states_of = states.of_questions(began) if began is not None else None
+    shards = collect.plan(questions, settings.collect, run_key, order, only, states_of)
     fingerprints = {
         "model_fingerprint": model,
         "index_fingerprint": index.sha256,
@@ -85,6 +89,7 @@ def collect_all(
             check_first=check_first,
             again=again,
             on_progress=on_progress,
+            began=began,
         )
         # a transaction of their own: what shards have done is not shown as rolled back when the collection fails
         with transaction(commit_mode=CommitMode.EAGER):
@@ -117,6 +122,7 @@ async def _run_shards(
     check_first: bool,
     again: Collection[Failure] | None,
     on_progress: OnProgress,
+    began: Artifact | None,
 ) -> list[ShardReport]:
     """Shards side by side under one gate: which of them a rollout belongs to does not matter to the server.
 
@@ -139,6 +145,7 @@ async def _run_shards(
         sampling=settings.sampling,
         server=server,
         fingerprints=fingerprints,
+        began=began,
     ) as attempt:
 
         @task(name="shard", task_run_name="shard {number}", retries=2, retry_delay_seconds=5, persist_result=False)

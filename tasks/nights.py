@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from tasks import artifact, storage
 from tasks.artifact import Artifact
-from tasks.errors import EmptyError
+from tasks.errors import ArtifactError, EmptyError
 
 SCORES, ORDER = "night-scores/1", "order/1"
 _FOLDER = "nights"
@@ -70,31 +70,57 @@ def partitions(root: str, name: str) -> Iterator[Partition]:
             yield Partition(night, key, partition_uri(root, found[1], key))
 
 
-def in_range(root: str, since: date | None, until: date | None) -> list[Partition]:
-    """The runs of all nights from `since` to `until`, both inclusive, that have published trajectories.
+def collections(root: str, names: Sequence[str], since: date | None, until: date | None) -> dict[str, Artifact]:
+    """The newest collections of these names, or with a date those of all nights from `since` to `until`, both inclusive.
+
+    Args:
+        names: what was gathered: "trajectories", "mined".
+
+    Returns:
+        The collections by name; those of nights by the name of their partition.
+
+    Raises:
+        EmptyError: no night lies in the range.
+        ArtifactError: nothing was gathered, or only nights were and no range chooses among them.
+    """
+    if since or until:
+        return between(root, names, since, until)
+    for name in names:
+        if not artifact.has_ref(root, name) and next(partitions(root, name), None):
+            raise ArtifactError(f"{root} holds {name} of nights: say of which by since and until")
+    return {name: artifact.load_ref(root, name) for name in names}
+
+
+def between(root: str, names: Sequence[str], since: date | None, until: date | None) -> dict[str, Artifact]:
+    """The collections of these names of all nights in a range, by the name of their partition.
 
     Raises:
         EmptyError: there is none.
     """
-    stored = list(partitions(root, "trajectories"))
-    chosen = [p for p in stored if (since is None or p.night >= since) and (until is None or p.night <= until)]
+    chosen = in_range(root, names, since, until)
+    return {f"{name}/dt={p.night}/{p.key}": artifact.load_ref(p.uri, name) for name, p in chosen}
+
+
+def in_range(root: str, names: Sequence[str], since: date | None, until: date | None) -> list[tuple[str, Partition]]:
+    """The runs of all nights from `since` to `until`, both inclusive, that have published one of these names, with the name.
+
+    Raises:
+        EmptyError: there is none.
+    """
+    stored = [(name, p) for name in names for p in partitions(root, name)]
+    chosen = [
+        (name, p)
+        for name, p in stored
+        if (since is None or p.night >= since) and (until is None or p.night <= until)
+    ]
     if not chosen:
-        held = f"it holds nights from {stored[0].night} to {stored[-1].night}" if stored else "it holds no night yet"
+        held_nights = [p.night for _, p in stored]
+        held = f"it holds nights from {min(held_nights)} to {max(held_nights)}" if stored else "it holds no night yet"
         raise EmptyError(
             f"{root} holds no night from {since or 'the first'} to {until or 'the last'}; {held}: take another range, or "
             "collect with --dt"
         )
     return chosen
-
-
-def between(root: str, since: date | None, until: date | None) -> dict[str, Artifact]:
-    """The trajectories of these nights, by the name of their partition.
-
-    Raises:
-        EmptyError: there is none.
-    """
-    chosen = in_range(root, since, until)
-    return {f"trajectories/dt={p.night}/{p.key}": artifact.load_ref(p.uri, "trajectories") for p in chosen}
 
 
 def write_scores(trajectories: Artifact, run: str, uri: str) -> Artifact:

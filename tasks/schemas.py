@@ -110,6 +110,14 @@ TABLES: dict[str, pa.Schema] = {
         index_fingerprint=_text,
         code_fingerprint=_text,
     ),
+    # where queries are mined: one row a conversation, or a question alone (tasks/states.py)
+    "states/1": _schema(
+        state=_text,  # names the question and the messages; null for the question alone
+        question_id=_text,
+        messages=pa.list_(MESSAGE),  # after the prompt, up to a turn
+        rollout_id=_text,  # the first whose conversation it was
+        turn=_int,  # the turn that comes next, from 1
+    ),
     # what later nights know of a night: one row a question and sampling configuration (tasks/nights.py)
     "night-scores/1": _schema(
         run=_text,  # key that runs of the same rollouts share

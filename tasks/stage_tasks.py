@@ -80,17 +80,57 @@ def collect_trajectories(
 
     Of a night, also how each question fared, for later nights.
     """
+    return _gathered("trajectories", f"Collecting: {title}", uri, settings, connect, adapter, **run)
+
+
+@stage("find states")
+def find_states(
+    key: str,
+    uri: str,
+    settings: config.Mine,
+    agent: config.Agent,
+    questions: Artifact,
+    trajectories: Mapping[str, Artifact],
+) -> dict[str, Artifact]:
+    """Trajectories → the conversations before their turns, where queries are mined."""
+    from tasks import states
+
+    return {"states": states.find(questions, trajectories, settings, agent, uri)}
+
+
+@stage("mine", run_name="mine: {title}", retries=0)
+def mine_queries(
+    key: str,
+    uri: str,
+    settings: config.CollectRun,
+    connect: Connect,
+    adapter: Artifact | None,
+    title: str,
+    **run: Any,
+) -> dict[str, Artifact]:
+    """Questions, and conversations to go on from → one turn of the model for each sample, as `collect` runs them."""
+    return _gathered("mined", f"Mining: {title}", uri, settings, connect, adapter, **run)
+
+
+def _gathered(
+    name: str,
+    label: str,
+    uri: str,
+    settings: config.CollectRun,
+    connect: Connect,
+    adapter: Artifact | None,
+    **run: Any,
+) -> dict[str, Artifact]:
     from tasks import collect_run, nights
 
-    connect(adapter)  # its progress comes before that of collecting
-    with progress(f"Collecting: {title}") as on_progress:
+    connect(adapter)  # its progress comes before that of the rollouts
+    with progress(label) as on_progress:
         made = collect_run.collect_all(
             settings, connect=connect, adapter=adapter, uri=uri, on_progress=on_progress, **run
         )
     if settings.collect.dt is None:
-        return {"trajectories": made}
-    scores = nights.write_scores(made, run["run_key"], storage.join(uri, "scores.parquet"))
-    return {"trajectories": made, "scores": scores}
+        return {name: made}
+    return {name: made, "scores": nights.write_scores(made, run["run_key"], storage.join(uri, "scores.parquet"))}
 
 
 @stage("reparse")

@@ -8,7 +8,7 @@ from tasks.config.base import Settings, Share, Split
 from tasks.config.deployment import Deploy
 from tasks.config.documents import Index, Ingest, Scans, Search
 from tasks.config.evaluation import VARIANTS, Evaluate, Variant, Variants
-from tasks.config.rollouts import Collect, Format, FormatName, Nights, Process
+from tasks.config.rollouts import Collect, Format, FormatName, Mine, Nights, Process, Source
 from tasks.config.runs import (
     BaseRun,
     CollectRun,
@@ -20,6 +20,7 @@ from tasks.config.runs import (
     InferRun,
     IngestRun,
     MergeRun,
+    MineRun,
     ModelRun,
     PrepareRun,
     ProcessRun,
@@ -52,6 +53,8 @@ __all__ = [
     "IngestRun",
     "Launch",
     "MergeRun",
+    "Mine",
+    "MineRun",
     "ModelRun",
     "Nights",
     "PrepareRun",
@@ -68,6 +71,7 @@ __all__ = [
     "Server",
     "Settings",
     "Share",
+    "Source",
     "Split",
     "Variant",
     "Variants",

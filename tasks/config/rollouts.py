@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from tasks.config.base import Settings, Share, Split
 from tasks.config.serving import SamplingName
 
+Source = Literal["trajectories", "mined", "both"]
 FormatName = Literal["sft_best", "sft_trajectory", "sft_context", "dpo", "reward"]
 
 
@@ -75,6 +76,33 @@ class Collect(Settings):
         if self.order == "new-and-hardest" and self.dt is None:
             raise ValueError("order new-and-hardest compares with earlier nights: say which night this is by dt")
         return self
+
+
+class Mine(Collect):
+    """States × sampling configurations × samples → queries, each scored by what a search for it finds.
+
+    A state is a question, or a conversation before one of its turns; the model takes one turn from there.
+    """
+
+    sampling_config: list[SamplingName] = Field(
+        default=["high_temp"],
+        min_length=1,
+        title="Sampling configurations",
+        description="Sampling configurations to run, each on every state.",
+    )
+    samples: int = Field(default=8, ge=1, description="Queries for each state under each sampling configuration.")
+    states: Literal["questions", "trajectories", "both"] = Field(
+        default="questions",
+        description="Where the model takes its turn. 'questions': at the question, as its first. 'trajectories': where a conversation that was collected went on. 'both': at each.",
+    )
+    found: bool = Field(
+        default=False,
+        title="Found already",
+        description="Also go on from conversations whose searches have found the page already.",
+    )
+    max_states: int | None = Field(
+        default=None, ge=1, description="Conversations of a question to go on from at most; all when empty."
+    )
 
 
 class Nights(Settings):

@@ -7,12 +7,12 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from tasks.config.base import Settings, as_form, listed
 from tasks.config.documents import Index, Ingest, Search
 from tasks.config.evaluation import VARIANTS, Evaluate, Variants
-from tasks.config.rollouts import Collect, Format, Nights, Process
+from tasks.config.rollouts import Collect, Format, Mine, Nights, Process, Source
 from tasks.config.serving import Agent, Sampling, SamplingName, Serve, Server
 from tasks.config.training import Finetune, Launch
 
 # What people change first comes first in a form.
-_ORDER = "storage nights model training_set adapter ingest collect server agent collect_agent process format finetune launch evaluate variants"
+_ORDER = "storage source nights model training_set adapter ingest collect mine server agent collect_agent process format finetune launch evaluate variants"
 
 
 def _as_form(schema: dict[str, Any]) -> None:
@@ -101,14 +101,32 @@ class ReparseRun(Run):
     )
 
 
+class MineRun(ModelRun):
+    """Parameters of the flow `mine`.
+
+    Of the agent count prompt, protocol and what a search returns: it takes one turn, in which it searches.
+    """
+
+    mine: Mine = Field(default=Mine(), title="Mining", description="Which queries are sampled.")
+    nights: Nights = Field(
+        default=Nights(),
+        title="Nights",
+        description="Whose trajectories are gone on from, where any are; without a date, the newest.",
+    )
+    adapter: bool = Field(default=False, description="Mine with the newest adapter instead of the base model.")
+
+
 class ProcessRun(Run):
     """Parameters of the flow `process`."""
 
+    source: Source = Field(
+        default="trajectories", description="What is scored: collected trajectories, mined queries, or both together."
+    )
     process: Process = Field(
         default=Process(), title="Scoring and pairs", description="Which rollouts are kept, and compared."
     )
     nights: Nights = Field(
-        default=Nights(), title="Nights", description="Whose trajectories are taken; without a date, the newest."
+        default=Nights(), title="Nights", description="Nights that are taken; without a date, the newest collection."
     )
 
 
@@ -204,6 +222,11 @@ class Improve(ModelRun):
     collect_agent: Agent | None = Field(
         default=None,
         description="Agent for collection where it is to differ; when empty, the same with worked examples in its prompt.",
+    )
+    mine: Mine | None = Field(
+        default=None,
+        title="Mining",
+        description="Learn from mined queries instead of trajectories, which are then collected only where they are gone on from.",
     )
     process: Process = Field(
         default=Process(), title="Scoring and pairs", description="Which rollouts are kept, and compared."

@@ -41,7 +41,7 @@ def test_reparse_takes_the_place_of_what_was_collected(tmp_path: Path, monkeypat
 
     day = datetime.date(2026, 11, 24)
     reparse(config.ReparseRun(storage=root, nights=config.Nights(since=day)))
-    (of_night,) = nights.between(root, day, day).values()
+    (of_night,) = nights.between(root, ["trajectories"], day, day).values()
     assert artifact.read_rows(of_night)[0]["turns"][0]["read_by"] == "reparse"
 
     newer = collected(index, f"{root}/newer.parquet", "tools", [[Reply(BROKEN)]], max_iterations=1, answer=False)

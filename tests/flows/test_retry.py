@@ -117,7 +117,7 @@ def test_retry_redoes_only_what_failed_on_another_machine(
 
     assert _failed_table(whole_server, run) == ([], "None. The 4 that had failed before are finished.")
     assert [p.night for p in nights.partitions(root, "trajectories")] == [date(2026, 11, 24)]
-    (night,) = nights.between(root, None, None).values()
+    (night,) = nights.between(root, ["trajectories"], None, None).values()
     found = read_rows(night)
     assert {row["status"] for row in found} == {"finished"}
     assert sorted(row["question_id"] for row in found if row["attempt"] == 2) == sorted(2 * ill)

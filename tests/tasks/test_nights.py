@@ -88,7 +88,7 @@ def test_a_range_takes_both_its_ends(storage_root: str) -> None:
 
     def taken(since: int | None, until: int | None) -> list[Artifact]:
         days = (day and date(2026, 11, day) for day in (since, until))
-        return list(nights.between(storage_root, *days).values())
+        return list(nights.between(storage_root, ["trajectories"], *days).values())
 
     assert taken(22, 23) == [stored[22], stored[23]]
     assert taken(None, 21) == [stored[21]]
@@ -102,7 +102,7 @@ def test_a_range_takes_both_its_ends(storage_root: str) -> None:
 
 def test_a_storage_without_nights_says_so(tmp_path) -> None:
     with pytest.raises(EmptyError, match="no night yet"):
-        nights.between(str(tmp_path), None, date(2026, 11, 24))
+        nights.between(str(tmp_path), ["trajectories"], None, date(2026, 11, 24))
 
 
 def test_what_was_not_published_is_no_partition(storage_root: str) -> None:
@@ -113,7 +113,7 @@ def test_what_was_not_published_is_no_partition(storage_root: str) -> None:
 def test_runs_of_one_night_lie_beside_each_other(storage_root: str) -> None:
     for key in ("b", "a"):
         _night(storage_root, "2026-11-24", key, [trajectory(f"r{key}", "q1", [("a", 1)])])
-    assert list(nights.between(storage_root, None, None)) == [
+    assert list(nights.between(storage_root, ["trajectories"], None, None)) == [
         "trajectories/dt=2026-11-24/a",
         "trajectories/dt=2026-11-24/b",
     ]
