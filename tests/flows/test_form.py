@@ -59,7 +59,7 @@ def test_no_help_has_words_that_markdown_would_take_for_tags(spec: deploy_files.
 
 
 def test_what_people_change_first_comes_first() -> None:
-    assert list(form(improve)["properties"])[:4] == ["storage", "ingest", "collect", "server"]
+    assert list(form(improve)["properties"])[:5] == ["storage", "ingest", "collect", "mine", "server"]
     assert list(form(collect)["properties"])[-1] == "serve"
 
 
