@@ -108,7 +108,7 @@ def test_the_model_goes_on_from_exactly_what_was_stored(searcher: Searcher, tmp_
             )
         )
         (messages,) = sent
-        told = [*prompt_messages(asked, agent), *row["messages"]]
+        told = [*prompt_messages(asked, agent), *map(as_stored, row["messages"])]
         assert [as_stored(message) for message in messages] == told == went_on.messages[:-1]
         assert (len(went_on.turns), went_on.state_messages) == (1, len(row["messages"]))
         called = [call["id"] for message in messages for call in message.get("tool_calls", ())]
@@ -161,7 +161,7 @@ def test_queries_are_paired_within_a_state(
     made: dict[Any, set[tuple[str, str]]] = {}
     for pair in artifact.read_rows(everything):
         state = pair["question_id"], pair["state"]
-        assert pair["earlier"] == (_said(pair["state"]) if pair["state"] else [])
+        assert [as_stored(message) for message in pair["earlier"]] == (_said(pair["state"]) if pair["state"] else [])
         assert pair["chosen_score"] == pytest.approx(scores[state][pairs.fold(pair["chosen"])])
         made.setdefault(state, set()).add((pairs.fold(pair["chosen"]), pairs.fold(pair["rejected"])))
     ordered = {s: {(a, b) for a in own for b in own if own[a] > own[b] + 1e-9} for s, own in scores.items()}
