@@ -110,7 +110,7 @@ def as_wire(messages: Sequence[Message]) -> list[WireMessage]:
     """
     wire: list[WireMessage] = []
     ids: list[str] = []  # of the calls that the next tool messages answer
-    for at, message in enumerate(messages):
+    for at, message in enumerate(map(as_stored, messages)):  # Parquet has put a null where there are no images
         if message["role"] == "tool":
             wire.append({**message, "tool_call_id": ids.pop(0)})
         else:
@@ -132,7 +132,7 @@ def _with_calls(message: Message, ids: Sequence[str]) -> WireMessage:
         calls.insert(0, {"id": id_, "type": "function", "function": function})
         rest = found["before"].removesuffix("\n")
     wire = {**message, "content": rest} | ({"tool_calls": calls} if calls else {})
-    return wire if as_stored(wire) == as_stored(message) else {**message}
+    return wire if as_stored(wire) == message else {**message}
 
 
 def clean(text: str) -> str:
