@@ -109,9 +109,7 @@ def in_range(root: str, names: Sequence[str], since: date | None, until: date | 
     """
     stored = [(name, p) for name in names for p in partitions(root, name)]
     chosen = [
-        (name, p)
-        for name, p in stored
-        if (since is None or p.night >= since) and (until is None or p.night <= until)
+        (name, p) for name, p in stored if (since is None or p.night >= since) and (until is None or p.night <= until)
     ]
     if not chosen:
         held_nights = [p.night for _, p in stored]
