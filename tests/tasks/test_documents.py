@@ -3,8 +3,6 @@
 import json
 import os
 import random
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -137,25 +135,6 @@ def test_a_pdf_that_kills_its_reader_costs_only_itself(tmp_path: Path, monkeypat
     pages, set_aside = ingest(str(tmp_path), folder, workers=2)
     assert reasons(set_aside) == {"1 bomb.pdf": "crashed"}
     assert [row["text"].strip() for row in artifact.read_rows(pages)] == [f"text {n}" for n in range(6)]
-
-
-def test_reading_processes_do_not_outlive_a_killed_run(tmp_path: Path) -> None:
-    (tmp_path / "a.pdf").write_bytes(pdf("x"))
-    (tmp_path / "main.py").write_text(
-        "import os, signal, sys\nfrom tasks import processes\nfrom tasks.pdf import read_pdf\n"
-        "if __name__ == '__main__':\n"
-        "    processes._pool(1).submit(read_pdf, sys.argv[1], 60.0).result()\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    # The reader inherits the pipe: it is closed, and `run` returns, only when the last process that holds it has ended.
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "main.py"), str(tmp_path / "a.pdf")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(Path(documents.__file__).parents[1])},
-        timeout=60,
-    )
-    assert done.returncode == -9
 
 
 def test_order_and_times_change_no_byte(tmp_path: Path) -> None:
