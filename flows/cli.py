@@ -37,7 +37,7 @@ COMMANDS = {
     "mine": Command("flows.mine:mine", config.MineRun, "questions, or conversations → queries that the index scores"),
     "process": Command("flows.prepare:process", config.ProcessRun, "trajectories → scored rollouts, preference pairs"),
     "format": Command("flows.prepare:format_", config.FormatRun, "scored rollouts → training sets"),
-    "finetune": Command("flows.finetune:finetune", config.FinetuneRun, "training set → LoRA adapter"),
+    "finetune": Command("flows.finetune:finetune", config.FinetuneRun, "training set → adapter, or reward model"),
     "merge": Command("flows.finetune:merge", config.MergeRun, "adapter and base → one model"),
     "serve": Command("flows.serve:serve", config.ServeRun, "hold a model server until interrupted"),
     "evaluate": Command("flows.evaluate:evaluate", config.EvaluateRun, "measure runs on unseen questions"),
@@ -49,6 +49,8 @@ COMMANDS = {
 }
 # flags of the reference pipeline that mean the same
 ALIASES = {"documents": "ocr-file"}
+# settings that are a word after the command rather than a flag
+WORDS = {"finetune": [("finetune", "method")]}
 _NO_FLOWS = {"infer", "deploy"}
 RECIPES = {"demo": Path(__file__).resolve().parents[1] / "deployments" / "recipes" / "demo.yaml"}
 
@@ -58,9 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.help, description=command.help, argument_default=argparse.SUPPRESS)
-        if name == "finetune":
-            sub.add_argument("method", choices=["sft"], help="sft: learn the queries that worked")
-        add_flags(sub, command.settings, ALIASES)
+        add_flags(sub, command.settings, ALIASES, words=WORDS.get(name, ()))
         if "server" in command.settings.model_fields:
             sub.add_argument("--api-key", help="The server's key. Better: OPENAI_API_KEY, which no process list shows.")
         sub.set_defaults(config=RECIPES.get(name))

@@ -1,20 +1,30 @@
-"""finetune: training set → LoRA adapter. merge: adapter and base → one model.
+"""finetune: training set → LoRA adapter, or reward model. merge: either and its base → one model.
 
 drag finetune sft --training-set sft_best --epochs 2 --lr 1e-3
+drag finetune dpo --from-adapter sft --epochs 1 --lr 2e-4 --margin-scale 0.5
+drag finetune reward --reward-loss pairs
 drag finetune sft --config deployments/recipes/finetune-ddp.yaml
 drag merge
+drag merge --source reward_model
 """
 
 from collections.abc import Sequence
 
+import pyarrow as pa
+from prefect.runtime import flow_run
+from rich.console import Console
+from rich.markdown import Markdown
+
 from flows.form import settings_flow
-from flows.summary import show_picture, show_stages, work_dir
+from flows.summary import show_markdown, show_picture, show_stages, work_dir
 from tasks import artifact, config, plots, storage
 from tasks.artifact import Artifact, load_ref
 from tasks.cache import stage_key
 from tasks.model import fetch_model, model_fingerprint
 from tasks.stage_tasks import finetune_adapter, merge_adapter
 from tasks.stages import StageRun, run_stage
+from tasks.training.card import measures
+from tasks.training.curve import summary
 from tasks.training.launch import world_size
 
 
@@ -25,18 +35,19 @@ def finetuned(
     model: str,
     training_set: Artifact,
     trusted: Sequence[str],
+    start: Artifact | None,
 ) -> StageRun:
-    """Train an adapter; a killed training goes on from its last checkpoint, which lies below the stage's folder.
+    """Train by the settings' method; a killed training goes on from its last checkpoint, which lies below the stage's folder.
 
     Args:
         trusted: names of models whose own code may run.
+        start: adapter to go on from.
     """
     # How many processes train changes the steps; where they run does not.
     facts = {"model": model_fingerprint(fetch_model(model, trusted)), "world_size": world_size(processes)}
     learned = settings.model_copy(update={"save_steps": 1})  # how often it is saved changes nothing that is learned
-    key = stage_key(
-        "tasks.training", settings={"finetune": learned}, inputs={"training_set": training_set}, facts=facts
-    )
+    inputs = {"training_set": training_set} | ({"start": start} if start else {})
+    key = stage_key("tasks.training", settings={"finetune": learned}, inputs=inputs, facts=facts)
     run = run_stage(
         finetune_adapter,
         root=root,
@@ -48,34 +59,55 @@ def finetuned(
         trusted=trusted,
         training_set=training_set,
         work_dir=work_dir(root) / "training" / key,
+        start=start,
     )
     for name, made in run.artifacts.items():
         artifact.save_ref(root, name, made)
-    show_picture("Loss", plots.loss_curve(artifact.read_rows(run.artifacts["loss_curve"])))
+        if name == "adapter":  # for one that goes on from it, also once another method has made a newer one
+            artifact.save_ref(root, adapter_ref(settings.method), made)
+    (loss_curve,) = (made for name, made in run.artifacts.items() if name.endswith("loss_curve"))
+    _show(artifact.read_table(loss_curve))
     return run
 
 
-@settings_flow(name="finetune", about=lambda settings: settings.training_set)
+def adapter_ref(method: str) -> str:
+    """The ref of the newest adapter that a method made."""
+    return f"adapter-{method}"
+
+
+def _show(curve: pa.Table) -> None:
+    """How training went, on the terminal and in the UI."""
+    show_picture("Loss", plots.loss_curve(curve.to_pylist()))
+    rows = [f"| {name} | {value:.4g} |" for name, value in measures(summary(curve)).items() if value is not None]
+    table = "\n".join(["| | |", "| --- | ---: |", *rows])
+    show_markdown("Training", table)
+    if not flow_run.parent_flow_run_id:
+        Console(stderr=True).print(Markdown(table))
+
+
+@settings_flow(name="finetune", about=lambda settings: settings.learned_from)
 def finetune(settings: config.FinetuneRun) -> list[StageRun]:
-    """Train an adapter on the newest training set of the chosen format."""
+    """Train on the newest training set of the chosen method: an adapter, or a reward model."""
     root = storage.resolve(settings.storage)
-    training_set, trusted = load_ref(root, settings.training_set), settings.trusted_remote_code
-    runs = [finetuned(root, settings.finetune, settings.launch, settings.model, training_set, trusted)]
+    training_set, trusted = load_ref(root, settings.learned_from), settings.trusted_remote_code
+    start = load_ref(root, adapter_ref(settings.from_adapter)) if settings.from_adapter != "none" else None
+    runs = [finetuned(root, settings.finetune, settings.launch, settings.model, training_set, trusted, start)]
     show_stages(runs)
     return runs
 
 
 @settings_flow(name="merge")
 def merge(settings: config.MergeRun) -> list[StageRun]:
-    """Merge the newest adapter into its base model."""
+    """Merge the newest adapter, or reward model, into its base model."""
     root = storage.resolve(settings.storage)
-    adapter, trusted = load_ref(root, "adapter"), settings.trusted_remote_code
+    adapter, trusted = load_ref(root, settings.source), settings.trusted_remote_code
     facts = {"model": model_fingerprint(fetch_model(settings.model, trusted))}
     key = stage_key("tasks.training.merge", inputs={"adapter": adapter}, facts=facts)
     uri = storage.join(root, "merged", key)
     runs = [
         run_stage(merge_adapter, root=root, key=key, uri=uri, model=settings.model, trusted=trusted, adapter=adapter)
     ]
-    artifact.save_ref(root, "merged_model", runs[0].artifacts["merged_model"])
+    for name, made in runs[0].artifacts.items():
+        artifact.save_ref(root, name, made)
     show_stages(runs)
     return runs

@@ -9,7 +9,7 @@ import argparse
 import types
 import typing
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,25 @@ def flag_names(model: type[BaseModel]) -> dict[Path_, str]:
     }
 
 
-def add_flags(parser: argparse.ArgumentParser, model: type[BaseModel], aliases: Mapping[str, str]) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser,
+    model: type[BaseModel],
+    aliases: Mapping[str, str],
+    words: Collection[Path_] = (),
+) -> None:
     """Add a flag for every field of `model`, and `--config`.
 
     Args:
         aliases: flag → further flag that means the same, such as those of the reference pipeline.
+        words: fields that are given as a word of their own, which must be there, instead of by a flag.
     """
     parser.add_argument("--config", metavar="FILE", help="YAML with the same settings (a recipe); flags override it")
     names = flag_names(model)
     for path, info in fields(model):
+        if path in words:
+            choices = _choices(info.annotation)
+            parser.add_argument(".".join(path), metavar="|".join(choices), choices=choices, help=info.description)
+            continue
         flags = [f"--{names[path]}"]
         if also := aliases.get(names[path]):
             flags.append(f"--{also}")

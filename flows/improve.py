@@ -49,9 +49,10 @@ def steps(settings: config.Improve) -> Iterator[tuple[SettingsFlow[Any, list[Sta
         yield mine, config.MineRun(**asking | {"agent": agent}, mine=settings.mine)
     preparing = {"process": settings.process, "format": settings.format, "agent": settings.agent}
     yield prepare, config.PrepareRun(**run, **preparing, source="mined" if settings.mine else "trajectories")
-    learned = next(name for name in settings.format.formats if name.startswith("sft_"))
     of_server = settings.server
-    model = {"model": of_server.model, "trusted_remote_code": of_server.trusted_remote_code, "training_set": learned}
+    model: dict[str, Any] = {"model": of_server.model, "trusted_remote_code": of_server.trusted_remote_code}
+    if settings.finetune.method == "sft":
+        model["training_set"] = settings.learned_from
     yield finetune, config.FinetuneRun(**run, **model, finetune=settings.finetune, launch=settings.launch)
     yield evaluate, config.EvaluateRun(**asking, evaluate=settings.evaluate, variants=settings.variants)
 

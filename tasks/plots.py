@@ -166,7 +166,7 @@ def forest(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def loss_curve(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Training loss by optimizer step, and the loss on held-out examples where it was measured (schema loss_curve/1)."""
+    """Training loss by optimizer step, and the loss on held-out examples where it was measured (schema loss_curve/2)."""
     svg: list[str] = []
     lines = {"training": "loss", "held out": "eval_loss"}
     points = {

@@ -265,7 +265,16 @@ TABLES: dict[str, pa.Schema] = {
         smallest_visible=_float,  # the smallest difference that n questions could have shown
         verdict=_text,  # "improved" | "worse" | "cannot tell"
     ),
-    "loss_curve/1": _schema(step=_int, epoch=_float, loss=_float, eval_loss=_float, tokens=pa.int64(), seconds=_float),
+    # one row an optimizer step; eval_loss, and by name what else the method measures, where they were measured
+    "loss_curve/2": _schema(
+        step=_int,
+        epoch=_float,
+        loss=_float,
+        eval_loss=_float,
+        measured=pa.list_(_struct(name=_text, value=_float)),
+        tokens=pa.int64(),
+        seconds=_float,
+    ),
 }
 
-FOLDERS: frozenset[str] = frozenset({"index/1", "adapter/1", "model/1", "report/1", "jsonl/1"})
+FOLDERS: frozenset[str] = frozenset({"index/1", "adapter/1", "reward-model/1", "model/1", "report/1", "jsonl/1"})

@@ -173,8 +173,9 @@ def finetune_adapter(
     trusted: Sequence[str],
     training_set: Artifact,
     work_dir: Path,
+    start: Artifact | None,
 ) -> dict[str, Artifact]:
-    """Training set → LoRA adapter and its loss curve."""
+    """Training set → LoRA adapter (or, by method reward, reward model) and its loss curve."""
     from tasks import limits
     from tasks.training import launch
 
@@ -190,16 +191,20 @@ def finetune_adapter(
             processes=processes,
             trusted=trusted,
             on_line=lambda line: logger.info("%s", line),
+            start=start,
         )
+    if settings.method == "reward":
+        return {"reward_model": adapter, "reward_loss_curve": curve}
     return {"adapter": adapter, "loss_curve": curve}
 
 
 @stage("merge")
 def merge_adapter(key: str, uri: str, model: str, trusted: Sequence[str], adapter: Artifact) -> dict[str, Artifact]:
-    """Adapter and its base → one model."""
+    """Adapter, or reward model, and its base → one model."""
     from tasks.training import merge
 
-    return {"merged_model": merge.merge(adapter, model, storage.join(uri, "model"), trusted)}
+    name = "merged_reward_model" if adapter.schema == "reward-model/1" else "merged_model"
+    return {name: merge.merge(adapter, model, storage.join(uri, "model"), trusted)}
 
 
 @stage("score", run_name="score: {run}")

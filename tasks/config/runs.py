@@ -7,12 +7,12 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from tasks.config.base import Settings, as_form, listed
 from tasks.config.documents import Index, Ingest, Search
 from tasks.config.evaluation import VARIANTS, Evaluate, Variants
-from tasks.config.rollouts import Collect, Format, Mine, Nights, Process, Source
+from tasks.config.rollouts import Collect, Format, FormatName, Mine, Nights, Process, Source
 from tasks.config.serving import Agent, Sampling, SamplingName, Serve, Server
-from tasks.config.training import Finetune, Launch
+from tasks.config.training import LEARNS_FROM, Finetune, Launch, SftName
 
 # What people change first comes first in a form.
-_ORDER = "storage source nights model training_set adapter ingest collect mine server agent collect_agent process format finetune launch evaluate variants"
+_ORDER = "storage source nights model training_set from_adapter adapter ingest collect mine server agent collect_agent process format finetune launch evaluate variants"
 
 
 def _as_form(schema: dict[str, Any]) -> None:
@@ -148,17 +148,37 @@ class PrepareRun(ProcessRun, FormatRun):
 class FinetuneRun(BaseRun):
     """Parameters of the flow `finetune`."""
 
-    training_set: Literal["sft_best", "sft_trajectory", "sft_context"] = Field(
-        default="sft_best", description="Training set to learn from."
+    training_set: SftName = Field(
+        default="sft_best", description="sft: which of its training sets is learned from; dpo and reward have one each."
+    )
+    from_adapter: Literal["none", "sft", "dpo"] = Field(
+        default="none",
+        title="Start from the adapter of",
+        description="Go on from the newest adapter that this method made, whose LoRA shape is kept; dpo then compares with it. Otherwise from the base model.",
     )
     finetune: Finetune = Field(default=Finetune(), title="Training", description="How the adapter is trained.")
     launch: Launch = Field(
         default=Launch(), title="Training processes", description="How many train together, and where they meet."
     )
 
+    @property
+    def learned_from(self) -> FormatName:
+        """The training set that is learned from."""
+        return self.training_set if self.finetune.method == "sft" else self.finetune.method
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "FinetuneRun":
+        if self.finetune.method == "reward" and self.from_adapter != "none":
+            raise ValueError("a reward model starts from the base model: take from_adapter none")
+        return self
+
 
 class MergeRun(BaseRun):
     """Parameters of the flow `merge`."""
+
+    source: Literal["adapter", "reward_model"] = Field(
+        default="adapter", title="What is merged", description="The newest adapter, or the newest reward model."
+    )
 
 
 class ServeRun(BaseRun):
@@ -232,7 +252,9 @@ class Improve(ModelRun):
         default=Process(), title="Scoring and pairs", description="Which rollouts are kept, and compared."
     )
     format: Format = Field(
-        default=Format(), title="Training sets", description="The first that is named is learned from."
+        default=Format(),
+        title="Training sets",
+        description="Of those that are named, the first that the training's method learns from is learned from.",
     )
     finetune: Finetune = Field(default=Finetune(), title="Training", description="How the adapter is trained.")
     launch: Launch = Field(
@@ -243,11 +265,22 @@ class Improve(ModelRun):
         default=list(VARIANTS), description="Runs to compare; each is compared with those before it."
     )
 
+    @property
+    def learned_from(self) -> FormatName | None:
+        """The training set that is learned from."""
+        fitting = LEARNS_FROM[self.finetune.method]
+        return next((name for name in self.format.formats if name in fitting), None)
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Improve":
         """What would else be found out only after hours of collection."""
-        if not any(name.startswith("sft_") for name in self.format.formats):
-            raise ValueError("formats names no sft_… training set, and that is what is learned from")
+        method = self.finetune.method
+        if method == "reward":
+            raise ValueError("a reward model scores queries and makes none: learn by method sft or dpo")
+        if self.learned_from is None:
+            raise ValueError(
+                f"formats names no training set that {method} learns from ({' or '.join(LEARNS_FROM[method])})"
+            )
         if self.serve.adapters == "lora" and self.finetune.lora_r > self.serve.max_lora_rank:
             raise ValueError("lora_r is above max_lora_rank: the server would refuse the adapter")
         if any(variant.model == "adapter" and variant.examples != self.agent.examples for variant in self.variants):

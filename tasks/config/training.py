@@ -1,15 +1,27 @@
 """Settings of training: what is learned, and by how many processes."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
 from tasks.config.base import Settings, Share
+from tasks.config.rollouts import FormatName
+
+Method = Literal["sft", "dpo", "reward"]
+SftName = Literal["sft_best", "sft_trajectory", "sft_context"]
+LEARNS_FROM: dict[Method, tuple[FormatName, ...]] = {"sft": get_args(SftName), "dpo": ("dpo",), "reward": ("reward",)}
 
 
 class Finetune(Settings):
-    """Training set → LoRA adapter. A step learns from batch_size × gradient_accumulation examples of every process."""
+    """Training set → LoRA adapter. A step learns from batch_size × gradient_accumulation examples of every process.
 
+    An example of sft is a token sequence; one of dpo and reward is a prompt with all queries that are compared behind it.
+    """
+
+    method: Method = Field(
+        default="sft",
+        description="What is learned: the queries that worked (sft), better rather than worse ones (dpo), or to score them (reward).",
+    )
     epochs: float = Field(default=2.0, gt=0, description="Passes over the training set.")
     batch_size: int = Field(default=8, ge=1, description="Examples a process takes at once.")
     gradient_accumulation: int = Field(
@@ -21,11 +33,26 @@ class Finetune(Settings):
     lora_dropout: Share = Field(default=0.0, title="LoRA dropout", description="Dropout on the LoRA branch.")
     mask_strategy: Literal["none", "assistant", "search-think", "search-only"] = Field(
         default="search-only",
-        description="Which tokens are learned: all, what the assistant wrote, reasoning and query, or the query alone.",
+        description="sft, dpo: which tokens are learned: all, what the assistant wrote, reasoning and query, or the query alone.",
     )
     weight_scheme: Literal["none", "rank-score", "rank-sq", "inv-effort", "binary"] = Field(
         default="none",
-        description="How much an example counts: all alike, by its rank score, its square, one over effort spent, or hit at rank 1 only.",
+        description="sft, dpo: how much an example, or the better one of a pair, counts: all alike, by its rank score, its square, one over effort spent, or hit at rank 1 only.",
+    )
+    beta: float = Field(
+        default=0.1,
+        gt=0,
+        title="DPO's beta",
+        description="dpo: what parting from the model that training starts from costs; a lower one lets it part further.",
+    )
+    margin_scale: float = Field(
+        default=0.0,
+        ge=0,
+        description="dpo: the better query must win by so much times the difference of the two scores; 0 asks for no margin.",
+    )
+    reward_loss: Literal["regression", "pairs"] = Field(
+        default="regression",
+        description="reward: the score itself is learned (regression), or which of two queries of a question has the higher one (pairs).",
     )
     batching: Literal["length-grouped", "packing"] = Field(
         default="packing",
@@ -50,9 +77,11 @@ class Finetune(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Finetune":
-        """Four-bit weights fit every GPU, so there is nothing to gain from sharding them."""
+        """What contradicts itself. Four-bit weights fit every GPU, so there is nothing to gain from sharding them."""
         if self.strategy == "fsdp" and self.quantize != "none":
             raise ValueError("strategy fsdp shards unquantized weights: take quantize none, or strategy ddp")
+        if self.method == "reward" and self.weight_scheme != "none":
+            raise ValueError("method reward learns from bad queries as from good ones: take weight_scheme none")
         return self
 
 

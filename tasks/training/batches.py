@@ -1,15 +1,15 @@
-"""Which examples share a batch, and how a batch is laid out so that hardly anything but real tokens is computed.
+"""Which items share a batch, and how a batch is laid out so that hardly anything but real tokens is computed.
 
 The whole training is planned beforehand, as a list of batches: a resumed run skips the first so many and is at the same
 place.
 
 Two ways, neither pads to a fixed length:
 
-    length-grouped  batches of examples of like length, one a row, each row padded to the batch's longest. No attention mask
-                    is needed: padding comes last, and no real token looks ahead.
-    packing         batches drawn at random. Examples lie one behind the other in as few rows as is cheapest, each seeing
-                    itself alone; the tokens that all of a batch begin with (the system prompt) are computed once a row, and
-                    seen by all in it. What is computed for each example is what it would be alone.
+    length-grouped  batches of items of like length, one example a row, each row padded to the batch's longest. No attention
+                    mask is needed: padding comes last, and no real token looks ahead.
+    packing         batches drawn at random, in as few rows as is cheapest. A row is a tree: examples that begin alike share
+                    the tokens they begin with (the system prompt; the question, of which several queries are compared), and
+                    each sees what it is made of alone. What is computed for each example is what it would be alone.
 """
 
 import math
@@ -17,7 +17,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.training.examples import Example, shared_prefix
+from tasks.training.examples import Example, Item
 
 Plan = list[list[int]]
 _WINDOW = 50  # batches that are sorted by length together: enough that neighbours are alike, few enough to stay random
@@ -25,7 +25,7 @@ _KNEE = 1024  # row length at which attention, quadratic in it, costs about what
 
 
 def plan(lengths: Sequence[int], batch_size: int, batching: str, epochs: float, seed: int) -> Plan:
-    """The batches of a whole training, as indexes of examples; a fraction of an epoch at the end is cut short.
+    """The batches of a whole training, as indexes of items; a fraction of an epoch at the end is cut short.
 
     The same arguments give the same plan everywhere.
     """
@@ -47,12 +47,32 @@ def plan(lengths: Sequence[int], batch_size: int, batching: str, epochs: float, 
     return batches[: math.ceil(len(batches) * epochs / math.ceil(epochs))]
 
 
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of leading tokens that two sequences share."""
+    limit = min(len(a), len(b))
+    return next((i for i in range(limit) if a[i] != b[i]), limit)
+
+
+def tree(examples: Sequence[Example]) -> list[tuple[int, int]]:
+    """The order in which examples lie in a row, by index, and how many leading tokens each shares with the one before it.
+
+    In lexical order, in which whatever an example shares with any earlier one it shares with the last.
+    """
+    order = sorted(range(len(examples)), key=lambda i: examples[i].ids)
+    before = [(), *(examples[i].ids for i in order)]
+    return [(i, common(last, examples[i].ids)) for last, i in zip(before, order, strict=False)]
+
+
+def _tokens(examples: Sequence[Example]) -> int:
+    return sum(len(examples[i].ids) - shared for i, shared in tree(examples))
+
+
 def rows_of(lengths: Sequence[int], prefix: int) -> list[list[int]]:
-    """Spread examples over rows so that rows × longest row × (1 + longest row / knee), the cost, is least.
+    """Spread items over rows so that rows × longest row × (1 + longest row / knee), the cost, is least.
 
     Args:
-        lengths: tokens of each example.
-        prefix: tokens at the beginning of every example that a row holds only once.
+        lengths: tokens of each item.
+        prefix: tokens at the beginning of every item that a row holds only once.
     """
     longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     best: list[list[int]] = []
@@ -70,65 +90,65 @@ def rows_of(lengths: Sequence[int], prefix: int) -> list[list[int]]:
     return best
 
 
-def _arranged(examples: Sequence[Example], batching: str) -> tuple[int, list[list[int]], list[int]]:
-    """Length of the shared beginning, the examples of each row, and the tokens in each row."""
-    lengths = [len(example.ids) for example in examples]
+def _arranged(items: Sequence[Item], batching: str) -> list[list[int]]:
+    """The examples of each row, by their place among the examples of all items."""
+    starts = [0]
+    for item in items:
+        starts.append(starts[-1] + len(item.examples))
     if batching == "length-grouped":
-        return 0, [[i] for i in range(len(examples))], lengths
-    prefix = shared_prefix([example.ids for example in examples])
-    rows = rows_of(lengths, prefix)
-    return prefix, rows, [prefix + sum(lengths[i] - prefix for i in row) for row in rows]
+        return [[i] for i in range(starts[-1])]
+    sequences = [example.ids for item in items for example in item.examples]
+    prefix = common(min(sequences), max(sequences))  # in lexical order: what these two share, all share
+    rows = rows_of([_tokens(item.examples) for item in items], prefix)
+    return [[i for item in row for i in range(starts[item], starts[item + 1])] for row in rows]
 
 
-def size(examples: Sequence[Example], batching: str) -> tuple[int, int, int]:
+def size(items: Sequence[Item], batching: str) -> tuple[int, int, int]:
     """Of one batch: tokens in its longest row, tokens that are computed, and how many of these are no padding."""
-    _, _, fills = _arranged(examples, batching)
+    examples = [example for item in items for example in item.examples]
+    fills = [_tokens([examples[i] for i in row]) for row in _arranged(items, batching)]
     return max(fills), len(fills) * max(fills), sum(fills)
 
 
-def lay_out(examples: Sequence[Example], batching: str, dtype: Any) -> dict[str, Any]:
+def lay_out(items: Sequence[Item], batching: str, dtype: Any) -> dict[str, Any]:
     """Tensors of one batch, R rows of T tokens with N tokens to learn.
 
     Returns:
         input_ids [R, T]; for packing, position_ids [R, T] and attention_mask [R, 1, T, T], added to the attention scores
         (0 where a token is seen); labels [N], the tokens to learn; positions [N], where in the flattened [R·T] each is
-        predicted; weights [N].
+        predicted; owners [N], which example each is of, by its place among the examples of all items.
     """
     import torch
 
-    prefix, rows, fills = _arranged(examples, batching)
-    width = max(fills)
+    examples = [example for item in items for example in item.examples]
+    rows = _arranged(items, batching)
+    width = max(_tokens([examples[i] for i in row]) for row in rows)
     input_ids = torch.zeros(len(rows), width, dtype=torch.long)
     position_ids = torch.arange(width).repeat(len(rows), 1)
-    owner = torch.full((len(rows), width), -1)  # which example a token is of; -1 the shared beginning, or padding
+    seen = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)
     labels: list[int] = []
     positions: list[int] = []
-    weights: list[float] = []
+    owners: list[int] = []
     for r, row in enumerate(rows):
-        input_ids[r, :prefix] = torch.tensor(examples[row[0]].ids[:prefix], dtype=torch.long)
-        start = prefix
-        for index in row:
-            example = examples[index]
-            end = start + len(example.ids) - prefix
-            input_ids[r, start:end] = torch.tensor(example.ids[prefix:])
-            position_ids[r, start:end] = torch.arange(prefix, len(example.ids))
-            owner[r, start:end] = index
-            for target in example.targets:
-                before = target - 1
-                positions.append(r * width + (before if before < prefix else start + before - prefix))
-                labels.append(example.ids[target])
-                weights.append(example.weight)
-            start = end
+        path: list[int] = []  # where in the row each token of the example lies
+        end = 0
+        for i, shared in tree([examples[i] for i in row]):
+            example = examples[row[i]]
+            own = range(end, end + len(example.ids) - shared)
+            path, start, end = [*path[:shared], *own], own.start, own.stop
+            input_ids[r, start:end] = torch.tensor(example.ids[shared:])
+            position_ids[r, start:end] = torch.arange(shared, len(example.ids))
+            seen[r, start:end, path] = torch.ones(len(own), len(path), dtype=torch.bool).tril(shared)
+            positions += [r * width + path[target - 1] for target in example.targets]
+            labels += [example.ids[target] for target in example.targets]
+            owners += [row[i]] * len(example.targets)
     batch = {
         "input_ids": input_ids,
         "labels": torch.tensor(labels),
         "positions": torch.tensor(positions),
-        "weights": torch.tensor(weights),
+        "owners": torch.tensor(owners),
     }
     if batching == "packing":
-        same = owner[:, :, None] == owner[:, None, :]
-        seen = same | (torch.arange(width) < prefix)[None, None, :]
-        seen &= torch.ones(width, width, dtype=torch.bool).tril()
         mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
         batch |= {"position_ids": position_ids, "attention_mask": mask[:, None]}
     return batch

@@ -18,25 +18,47 @@ _COUNTS = {
     "trained_parameters": "Parameters trained",
     "world_size": "Processes",
 }
+_MEASURED = {
+    "accuracy": "Share of pairs held out that are told apart",
+    "margin": "Mean margin of pairs held out",
+    "spearman": "Spearman's ρ with the rank score, queries held out",
+    "spearman_within": "Spearman's ρ within a question, mean of those held out",
+    "kendall": "Kendall's τ with the rank score, queries held out",
+    "kendall_within": "Kendall's τ within a question, mean of those held out",
+}
 _PACKAGES = ("drag", "torch", "transformers", "trl", "peft")
 
 
-def card(made_of: Mapping[str, Any], data: Mapping[str, Any], losses: Mapping[str, float | None]) -> str:
+def measures(losses: Mapping[str, Any]) -> dict[str, float | None]:
+    """What was measured at the end of training, by the names that people read.
+
+    Args:
+        losses: loss, eval_loss and `measured` of the last step (tasks/training/curve.py).
+    """
+    named = {_MEASURED[name]: value for name, value in losses["measured"].items()}
+    return {"Loss": losses["loss"], "Loss on examples held out": losses["eval_loss"]} | named
+
+
+def card(made_of: Mapping[str, Any], data: Mapping[str, Any], losses: Mapping[str, Any]) -> str:
     """Markdown with a YAML head.
 
     Args:
         made_of: provenance of the adapter.
         data: of the training set: questions, formats, and the provenance that it was written with ("provenance").
-        losses: loss and eval_loss of the last step.
+        losses: loss, eval_loss and `measured` of the last step.
     """
     base, settings = made_of["base_model"], made_of["settings"]
-    metrics = {"Loss": losses["loss"], "Loss on examples held out": losses["eval_loss"]}
+    scores = settings["method"] == "reward"
+    metrics: dict[str, Any] = dict(measures(losses))
     metrics |= {label: made_of[name] for name, label in _COUNTS.items()}
     agent, formatted = data["provenance"].get("agent", {}), data["provenance"].get("settings", {})
     trained_on = {
         "Training set": f"sha256 {made_of['inputs']['training_set']}",
         "Formats": ", ".join(data["formats"]),
         "Questions": data["questions"],
+        "Started from": f"adapter sha256 {made_of['inputs']['start']}"
+        if "start" in made_of["inputs"]
+        else "base model",
         "Set aside": ", ".join(f"{count} {why}" for why, count in sorted(made_of["set_aside"].items())) or "none",
         "Made from": ", ".join(f"{name} sha256 {digest}" for name, digest in sorted(made_of["learned_from"].items()))
         or "?",
@@ -45,15 +67,12 @@ def card(made_of: Mapping[str, Any], data: Mapping[str, Any], losses: Mapping[st
         "base_model": base,
         "library_name": "peft",
         "license": "unknown",
-        "pipeline_tag": "text-generation",
-        "tags": ["base_model:adapter:" + base, "drag", "lora"],
+        "pipeline_tag": "text-classification" if scores else "text-generation",
+        "tags": ["base_model:adapter:" + base, "drag", "lora", settings["method"]],
     }
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=True)}---",
-        f"# A LoRA adapter of {base} that searches documents",
-        "It writes search queries for a search engine over pages, trained by DRAG on searches that found the page they were "
-        f"after. The base model's fingerprint is {made_of['base_fingerprint']}; it is to be served with the prompt of "
-        f"fingerprint {', '.join(made_of['prompt_fingerprints'])}.",
+        *(_reward_model(made_of) if scores else _agent(made_of)),
         "## Metrics\n\n" + _table(metrics),
         "## Data\n\n" + _table(trained_on),
         "How the agent was driven:\n\n" + _table(agent) if agent else "",
@@ -64,6 +83,33 @@ def card(made_of: Mapping[str, Any], data: Mapping[str, Any], losses: Mapping[st
         "## Versions\n\n" + _table({name: made_of["packages"][name] for name in _PACKAGES}),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _agent(made_of: Mapping[str, Any]) -> tuple[str, str]:
+    how = {
+        "sft": "trained by DRAG on searches that found the page they were after",
+        "dpo": "trained by DRAG (DPO) on pairs of searches of which one ranked the page better than the other",
+    }[made_of["settings"]["method"]]
+    return (
+        f"# A LoRA adapter of {made_of['base_model']} that searches documents",
+        f"It writes search queries for a search engine over pages, {how}. The base model's fingerprint is "
+        f"{made_of['base_fingerprint']}; it is to be served with the prompt of fingerprint "
+        f"{', '.join(made_of['prompt_fingerprints'])}.",
+    )
+
+
+def _reward_model(made_of: Mapping[str, Any]) -> tuple[str, str]:
+    learned = {
+        "regression": "it estimates the rank score, from 0 (not found) to 1 (ranked first)",
+        "pairs": "of two queries of a question, the higher one ranked the page better",
+    }[made_of["settings"]["reward_loss"]]
+    return (
+        f"# A reward model that scores search queries, a LoRA adapter of {made_of['base_model']}",
+        f"It reads a question and a search query for it and gives one number: {learned}. Trained by DRAG. What it reads is the "
+        "chat template of a user's turn (the question) with the generation prompt, then the query, whose last token's score "
+        "counts. `AutoPeftModelForSequenceClassification.from_pretrained(FOLDER, num_labels=1)` loads it. The base model's "
+        f"fingerprint is {made_of['base_fingerprint']}.",
+    )
 
 
 def _table(values: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Rows of a training set (sft/2) → token sequences, and which of their tokens are learned.
+"""Conversations → token sequences, which of their tokens are learned, and what is learned together.
 
 The text of a sequence is what serving would produce, byte for byte: the chat template's prompt (with the tools, ending in
 the generation prompt), the assistant's raw text, the end-of-turn token. A template may render a conversation's earlier turns
@@ -23,13 +23,9 @@ learned under `none` alone.
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from tasks.config import Finetune
-from tasks.training.weights import weigh
 
 Span = tuple[int, int]
 Row = Mapping[str, Any]
@@ -51,53 +47,56 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Examples:
-    """A training set as token sequences: to learn from, to measure the loss on, and how many rows were set aside why."""
+class Pair:
+    """Two examples of an item, by index: `better` scored higher than `worse`, by `gap`; `weight` scales the pair's loss."""
 
-    train: list[Example]
-    val: list[Example]
+    better: int
+    worse: int
+    gap: float
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Item:
+    """What goes into a batch together: one example, or several behind the same prompt.
+
+    Attributes:
+        examples: its token sequences.
+        pairs: which of them are compared, if any.
+        scores: rank score of each of them, where it is learned.
+    """
+
+    examples: tuple[Example, ...]
+    pairs: tuple[Pair, ...] = ()
+    scores: tuple[float, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """What it counts as in what is told: its pairs, else its examples."""
+        return len(self.pairs) or len(self.examples)
+
+
+@dataclass(frozen=True)
+class Items:
+    """A training set as items: to learn from, to measure on, and how many rows or sequences were set aside why."""
+
+    train: list[Item]
+    val: list[Item]
     set_aside: dict[str, int]
 
 
-def load_examples(rows: Sequence[Row], tokenizer: Any, settings: Finetune) -> Examples:
-    """Tokenize a training set, whole: a sequence that is too long is set aside, never cut.
-
-    Set aside are sequences with more than `max_length` tokens ("too long"), without a token to learn under the mask strategy
-    ("nothing to learn"), and rows to learn from that weigh 0 ("weight 0"). Those to measure on all weigh 1.
-    """
-    train_rows = [row for row in rows if row["split"] == "train"]
-    weights = weigh(train_rows, settings.weight_scheme)
-    aside: Counter[str] = Counter()
-    train: list[Example] = []
-    for row, weight in zip(train_rows, weights, strict=True):
-        if weight == 0:
-            aside["weight 0"] += 1
-        else:
-            train += _kept(encode(row, tokenizer, settings.mask_strategy, weight), settings.max_length, aside)
-    val: list[Example] = []
-    for row in rows:
-        if row["split"] != "train":
-            val += _kept(encode(row, tokenizer, settings.mask_strategy), settings.max_length, aside)
-    return Examples(train, val, dict(aside))
-
-
-def _kept(examples: Iterable[Example], max_length: int, aside: Counter[str]) -> list[Example]:
-    kept = []
-    for example in examples:
-        if len(example.ids) > max_length:
-            aside["too long"] += 1
-        elif not example.targets:
-            aside["nothing to learn"] += 1
-        else:
-            kept.append(example)
-    return kept
+def unusable(example: Example, max_length: int) -> str | None:
+    """Why an example is set aside, whole: it is never cut."""
+    if len(example.ids) > max_length:
+        return "too long"
+    return None if example.targets else "nothing to learn"
 
 
 def encode(row: Row, tokenizer: Any, strategy: str, weight: float = 1.0) -> list[Example]:
     """The token sequences of one row, each ending with an assistant turn.
 
     Args:
-        row: of sft/2.
+        row: with prompt, completion and tools, as sft/2 has them.
         tokenizer: a fast tokenizer with a chat template.
         strategy: a mask strategy, see the module's docstring.
     """
@@ -164,10 +163,3 @@ def learned_spans(turn: str, end: int, strategy: str) -> list[Span]:
 def _overlapping(offsets: Sequence[Span], spans: Sequence[Span]) -> list[int]:
     """Indexes of the tokens that hold a character of any span."""
     return [i for i, (a, b) in enumerate(offsets) if any(a < end and start < b for start, end in spans)]
-
-
-def shared_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
-    """Number of leading tokens that all sequences share, leaving each at least one token of its own."""
-    first, last = min(sequences), max(sequences)  # in lexical order: what these two share, all share
-    limit = min(len(s) for s in sequences) - 1
-    return next((i for i in range(limit) if first[i] != last[i]), max(0, limit))

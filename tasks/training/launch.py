@@ -62,11 +62,12 @@ def finetune(
     processes: Launch = Launch(),  # noqa: B008 - it cannot be changed
     trusted: Collection[str] = (),
     on_line: OnLine = lambda line: None,
+    start: Artifact | None = None,
 ) -> tuple[Artifact, Artifact, dict[str, Any]]:
     """Train a LoRA adapter.
 
     Args:
-        training_set: sft/2.
+        training_set: of the schema that the method learns from: sft, dpo or reward.
         model: local folder or model hub name of the base model.
         uri: folder to write adapter/ and loss_curve.parquet to. On S3 it also takes the checkpoints, while training lasts.
         work_dir: local folder for checkpoints; the same one lets a killed training go on.
@@ -74,22 +75,29 @@ def finetune(
         processes: how many processes train, and where they meet. On each of several machines the same call is made.
         trusted: names of models whose own code may run.
         on_line: told every line that the trainer and its libraries print, which begins with "[rank N] " where there are several.
+        start: adapter/1 to go on from, and dpo's reference; the base model when None.
 
     Returns:
-        the adapter (adapter/1, in PEFT's layout), its loss curve (loss_curve/1), and facts: examples, set_aside by reason,
-        steps, tokens, learned_tokens, computed_tokens, real_share (of the computed tokens, those that are no padding),
-        seconds, tokens_per_second, loss, eval_loss.
+        what was trained (adapter/1, or reward-model/1 by method reward; both in PEFT's layout), its loss curve (loss_curve/2),
+        and facts: examples, set_aside by reason, steps, tokens, learned_tokens, computed_tokens, real_share (of the computed
+        tokens, those that are no padding), seconds, tokens_per_second, loss, eval_loss, and `measured`, what else by name.
 
     Raises:
         TrainingError: there is nothing to learn from, or training failed; the message names the process among several, its
             own error and its last words.
-        ConfigError: machines are to train together that share no storage, or do not know where to meet.
+        ConfigError: machines are to train together that share no storage, or do not know where to meet; the training set is not
+            one that the method learns from; `start` was trained on another model.
     """
     base = fetch_model(model, trusted)
     base_fingerprint = model_fingerprint(base)
-    rows = read_rows(training_set, ["prompt_fingerprint", "question_id", "format"])
+    if training_set.schema.split("/")[0] != settings.method:
+        raise ConfigError(
+            f"method {settings.method} does not learn from a training set of schema {training_set.schema}"
+        )
+    if start and read_provenance(start)["base_fingerprint"] != base_fingerprint:
+        raise ConfigError(f"adapter {start.uri} was trained on another model than {model}: start from the base model")
     world = world_size(processes)
-    identity = [training_set.sha256, base_fingerprint, settings.model_dump(mode="json"), world]
+    identity = [training_set.sha256, base_fingerprint, settings.model_dump(mode="json"), world, start and start.sha256]
     spec = Spec(
         training=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
         training_set=training_set,
@@ -100,6 +108,7 @@ def finetune(
         work_dir=work_dir,
         world_size=world,
         checkpoints_uri=storage.join(uri, "checkpoints") if storage.is_s3(uri) else None,
+        start=start,
     )
     work_dir.mkdir(parents=True, exist_ok=True)
     if spec.checkpoints_uri:
@@ -114,27 +123,31 @@ def finetune(
         return _handed_over(outcome)
 
     left = json.loads((work_dir / "history.json").read_text())
+    table = curve.curve_table(left["history"])
+    summary = curve.summary(table)
     written = read_provenance(training_set)
+    of_sft = settings.method == "sft"
+    rows = read_rows(training_set, ["prompt_fingerprint", "question_id", *(["format"] if of_sft else [])])
     made_of = provenance(
-        {"training_set": training_set},
+        {"training_set": training_set} | ({"start": start} if start else {}),
         learned_from=written["inputs"],
         settings=settings.model_dump(mode="json"),
         base_model=spec.base_name,
         base_fingerprint=base_fingerprint,
         world_size=world,
         prompt_fingerprints=sorted({row["prompt_fingerprint"] for row in rows}),
+        measured=summary["measured"],
         **left["facts"],
     )
-    table = curve.curve_table(left["history"])
-    summary = curve.summary(table)
     data = {
         "questions": len({row["question_id"] for row in rows}),
-        "formats": sorted({row["format"] for row in rows}),
+        "formats": sorted({row.get("format", settings.method) for row in rows}),
         "provenance": written,
     }
     (work_dir / "adapter" / "README.md").write_text(card(made_of, data, summary), encoding="utf-8")
-    adapter = write_folder(work_dir / "adapter", storage.join(uri, "adapter"), "adapter/1", 1, made_of)
-    loss_curve = write_table(table, storage.join(uri, "loss_curve.parquet"), "loss_curve/1", made_of)
+    kind = "reward-model/1" if settings.method == "reward" else "adapter/1"
+    adapter = write_folder(work_dir / "adapter", storage.join(uri, "adapter"), kind, 1, made_of)
+    loss_curve = write_table(table, storage.join(uri, "loss_curve.parquet"), "loss_curve/2", made_of)
     shutil.rmtree(work_dir / "checkpoints")
     if spec.checkpoints_uri:
         storage.delete(spec.checkpoints_uri)
@@ -152,7 +165,7 @@ def _command(spec: Path, world: int, processes: Launch, uri: str) -> list[str]:
         ConfigError: machines are to train together that share no storage, or do not know where to meet.
     """
     if world == 1:
-        return [sys.executable, "-m", "tasks.training.sft", "--spec", str(spec)]
+        return [sys.executable, "-m", "tasks.training.train", "--spec", str(spec)]
     command = [sys.executable, "-m", "tasks.training.ranks", "--spec", str(spec)]
     command += ["--processes", str(world // processes.nodes)]
     if processes.nodes > 1:

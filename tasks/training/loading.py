@@ -72,6 +72,36 @@ def load_model(
         raise TrainingError(f"{model} cannot be trained as a causal language model: {reason}") from error
 
 
+def load_classifier(model: Path, *, bf16: bool, trust_remote_code: bool = False) -> Any:
+    """The model in its form for sequence classification, with one label, on the CPU; its head is still to be loaded.
+
+    Args:
+        bf16: hold its weights in bfloat16 rather than float32.
+
+    Raises:
+        TrainingError: transformers has no such form of it.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        made = AutoModelForSequenceClassification.from_pretrained(
+            model,
+            num_labels=1,
+            dtype=torch.bfloat16 if bf16 else torch.float32,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+    except ValueError as error:
+        raise TrainingError(
+            f"transformers has no form for sequence classification of {model}: use the reward model unmerged, or train one "
+            "on a text model"
+        ) from error
+    # how it finds the last token of a text among several
+    made.config.pad_token_id = load_tokenizer(model, trust_remote_code=trust_remote_code).pad_token_id
+    return made
+
+
 def lora_modules(model: Any) -> dict[str, Any]:
     """Which modules LoRA adapts, as PEFT's LoraConfig takes it: every linear one of the language model, but its head.
 

@@ -13,14 +13,17 @@ from tasks.training.loading import base_name, load_tokenizer
 def merge(adapter: Artifact, model: str, uri: str, trusted: Collection[str] = ()) -> Artifact:
     """Write base + adapter as one checkpoint (model/1), with the tokenizer, in the base's own precision.
 
+    A reward model becomes one for sequence classification with one label, its score.
+
     Args:
-        adapter: adapter/1.
+        adapter: adapter/1 or reward-model/1.
         model: local folder or model hub name of its base.
         uri: folder to write to.
         trusted: names of models whose own code may run.
 
     Raises:
         ConfigError: `load_adapted` refuses adapter or base.
+        TrainingError: transformers has no such form of a reward model's base.
     """
     import torch
     from transformers import AutoConfig

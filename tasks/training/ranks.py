@@ -1,4 +1,4 @@
-"""Train with several processes: torchrun's launcher runs tasks/training/sft.py in each, and the one that failed is named.
+"""Train with several processes: torchrun's launcher runs tasks/training/train.py in each, and the one that failed is named.
 
     python -m tasks.training.ranks --spec spec.json --processes 8
     python -m tasks.training.ranks --spec spec.json --processes 8 --nodes 2 --rendezvous HOST:29400    (on each machine)
@@ -57,7 +57,7 @@ def train(file: Path, processes: int, nodes: int, rendezvous: str | None) -> Non
         log_line_prefix_template=PREFIX.format("${rank}"),
     )
     try:
-        elastic_launch(launch, sys.executable)("-m", "tasks.training.sft", "--spec", str(file))
+        elastic_launch(launch, sys.executable)("-m", "tasks.training.train", "--spec", str(file))
     except RendezvousError as error:
         raise TrainingError(
             f"{nodes} machines did not meet at {rendezvous} ({error}): start the same command on each, and let them reach it"

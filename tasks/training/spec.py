@@ -1,4 +1,4 @@
-"""What the trainer is told: the JSON file between tasks/training/launch.py and tasks/training/sft.py."""
+"""What the trainer is told: the JSON file between tasks/training/launch.py and tasks/training/train.py."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -15,13 +15,14 @@ class Spec:
 
     Attributes:
         training: a hash of all that decides its result: checkpoints carry it.
-        training_set: sft/2.
+        training_set: of the schema that the method learns from.
         model: folder of the base model.
         base_name: how the adapter names its base.
         trust_remote_code: whether code that the base model brings may run.
         work_dir: local folder for checkpoints and what is made.
         world_size: processes that train together.
         checkpoints_uri: s3:// folder where other machines find checkpoints, if there is one.
+        start: adapter/1 that is gone on from; the base model when None.
     """
 
     training: str
@@ -33,6 +34,7 @@ class Spec:
     work_dir: Path
     world_size: int
     checkpoints_uri: str | None
+    start: Artifact | None = None
 
 
 def write_spec(spec: Spec, file: Path) -> None:
@@ -43,6 +45,7 @@ def write_spec(spec: Spec, file: Path) -> None:
     }
     content |= {
         "training_set": asdict(spec.training_set),
+        "start": spec.start and asdict(spec.start),
         "settings": spec.settings.model_dump(mode="json"),
         "work_dir": str(spec.work_dir.absolute()),
     }
@@ -54,6 +57,7 @@ def read_spec(file: Path) -> Spec:
     content = json.loads(file.read_text())
     made = {
         "training_set": Artifact(**content["training_set"]),
+        "start": content["start"] and Artifact(**content["start"]),
         "settings": Finetune(**content["settings"]),
         "work_dir": Path(content["work_dir"]),
     }

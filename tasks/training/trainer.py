@@ -1,4 +1,4 @@
-"""How TRL's trainer is made ours: laid-out batches, a loss of its own, a record of each step, checkpoints that survive kills.
+"""How TRL's trainer is made ours: laid-out batches, a method's own loss, a record of each step, checkpoints that survive kills.
 
 Everything here holds for one process, for several that each have the model (DDP), and for several among which its parameters
 are sharded (FSDP2): there every forward pass is one of all processes together, so none may make one alone.
@@ -6,7 +6,7 @@ are sharded (FSDP2): there every forward pass is one of all processes together, 
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +14,62 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from trl import SFTTrainer
+from trl.trainer.utils import use_adapter
 
+from tasks.config import Finetune
 from tasks.errors import TrainingError
 from tasks.training import checkpoints
 from tasks.training.messages import tell
+from tasks.training.method import Batch, Columns, Method
+from tasks.training.peft_model import LEARNED, REFERENCE
 
 
 class Trainer(SFTTrainer):
-    """SFTTrainer that takes laid-out batches, computes logits of learned tokens alone, and stops on a loss that is none."""
+    """SFTTrainer that takes laid-out batches, computes logits of learned tokens alone, learns what a method says, and stops on a
+    loss that is none."""
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, method: Method, settings: Finetune, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.loss_is_scaled_for_ga = True
+        self._method, self._settings = method, settings
         self._positions = torch.empty(0, dtype=torch.long)
         head = self.model.get_output_embeddings()
         head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[self._positions],))
 
     def get_batch_samples(self, *arguments: Any, **named: Any) -> tuple[list[Any], torch.Tensor]:
-        """The batches of one optimizer step, and how many tokens they learn on all devices."""
+        """The batches of one optimizer step, and how many units they learn on all devices."""
         samples, _ = super().get_batch_samples(*arguments, **named)
-        count = torch.tensor(sum(batch["labels"].numel() for batch in samples), device=self.accelerator.device)
+        count = torch.tensor(sum(batch["weights"].numel() for batch in samples), device=self.accelerator.device)
         return samples, self.accelerator.gather(count).sum()
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """This device's part of the step's loss; times the devices, since their gradients are averaged."""
-        loss = self.token_losses(model, inputs).mul(inputs["weights"]).sum() / num_items_in_batch
+        loss = self._columns(model, inputs)["loss"].mul(inputs["weights"]).sum() / num_items_in_batch
         return loss * self.accelerator.num_processes
 
-    def token_losses(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """−log p of each learned token, [N]."""
+    def _columns(self, model: Any, inputs: Batch) -> Columns:
+        """What the method computes of a batch."""
+        return self._method.columns(
+            self._logits(model, inputs), inputs, self._settings, lambda: self._reference_logits(inputs)
+        )
+
+    def _logits(self, model: Any, inputs: Batch) -> torch.Tensor:
+        """What the model says where each learned token is predicted, [N, width of its head]."""
         self._positions = inputs["positions"]
         of_model = {k: v for k, v in inputs.items() if k in ("input_ids", "position_ids", "attention_mask")}
-        logits = model(**of_model, use_cache=False).logits
-        return torch.nn.functional.cross_entropy(logits.float(), inputs["labels"], reduction="none")
+        return model(**of_model, use_cache=False).logits
+
+    def _reference_logits(self, inputs: Batch) -> torch.Tensor:
+        """The same, of the model that training started from."""
+        training = self.model.training
+        self.model.eval()
+        adapter = REFERENCE if REFERENCE in self.model.peft_config else None
+        with torch.no_grad(), use_adapter(self.model, adapter):
+            logits = self._logits(self.model, inputs)
+        self.model.train(training)
+        return logits
 
     def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
         """One batch, forward and backward.
@@ -63,38 +84,43 @@ class Trainer(SFTTrainer):
             )
         return loss
 
-    def mean_loss(self, prepared: list[dict[str, Any]]) -> float:
-        """Mean −log p over the learned tokens of some batches, nothing learned; all processes share the work and the result."""
+    def measure(self, prepared: Sequence[Batch]) -> dict[str, list[float]]:
+        """The method's columns over some batches, in their order; all processes share the work and the result."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        total, count = 0.0, 0
+        mine: dict[int, dict[str, list[float]]] = {}
         self.model.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
             for start in range(0, len(prepared), processes):
                 # Processes beyond the last batch compute it too, uncounted: a sharded model needs every one of them.
                 batch = prepared[min(start + rank, len(prepared) - 1)]
                 inputs = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
-                losses = self.token_losses(self.model, inputs)
+                columns = self._columns(self.model, inputs)
                 if start + rank < len(prepared):
-                    total += losses.sum().item()
-                    count += inputs["labels"].numel()
+                    mine[start + rank] = {name: column.tolist() for name, column in columns.items()}
         self.model.train()
-        sums = torch.tensor([[total, count]], dtype=torch.float64, device=self.accelerator.device)
-        total, count = self.accelerator.gather(sums).sum(0).tolist()
-        return total / count
+        of_batches = {number: columns for part in of_all_processes(mine) for number, columns in part.items()}
+        found: dict[str, list[float]] = {}
+        for _, columns in sorted(of_batches.items()):
+            for name, column in columns.items():
+                found.setdefault(name, []).extend(column)
+        return found
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapter in PEFT's layout, once, gathered from all processes; the frozen weights are never gathered."""
         state = {
             name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             for name, tensor in self.model.state_dict().items()
-            if "lora_" in name
+            if f".{LEARNED}." in name
         }
         if self.args.should_save:
-            self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state)
+            # Embeddings are never trained; to make sure of that, PEFT would ask the model hub.
+            self.accelerator.unwrap_model(self.model).save_pretrained(
+                output_dir, state_dict=state, selected_adapters=[LEARNED], save_embedding_layers=False
+            )
 
 
 class Record(TrainerCallback):
-    """Reports each step, measures the loss where told, and seals checkpoints.
+    """Reports each step, measures where told, and seals checkpoints.
 
     What it records lies in the trainer's own history, which checkpoints carry: a resumed run's curve has no gap.
     """
@@ -106,7 +132,7 @@ class Record(TrainerCallback):
         tokens_by_step: list[int],
         epochs: float,
         measure_at: set[int],
-        measure: Callable[[], float] | None,
+        measure: Callable[[], Mapping[str, float | None]] | None,
     ) -> None:
         self._training, self._checkpoints_uri = training, checkpoints_uri
         self._tokens_by_step, self._epochs = tokens_by_step, epochs
@@ -131,9 +157,9 @@ class Record(TrainerCallback):
             tell(step=step, total=state.max_steps, loss=logs["loss"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """At the end of each epoch, measure the loss on what is not learned from."""
+        """At the end of each epoch, measure on what is not learned from."""
         if self._measure and state.global_step in self._measure_at:
-            state.log_history.append({"step": state.global_step, "eval_loss": self._measure()})
+            state.log_history.append({"step": state.global_step, "measured": dict(self._measure())})
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Seal the checkpoint once every process has written its part, and every machine has copied it."""

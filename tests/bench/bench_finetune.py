@@ -1,4 +1,4 @@
-"""How fast our trainer learns, against TRL's SFTTrainer with its defaults on the same examples and the same model.
+"""How fast our trainer learns, against TRL's SFTTrainer and DPOTrainer with their defaults on the same data and the same model.
 
     python -m tests.bench.bench_finetune [--quick]
     DRAG_BENCH_MODEL=HuggingFaceTB/SmolLM2-135M-Instruct python -m tests.bench.bench_finetune
@@ -7,9 +7,10 @@ Without DRAG_BENCH_MODEL it makes a randomly initialised Llama with a vocabulary
 SmolLM2's. The examples are questions of 5 to 40 words behind the agent's own system prompt, and short queries. Ours and the
 peer take turns; of each round the first steps, which also pay for what is loaded once, are left out. Both train LoRA of the
 same rank on all linear layers, with the same batch size and bfloat16 autocast. Tokens are counted as the examples have them,
-so that what packing saves by computing a shared beginning once counts as speed, and not as tokens.
+so that what packing saves by computing a shared beginning once counts as speed, and not as tokens. For DPO pairs are counted: a
+question has five queries, which make ten pairs.
 
-About two minutes on two cores; --quick, one.
+About three minutes on two cores; --quick, one.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import random
 import statistics
 import tempfile
 import time
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from tests.tiny_model import tiny_model
 
 AGENT = Agent(protocol="tags")
 WARM = 2  # steps that are left out
+_PAIRS = 10  # of a question's five queries
 _WORDS = ("revenue", "income", "report", "warranty", "pump", "contract", "delivery", "annual", "voltage", "meeting")
 
 
@@ -45,18 +48,29 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
         peer: list[float] = []
         ours: dict[str, list[float]] = {"length-grouped": [], "packing": []}
         real: dict[str, float] = {}
+        pairs = _pairs(folder, steps)
+        preferring = settings.model_copy(update={"method": "dpo", "batch_size": 1})
+        ours_dpo: list[float] = []
+        peer_dpo: list[float] = []
         for _ in range(rounds):
-            peer.append(_time_peer(training_set, model, settings, folder / "peer"))
+            seconds = _time_ours(pairs, model, preferring, folder / "ours")[0]
+            ours_dpo.append(_PAIRS * (steps - WARM) / seconds)
+            seconds = _time_peer(pairs, model, preferring.model_copy(update={"batch_size": _PAIRS}), folder / "peer")
+            peer_dpo.append(_PAIRS * (steps - WARM) / seconds)
+            seconds = _time_peer(training_set, model, settings, folder / "peer")
+            peer.append(_tokens(training_set, model) * (steps - WARM) / steps / seconds)
             for batching in ours:
                 chosen = settings.model_copy(update={"batching": batching})
-                speed, real[batching] = _time_ours(training_set, model, chosen, folder / "ours")
-                ours[batching].append(speed)
+                seconds, tokens, real[batching] = _time_ours(training_set, model, chosen, folder / "ours")
+                ours[batching].append(tokens / seconds)
     trl = statistics.median(peer)
     rows = []
     for batching, speeds in ours.items():
         speed = statistics.median(speeds)
         rows.append(_row(f"finetune, {batching}, against TRL's SFTTrainer", speed, trl, "≥ 1.0", "tokens/s"))
         rows.append(_row(f"computed tokens that are real, {batching}", real[batching], 1.0, "≥ 0.9", "share"))
+    speed, trl = statistics.median(ours_dpo), statistics.median(peer_dpo)
+    rows.append(_row("finetune, DPO, against TRL's DPOTrainer", speed, trl, "≥ 1.0", "pairs/s"))
     return rows
 
 
@@ -87,27 +101,64 @@ def _training_set(folder: Path, count: int) -> Artifact:
     return write_table(table_of(rows, "sft/2"), str(folder / "sft.parquet"), "sft/2", {})
 
 
-def _time_ours(training_set: Artifact, model: Path, settings: Finetune, work_dir: Path) -> tuple[float, float]:
-    """Tokens a second, and the share of computed tokens that are real."""
-    from tasks.training.sft import train
+def _pairs(folder: Path, count: int) -> Artifact:
+    """All pairs of five queries for each question, as dpo has them."""
+    draw = random.Random(0)
+    rows = []
+    for n in range(count):
+        words = draw.choices(_WORDS, k=draw.randint(8, 40))
+        queries = [search_message(None, f"{n} {' '.join(words[k : k + 4])}", AGENT) for k in range(5)]
+        for (i, better), (j, worse) in combinations(enumerate(queries), 2):
+            rows.append(
+                {
+                    "question_id": f"q{n}",
+                    "split": "train",
+                    "prompt": prompt_messages(f"What does the report say about {' '.join(words)}?", AGENT),
+                    "chosen": [better],
+                    "rejected": [worse],
+                    "tools": None,
+                    "chosen_score": 1 - i / 5,
+                    "rejected_score": 1 - j / 5,
+                    "rank_score": 1 - i / 5,
+                    "effort": 1.0,
+                    "gt_rank": 1,
+                    "prompt_fingerprint": prompt_fingerprint(AGENT),
+                }
+            )
+    return write_table(table_of(rows, "dpo/3"), str(folder / "dpo.parquet"), "dpo/3", {})
+
+
+def _time_ours(training_set: Artifact, model: Path, settings: Finetune, work_dir: Path) -> tuple[float, float, float]:
+    """Seconds and tokens of all steps but the first, and the share of computed tokens that are real."""
     from tasks.training.spec import Spec
+    from tasks.training.train import train
 
     with tempfile.TemporaryDirectory(dir=work_dir.parent) as scratch:
         train(Spec("bench", training_set, str(model), "bench", False, settings, Path(scratch), 1, None))
         left = json.loads((Path(scratch) / "history.json").read_text())
     steps = [entry for entry in left["history"] if "loss" in entry]
     first, last = steps[WARM - 1], steps[-1]
-    speed = (last["tokens"] - first["tokens"]) / (last["seconds"] - first["seconds"])
-    return speed, left["facts"]["real_share"]
+    return last["seconds"] - first["seconds"], last["tokens"] - first["tokens"], left["facts"]["real_share"]
+
+
+def _tokens(training_set: Artifact, model: Path) -> int:
+    """Tokens of a training set's conversations."""
+    from tasks.training.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    texts = [
+        tokenizer.apply_chat_template(r["prompt"] + r["completion"], tokenize=False) for r in read_rows(training_set)
+    ]
+    return sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
 
 
 def _time_peer(training_set: Artifact, model: Path, settings: Finetune, work_dir: Path) -> float:
-    """Tokens a second of SFTTrainer as its documentation starts it, on the same conversations."""
+    """Seconds that TRL's trainer takes for all steps but the first, as its documentation starts it, on the same conversations."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     class Clock(TrainerCallback):
         def __init__(self) -> None:
@@ -116,11 +167,14 @@ def _time_peer(training_set: Artifact, model: Path, settings: Finetune, work_dir
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.ends.append(time.perf_counter())
 
-    examples = [{"prompt": row["prompt"], "completion": row["completion"]} for row in read_rows(training_set)]
+    of_dpo = settings.method == "dpo"
+    columns = ("prompt", "chosen", "rejected") if of_dpo else ("prompt", "completion")
+    said = [{column: [_plain(m) for m in row[column]] for column in columns} for row in read_rows(training_set)]
     clock = Clock()
-    trainer = SFTTrainer(
+    trainer_of, config_of = (DPOTrainer, DPOConfig) if of_dpo else (SFTTrainer, SFTConfig)
+    trainer = trainer_of(
         model=str(model),
-        args=SFTConfig(
+        args=config_of(
             output_dir=str(work_dir),
             num_train_epochs=settings.epochs,
             per_device_train_batch_size=settings.batch_size,
@@ -130,15 +184,17 @@ def _time_peer(training_set: Artifact, model: Path, settings: Finetune, work_dir
             report_to=[],
             disable_tqdm=True,
         ),
-        train_dataset=Dataset.from_list(examples),
+        train_dataset=Dataset.from_list(said),
         peft_config=LoraConfig(r=settings.lora_r, lora_alpha=settings.lora_alpha, target_modules="all-linear"),
         callbacks=[clock],
     )
-    lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
     trainer.train()
-    # its order is random, so count the mean tokens of a step
-    timed = len(clock.ends) - WARM
-    return sum(lengths) / len(clock.ends) * timed / (clock.ends[-1] - clock.ends[WARM - 1])
+    return clock.ends[-1] - clock.ends[WARM - 1]
+
+
+def _plain(message: dict[str, Any]) -> dict[str, str]:
+    """A message as others than we know it."""
+    return {"role": message["role"], "content": message["content"]}
 
 
 def main() -> None:

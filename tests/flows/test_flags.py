@@ -146,6 +146,8 @@ def test_every_committed_recipe_loads_by_the_command_that_it_names(recipe: Path)
     ("changes", "says"),
     [
         ({"format": {"formats": ["dpo"]}}, "sft"),
+        ({"finetune": {"method": "dpo"}}, "no training set that dpo learns from"),
+        ({"finetune": {"method": "reward"}, "format": {"formats": ["reward"]}}, "scores queries and makes none"),
         ({"finetune": {"lora_r": 64}}, "max_lora_rank"),
         ({"variants": [{"name": "a", "model": "base"}, {"name": "a", "model": "question"}]}, "different names"),
         (
@@ -157,6 +159,26 @@ def test_every_committed_recipe_loads_by_the_command_that_it_names(recipe: Path)
 def test_settings_that_would_fail_after_hours_are_refused_at_once(changes: dict, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         validated(config.Improve, {"ingest": {"documents": "pdfs"}} | changes)
+
+
+def test_a_training_s_method_says_what_it_learns_from() -> None:
+    def told(*words: str) -> config.FinetuneRun:
+        return settings_from(config.FinetuneRun, _parser().parse_args(["finetune", *words]))
+
+    assert [told(method).learned_from for method in ("sft", "dpo", "reward")] == ["sft_best", "dpo", "reward"]
+    assert told("sft", "--training-set", "sft_context").learned_from == "sft_context"
+    assert told("dpo", "--from-adapter", "sft", "--margin-scale", "0.5").finetune.margin_scale == 0.5
+    for words, says in (
+        (("reward", "--from-adapter", "sft"), "starts from the base model"),
+        (("reward", "--weight-scheme", "binary"), "weight_scheme none"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            told(*words)
+    with pytest.raises(SystemExit):
+        told("--epochs", "1")
+    loop = {"ingest": {"documents": "pdfs"}, "format": {"formats": ["reward", "dpo", "sft_context", "sft_best"]}}
+    for method, learned in (("sft", "sft_context"), ("dpo", "dpo")):
+        assert validated(config.Improve, loop | {"finetune": {"method": method}}).learned_from == learned
 
 
 def test_an_empty_section_of_a_recipe_takes_flags(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tasks.artifact import Artifact, provenance, table_of, write_table
-from tests.tasks.training.training_rows import rows
+from tests.tasks.training.training_rows import pair_rows, reward_rows, rows
 from tests.tiny_model import tiny_model, tiny_tokenizer
 
 
@@ -36,3 +36,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def training_set(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     uri = str(tmp_path_factory.mktemp("training-set") / "sft.parquet")
     return write_table(table_of(rows(42), "sft/2"), uri, "sft/2", provenance())
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    uri = str(tmp_path_factory.mktemp("training-set") / "dpo.parquet")
+    return write_table(table_of(pair_rows(24), "dpo/3"), uri, "dpo/3", provenance())
+
+
+@pytest.fixture(scope="session")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    uri = str(tmp_path_factory.mktemp("training-set") / "reward.parquet")
+    return write_table(table_of(reward_rows(48), "reward/2"), uri, "reward/2", provenance())

@@ -48,6 +48,6 @@ def inject(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def process_of(rank: int) -> int:
     """Id of the training process of that rank, among all that were started from here."""
     for process in psutil.Process().children(recursive=True):
-        if "tasks.training.sft" in process.cmdline() and process.environ().get("RANK") == str(rank):
+        if "tasks.training.train" in process.cmdline() and process.environ().get("RANK") == str(rank):
             return process.pid
     raise AssertionError(f"no process of rank {rank}")

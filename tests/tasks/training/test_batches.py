@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.training.batches import lay_out, plan, rows_of, size
-from tasks.training.examples import Example, shared_prefix
+from tasks.training.batches import common, lay_out, plan, rows_of, size, tree
+from tasks.training.examples import Example, Item
 from tasks.training.loading import load_model
 
 BATCHING = st.sampled_from(["length-grouped", "packing"])
@@ -41,12 +41,16 @@ def test_a_part_of_an_epoch_is_the_beginning_of_a_longer_training(lengths: list[
     assert len(made) == pytest.approx(len(whole) * epochs / math.ceil(epochs), abs=1.001)
 
 
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple), min_size=1, max_size=5))
-def test_shared_prefix(sequences: list[tuple[int, ...]]) -> None:
-    length = shared_prefix(sequences)
-    limit = min(len(s) for s in sequences) - 1
-    assert len({s[:length] for s in sequences}) == 1
-    assert length == limit or len({s[: length + 1] for s in sequences}) > 1
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple), min_size=1, max_size=6))
+def test_a_row_holds_every_beginning_once(sequences: list[tuple[int, ...]]) -> None:
+    placed = tree([Example(ids, ()) for ids in sequences])
+    assert sorted(i for i, _ in placed) == list(range(len(sequences)))
+    before: list[tuple[int, ...]] = []
+    for i, shared in placed:
+        assert shared == max((common(sequences[i], other) for other in before), default=0)
+        before.append(sequences[i])
+    beginnings = {ids[:n] for ids in sequences for n in range(1, len(ids) + 1)}
+    assert sum(len(sequences[i]) - shared for i, shared in placed) == len(beginnings)
 
 
 @given(lengths=st.lists(st.integers(2, 500), min_size=1, max_size=12), prefix=st.integers(0, 1))
@@ -63,7 +67,7 @@ def test_at_least_nine_tenths_of_what_is_computed_is_real(seed: int, batching: s
     system = tuple(range(150))
     examples = [Example(system + (1000 + i,) * int(rng.lognormvariate(3.5, 0.6) + 2), (1,)) for i in range(400)]
     made = plan([len(example.ids) for example in examples], 8, batching, 1, seed)
-    sizes = [size([examples[i] for i in batch], batching) for batch in made]
+    sizes = [size([Item((examples[i],)) for i in batch], batching) for batch in made]
     assert sum(real for _, _, real in sizes) / sum(computed for _, computed, _ in sizes) >= 0.9
 
 
@@ -79,28 +83,25 @@ def test_logits_are_those_of_each_example_alone(network: Any, data: Any, batchin
 
     rng = random.Random(data.draw(st.integers(0, 10**6)))
     prefix = tuple(rng.randrange(900) for _ in range(data.draw(st.integers(0, 20))))
-    examples = []
-    for _ in range(data.draw(st.integers(1, 6))):
-        ids = prefix + tuple(rng.randrange(900) for _ in range(rng.randrange(2, 60)))
-        examples.append(
-            Example(ids, tuple(sorted(rng.sample(range(1, len(ids)), rng.randrange(1, len(ids))))), rng.random())
-        )
+    items = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        question = prefix + tuple(rng.randrange(900) for _ in range(rng.randrange(30)))
+        examples = []
+        for _ in range(data.draw(st.integers(1, 3))):
+            ids = question + tuple(rng.randrange(900) for _ in range(rng.randrange(2, 30)))
+            examples.append(Example(ids, tuple(sorted(rng.sample(range(1, len(ids)), rng.randrange(1, len(ids)))))))
+        items.append(Item(tuple(examples)))
 
     network.set_attn_implementation(attention)
-    batch = lay_out(examples, batching, torch.float32)
+    batch = lay_out(items, batching, torch.float32)
     inputs = {k: v for k, v in batch.items() if k in ("input_ids", "position_ids", "attention_mask")}
     with torch.no_grad():
         found = network(**inputs).logits.flatten(0, 1)[batch["positions"]]
-        alone = {i: network(input_ids=torch.tensor([example.ids])).logits[0] for i, example in enumerate(examples)}
-    expected: dict[tuple[int, ...], list[tuple[int, float, Any]]] = {}
-    for i, example in enumerate(examples):
-        for target in example.targets:
-            key = (example.ids[target], round(example.weight * 1e6))
-            expected.setdefault(key, []).append((i, target, alone[i][target - 1]))
-    labels, weights = batch["labels"].tolist(), batch["weights"].tolist()
-    assert len(labels) == sum(len(example.targets) for example in examples)
-    for logits, label, weight in zip(found, labels, weights, strict=True):
-        candidates = expected[(label, round(weight * 1e6))]
-        distances = [(logits - candidate).abs().max().item() for _, _, candidate in candidates]
-        assert min(distances) < 1e-4
-        candidates.pop(distances.index(min(distances)))
+        for owner, example in enumerate(example for item in items for example in item.examples):
+            alone = network(input_ids=torch.tensor([example.ids])).logits[0]
+            own = batch["owners"] == owner
+            assert batch["labels"][own].tolist() == [example.ids[target] for target in example.targets]
+            assert (found[own] - alone[[target - 1 for target in example.targets]]).abs().max() < 1e-4
+    if batching == "packing":
+        alone_sizes = sum(size([item], batching)[2] for item in items)
+        assert size(items, batching)[2] <= alone_sizes <= sum(len(e.ids) for item in items for e in item.examples)

@@ -1,5 +1,7 @@
 """The card: what the hub's own reader makes of it, and what it must not hold."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from huggingface_hub import ModelCard
@@ -10,12 +12,16 @@ from tasks.training.card import card
 
 TRAINING_SET = Artifact("/home/someone/sft.parquet", "5e7" * 21, 42, "sft/2")
 
+SETTINGS = Finetune(batch_size=2, gradient_accumulation=3)
 
-def made(**changes: Any) -> str:
+
+def made(
+    settings: Finetune = SETTINGS, measured: Mapping[str, float | None] = MappingProxyType({}), **changes: Any
+) -> str:
     made_of = provenance(
         {"training_set": TRAINING_SET},
         learned_from={"processed": "ab" * 32},
-        settings=Finetune(batch_size=2, gradient_accumulation=3).model_dump(mode="json"),
+        settings=settings.model_dump(mode="json"),
         base_model="Qwen/Qwen3-VL-8B-Thinking",
         base_fingerprint="0123456789abcdef",
         world_size=8,
@@ -27,7 +33,9 @@ def made(**changes: Any) -> str:
     written = {"agent": Agent(protocol="tags").model_dump(), "settings": Format().model_dump(), "inputs": {}}
     data = {"questions": 40, "formats": ["sft_best"], "provenance": written}
     return card(
-        made_of | changes, data, {"loss": 0.123456, "eval_loss": None, "seconds": 321.5, "tokens_per_second": 9.0}
+        made_of | changes,
+        data,
+        {"loss": 0.123456, "eval_loss": None, "measured": measured, "seconds": 321.5, "tokens_per_second": 9.0},
     )
 
 
@@ -61,3 +69,15 @@ def test_the_same_training_has_the_same_card_wherever_and_whenever() -> None:
     assert made() == made()
     assert "/home" not in made()
     assert "321.5" not in made()
+
+
+def test_it_says_what_kind_of_model_it_is_and_what_was_measured_on_what_was_held_out() -> None:
+    preferring = made(SETTINGS.model_copy(update={"method": "dpo"}), {"accuracy": 0.75, "margin": 0.5})
+    assert "searches documents" in preferring
+    assert "| Share of pairs held out that are told apart | 0.75 |" in preferring
+    assert "| Started from | base model |" in preferring
+    scoring = made(SETTINGS.model_copy(update={"method": "reward"}), {"spearman": 0.5, "spearman_within": None})
+    assert ModelCard(scoring).data.to_dict()["pipeline_tag"] == "text-classification"
+    assert "scores search queries" in scoring
+    assert "| Spearman's ρ with the rank score, queries held out | 0.5 |" in scoring
+    assert "| Spearman's ρ within a question, mean of those held out | – |" in scoring

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.config import Finetune
-from tasks.training.examples import encode, load_examples, sequences
+from tasks.training import sft
+from tasks.training.examples import encode, sequences
 from tests.tasks.training.training_rows import TOOLS, row
 
 END = "<|im_end|>"
@@ -121,8 +122,8 @@ def test_set_aside_never_cut(tokenizer: Any) -> None:
         row("How long?", "<search>manual</search>", gt_rank=2),
         row("How long?", "<search>pump</search>", split="val", gt_rank=3),
     ]
-    examples = load_examples(given_rows, tokenizer, Finetune(max_length=100, weight_scheme="binary"))
-    assert examples.set_aside == {"too long": 1, "nothing to learn": 1, "weight 0": 1}
-    assert len(examples.train) == len(examples.val) == 1
-    assert examples.val[0].weight == 1
-    assert re.search(r"How long\?", tokenizer.decode(examples.train[0].ids))
+    items = sft.load(given_rows, tokenizer, Finetune(max_length=100, weight_scheme="binary"))
+    assert items.set_aside == {"too long": 1, "nothing to learn": 1, "weight 0": 1}
+    assert len(items.train) == len(items.val) == 1
+    assert items.val[0].examples[0].weight == 1
+    assert re.search(r"How long\?", tokenizer.decode(items.train[0].examples[0].ids))

@@ -59,7 +59,7 @@ def whole(training_set: Artifact, model: Path, tmp_path_factory: pytest.TempPath
 
 def test_what_is_made(whole: tuple[Artifact, Artifact, dict[str, Any]], training_set: Artifact) -> None:
     adapter, curve, facts = whole
-    assert (adapter.schema, curve.schema, curve.rows) == ("adapter/1", "loss_curve/1", STEPS)
+    assert (adapter.schema, curve.schema, curve.rows) == ("adapter/1", "loss_curve/2", STEPS)
     rows = read_rows(curve)
     assert [r["step"] for r in rows] == list(range(1, STEPS + 1))
     assert rows[-1]["epoch"] == 4

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tasks.training.batches import lay_out
-from tasks.training.examples import Example
+from tasks.training.examples import Example, Item
 from tasks.training.loading import load_model, lora_modules
 from tests.tiny_model import tiny_tokenizer
 
@@ -43,7 +43,7 @@ def test_packed_it_computes_each_example_as_if_alone(seeing: Path, batching: str
     rng, network = random.Random(0), load_model(seeing, bf16=False).eval()
     prefix = tuple(rng.randrange(900) for _ in range(12))
     examples = [Example(prefix + tuple(rng.randrange(900) for _ in range(n)), (12 + n - 1,)) for n in (5, 9, 30)]
-    batch = lay_out(examples, batching, torch.float32)
+    batch = lay_out([Item((example,)) for example in examples], batching, torch.float32)
     inputs: dict[str, Any] = {k: batch[k] for k in ("input_ids", "position_ids", "attention_mask") if k in batch}
     with torch.no_grad():
         found = network(**inputs).logits.flatten(0, 1)[batch["positions"]]

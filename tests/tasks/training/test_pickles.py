@@ -36,7 +36,7 @@ def train(training_set: Artifact, model: Path, work_dir: Path, uri: str) -> list
     spec = Spec("training", training_set, str(model), "tiny", False, SETTINGS, work_dir, 1, uri)
     write_spec(spec, work_dir / "spec.json")
     steps: list[int] = []
-    program = [sys.executable, "-m", "tasks.training.sft", "--spec", str(work_dir / "spec.json")]
+    program = [sys.executable, "-m", "tasks.training.train", "--spec", str(work_dir / "spec.json")]
     launch.run(program, lambda step, *_: steps.append(step), lambda line: None)
     return steps
 
