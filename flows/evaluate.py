@@ -18,7 +18,7 @@ from flows.form import settings_flow
 from flows.serving import model_server
 from flows.summary import show_markdown, show_stages, work_dir
 from flows.verbose import show_ends, show_questions
-from tasks import artifact, config, storage
+from tasks import artifact, breakdown, config, storage
 from tasks.artifact import Artifact, load_ref, read_provenance, read_rows
 from tasks.cache import stage_key
 from tasks.collect import select
@@ -221,6 +221,9 @@ def _show(sets: Mapping[str, list[Artifact]], comparisons: Mapping[str, Artifact
         rows = read_rows(comparisons[title])
         cells = metric_cells(read_runs(results), read_provenance(comparisons[title])["resamples"])
         parts += [f"## {title or 'As it ran'}", metrics_markdown(cells), comparison_markdown(rows)]
+        if not title:
+            tables = map(read_rows, results)
+            parts.append(breakdown.markdown({table[0]["run"]: table for table in tables}))
     text = "\n\n".join(parts)
     show_markdown("Comparison", f"{text}\n\nReport: {report}")
     create_link_artifact(report if storage.is_s3(report) else f"file://{report}", key="report", link_text="Report")

@@ -62,16 +62,15 @@ def show_ends(runs: Mapping[str, Sequence[Row]]) -> None:
 
 def _show_turns(result: Row, rollout: Row, page_text: PageText, console: Console) -> None:
     wanted = _wanted(result)
-    turns = [_turn(row) for row in rollout["turns"] or []]
-    for turn in turns:
-        show_turn(turn, page_text, console, wanted)
+    for row in rollout["turns"] or []:
+        show_turn(_turn(row), page_text, console, wanted)
     if not rollout["answer"]:
         console.print(f"[yellow]no answer[/]: {rollout['outcome']} {escape(rollout['failure_detail'] or '')}")
         return
     console.print(f"[bold green]answer[/] {escape('; '.join(rollout['answer']))}")
-    seen = {(file, page) for turn in turns for search in turn.searches for _, file, page, _ in search.results}
-    for place in dict.fromkeys((cited["file"], cited["page"]) for cited in rollout["citations"] or []):
-        made_up = "" if place in seen else " [red]which no search returned[/]"
+    for cited in rollout["citations"] or []:
+        place = cited["file"], cited["page"]
+        made_up = " [red]which no search had shown[/]" if cited["seen"] is False else ""
         console.print(f"  cites {escape(_named(place))}{mark(place, wanted)}{made_up}")
 
 
@@ -79,7 +78,7 @@ def _turn(row: Row) -> Turn:
     """A stored turn."""
     searches = [
         SearchRecord(
-            **{name: search[name] for name in ("query", "searched", "read_as", "gt_rank", "rank_score")},
+            **{name: search[name] for name in SearchRecord.__slots__ if name != "results"},
             results=[(hit["rank"], hit["file"], hit["page_number"], hit["score"]) for hit in search["results"] or []],
         )
         for search in row["searches"] or []

@@ -131,7 +131,7 @@ def _scored(row: Row, searcher: Searcher, depth: int, run: str, *, asked: bool) 
     made = [] if row["status"] == "failed" else [s for turn in turns for s in turn["searches"] or []]
     retrieval = _retrieval(row, made, searcher, depth)
     anls = _anls(row) if asked else None
-    citations = _citations(row, made) if asked else _NO_CITATIONS
+    citations = _citations(row) if asked else _NO_CITATIONS
     ended = fate(
         failed=row["status"] == "failed",
         acted=valid > 0,
@@ -199,13 +199,14 @@ def _anls(row: Row) -> float | None:
     return float(anls_score(tuple(references), list(row["answer"]))) if row["answer"] else 0.0
 
 
-def _citations(row: Row, made: list[Row]) -> dict[str, Any]:
-    """Citations against the answer locations, and how many are of pages that the searches `made` returned."""
-    cited = {(place["file"], place["page"]) for place in row["citations"] or []}
+def _citations(row: Row) -> dict[str, Any]:
+    """Citations against the answer locations, and how many are of pages that a search had shown the model."""
+    cited = {(place["file"], place["page"]): place["seen"] for place in row["citations"] or []}
     pages = set_f1(cited, _pages(row))
     documents = set_f1((file for file, _ in cited), (file for file, _ in _pages(row)))
-    seen = cited.intersection(in_order_seen(map(_shown, made)))
-    return {"cited": len(cited), "cited_seen": len(seen), **_named("page", pages), **_named("document", documents)}
+    unknown = None in cited.values()
+    seen = {"cited": len(cited), "cited_seen": None if unknown else sum(cited.values())}
+    return {**seen, **_named("page", pages), **_named("document", documents)}
 
 
 def _named(what: str, values: Iterable[float | None]) -> dict[str, Any]:

@@ -14,8 +14,11 @@ Fate = Literal[
 FATES: tuple[Fate, ...] = get_args(Fate)  # the best first
 
 MEANINGS: dict[Fate, tuple[str, str]] = {
-    "correct": ("correct", "the answer is right: its ANLS* is above 0.5"),
-    "found": ("found", "a search brought a page with the answer, and there is no answer to judge: none was asked for"),
+    "correct": (
+        "correct",
+        "the answer is right: its ANLS* is above 0.5, a likeness of letters, by which a wrong digit may pass",
+    ),
+    "found": ("found", "a search brought a page with the answer, and nothing tells whether an answer is right"),
     "answered_wrong": ("cited but answered wrong", "such a page was found and cited, and the answer is wrong"),
     "not_cited": ("retrieved but not cited", "such a page was found, and the wrong answer cites others or none"),
     "out_of_turns": ("out of turns", "such a page was found, and turns or context ended before an answer"),

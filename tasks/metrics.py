@@ -132,7 +132,7 @@ METRICS: tuple[Metric, ...] = (
         "share",
         True,
         _over_all(lambda ranks, pages, _: len(ranks) / pages, "seen_ranks", 0),
-        "share of all pages with the answer that any search showed to the agent",
+        "share of all pages with the answer that any search returned",
     ),
     Metric(
         "ndcg_seen",
@@ -140,7 +140,7 @@ METRICS: tuple[Metric, ...] = (
         "share",
         True,
         _over_all(ndcg_at, "seen_ranks", 10),
-        "the same as nDCG@10, of the pages in the order in which the agent was first shown them",
+        "the same as nDCG@10, of the pages in the order in which searches first returned them",
     ),
     Metric(
         "correct",
@@ -200,15 +200,15 @@ METRICS: tuple[Metric, ...] = (
         "share",
         False,
         _rate("cited_seen", "cited"),
-        "of all pages cited, those that a search of the rollout returned",
+        "of all pages cited, those that a search of the rollout had shown the model",
     ),
     Metric(
         "fabricated",
         "Fabricated citations a question",
         "number",
         False,
-        lambda row: None if row["cited"] is None else (row["cited"] - row["cited_seen"], 1),
-        "pages cited that no search of the rollout returned",
+        lambda row: None if row["cited_seen"] is None else (row["cited"] - row["cited_seen"], 1),
+        "pages cited that no search of the rollout had shown the model",
     ),
     Metric(
         "zero_results",

@@ -136,6 +136,29 @@ def rank_bars(ranks: Ranks, depth: int = 10) -> str:
     return svg[0]
 
 
+def search_bars(searches: Ranks) -> str:
+    """Share of all questions by the number of the first search that found the page, bars of all runs side by side.
+
+    Args:
+        searches: by run, for each question the number of that search from 1, or None where no search found the page.
+    """
+    svg: list[str] = []
+    last = max((number for found in searches.values() for number in found if number is not None), default=1)
+    never = ", ".join(f"{run} {sum(n is None for n in found)} of {len(found)}" for run, found in searches.items())
+    with _figure(3.0, f"Searches until the page was found; never: {never}", svg) as axes:
+        width = 0.8 / len(searches)
+        for number, (run, found) in enumerate(searches.items()):
+            shares = [100 * sum(n == step for n in found) / len(found) for step in [*range(1, last + 1), None]]
+            x = [k + (number + 0.5) * width - 0.4 for k in [*range(1, last + 1), last + 1.4]]
+            axes.bar(x, shares, width * 0.92, color=_colour(number), label=run)
+        axes.set_xticks([*range(1, last + 1), last + 1.4], [*map(str, range(1, last + 1)), "never"])
+        axes.tick_params(axis="x", length=0)
+        axes.set(xlabel="first search that found the page", ylabel="% of all questions")
+        axes.grid(axis="y")
+        axes.legend(frameon=False, loc="upper center", ncols=3, handlelength=0.9, handleheight=0.9)
+    return svg[0]
+
+
 def forest(rows: Sequence[Mapping[str, Any]]) -> str:
     """Differences of one pair of runs, a row a metric, with 95 % intervals: right of 0 is better.
 

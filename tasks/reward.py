@@ -110,7 +110,7 @@ def ndcg_at(ranks: Sequence[int], wanted: int, k: int) -> float:
 
 
 def in_order_seen(searches: Iterable[Sequence[Page]]) -> list[Page]:
-    """The pages of several searches as one ranking: in the order in which they were first shown, each once."""
+    """The pages of several searches as one ranking: in the order in which they first came, each once."""
     return list(dict.fromkeys(page for results in searches for page in results))
 
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks import compare, plots
+from tasks import breakdown, compare, plots
 from tasks.artifact import Artifact, provenance, read_provenance, read_rows, write_folder
-from tasks.metrics import BY_NAME, HEADLINE, METRICS, show, show_interval
+from tasks.fate import FATES, MEANINGS
+from tasks.metrics import BY_NAME, HEADLINE, METRICS, show, show_interval, wanted
 from tasks.report.browser import embedded
 from tasks.runs import Cell, metric_cells, read_runs
 
@@ -43,6 +44,8 @@ _SECTIONS = {
         *("searches_to_success", "first_hit_rank", "mrr_survivors"),
     ),
 }
+_BY_CATEGORY = ("hit_at_1", "mrr_first", "success", "correct")
+_COLOURS = 6  # as many as report.css names
 _MARKS = {"improved": "▲", "worse": "▼", "cannot tell": "≈"}
 
 
@@ -112,6 +115,12 @@ def render(
         main=_table(cells, differences),
         pairs=_pairs(differences),
         figures=list(_figures(tables, statistics, loss_curve)),
+        ends=_ends(tables),
+        passages=_passages(differences, tables),
+        categories=_categories(tables, made["resamples"]),
+        fewest_groups=breakdown.FEWEST_GROUPS,
+        costs=_costs(tables),
+        several_pages=sum(wanted(row) > 1 for row in next(iter(tables.values()))),
         rescored=[(title, *_rescored(runs, other, made["resamples"])) for title, (runs, other) in rescored.items()],
         questions=len(next(iter(tables.values()))),
         groups=differences[0]["groups"] if differences else 0,
@@ -160,7 +169,7 @@ def _headline(differences: Sequence[Row], tables: Mapping[str, Sequence[Row]]) -
 def _tile(number: int, cell: Cell) -> dict[str, Any]:
     return {
         "run": cell.run,
-        "number": number % 6,
+        "number": number % _COLOURS,
         "share": show(cell.metric, cell.mean),
         "interval": show_interval(cell.metric, cell.low, cell.high),
         "mean": round(100 * cell.mean, 2),
@@ -224,6 +233,92 @@ def _pairs(differences: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
+def _ends(tables: breakdown.Tables) -> dict[str, Any]:
+    """How questions ended: a row an end that occurs, a column a run."""
+    counted = breakdown.ends(tables)
+    rows = [
+        {
+            "label": MEANINGS[name][0],
+            "meaning": MEANINGS[name][1],
+            "cells": [
+                (
+                    counts[name],
+                    f"{100 * counts[name] / counts.total():.1f} %",
+                    round(100 * counts[name] / counts.total()),
+                )
+                for counts in counted.values()
+            ],
+        }
+        for name in FATES
+        if any(counts[name] for counts in counted.values())
+    ]
+    numbers = [list(tables).index(run) % _COLOURS for run in counted]
+    return {"runs": list(zip(counted, numbers, strict=True)), "rows": rows}
+
+
+def _passages(differences: Sequence[Row], tables: breakdown.Tables) -> dict[str, Any] | None:
+    """What became of the questions from the run before to the last run: rows by the end before, columns by that after."""
+    row = compare.headline(differences)
+    moved = breakdown.passages(tables[row["baseline"]], tables[row["run"]]) if row else None
+    if not row or not moved:
+        return None
+    before, after = ([name for name in FATES if any(pair[side] == name for pair in moved)] for side in (0, 1))
+    most = max(moved.values())
+    return {
+        "before": row["baseline"],
+        "after": row["run"],
+        "columns": [MEANINGS[name][0] for name in after],
+        "rows": [
+            {
+                "label": MEANINGS[old][0],
+                "cells": [
+                    {
+                        "n": moved[old, new],
+                        "tint": round(60 * moved[old, new] / most),
+                        "kind": "same" if old == new else "better" if FATES.index(new) < FATES.index(old) else "worse",
+                    }
+                    for new in after
+                ],
+                "total": sum(moved[old, new] for new in after),
+            }
+            for old in before
+        ],
+        "totals": [sum(moved[old, new] for old in before) for new in after],
+        "questions": moved.total(),
+    }
+
+
+def _categories(tables: breakdown.Tables, resamples: int) -> dict[str, Any] | None:
+    """The chosen metrics by category, in the shape of the metric table."""
+    found = breakdown.categories(tables, resamples)
+    sections: list[tuple[str, list[dict[str, Any]]]] = []
+    for metric in _BY_CATEGORY:
+        rows: list[dict[str, Any]] = [
+            {
+                "label": category.name,
+                "n": category.questions,
+                "few": category.groups < breakdown.FEWEST_GROUPS,
+                "cells": [_shown(category.cells.get((metric, run))) for run in tables],
+            }
+            for category in found
+        ]
+        if any(cell for row in rows for cell in row["cells"]):
+            sections.append((BY_NAME[metric].label, rows))
+    return {"runs": list(tables), "sections": sections} if sections else None
+
+
+def _costs(tables: breakdown.Tables) -> list[dict[str, Any]]:
+    return [
+        {
+            "run": run,
+            "number": number % _COLOURS,
+            "rows": [(c.name, *map(breakdown.show_cost, (c.a_question, c.a_found, c.a_right))) for c in spent],
+        }
+        for number, (run, rows) in enumerate(tables.items())
+        if (spent := breakdown.costs(rows))
+    ]
+
+
 def _figures(
     tables: Mapping[str, Sequence[Row]], statistics: Mapping[str, Any] | None, loss_curve: Sequence[Row]
 ) -> Iterator[tuple[str, str, str]]:
@@ -239,6 +334,15 @@ def _figures(
         "Every question counts; “missed” are those whose page is not among the first ten.",
         plots.rank_bars(ranks),
     )
+    searches = {
+        run: [row["searches_to_success"] for row in rows] for run, rows in tables.items() if rows[0]["best_known"]
+    }
+    if any(row["searches"] > 1 for rows in tables.values() for row in rows):
+        yield (
+            "How many searches did it take?",
+            "Every question by the number of the first search that showed the agent a page with the answer.",
+            plots.search_bars(searches),
+        )
     if statistics and statistics["rank_score"]:
         yield (
             "What was there to learn from?",

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tasks.fate import MEANINGS
+
 Row = Mapping[str, Any]
 
 MAX_BYTES = 4_000_000
@@ -63,6 +65,7 @@ def _question(
             {
                 "first": found[question_id]["first_rank"],
                 "best": found[question_id]["best_rank"] if found[question_id]["best_known"] else None,
+                "end": MEANINGS[fate][0] if (fate := found[question_id]["fate"]) else None,
                 "query": _cut(found[question_id]["first_query"], _TEXT),
                 "rollout": _rollout(rollouts.get(run, {}).get(question_id), wanted),
             }
@@ -74,6 +77,7 @@ def _question(
 def _rollout(row: Row | None, wanted: set[tuple[str, int]]) -> dict[str, Any] | None:
     if row is None:
         return None
+    cited = {(place["file"], place["page"]): place["seen"] for place in row["citations"] or []}
     return {
         "failed": row["status"] == "failed",
         "outcome": row["outcome"],
@@ -81,9 +85,7 @@ def _rollout(row: Row | None, wanted: set[tuple[str, int]]) -> dict[str, Any] | 
         "seconds": None if row["elapsed_s"] is None else round(row["elapsed_s"], 1),
         "turns": [_turn(turn, wanted) for turn in row["turns"] or []],
         "answer": _cut(", ".join(row["answer"] or []), _LONG) or None,
-        "cited": [
-            [place["file"], place["page"], (place["file"], place["page"]) in wanted] for place in row["citations"] or []
-        ],
+        "cited": [[*page, page in wanted, seen] for page, seen in cited.items()],
     }
 
 

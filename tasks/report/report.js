@@ -44,7 +44,8 @@
     if (record.failed)
       parts.push(make("div", { class: "turn failure" }, `The rollout failed: ${record.outcome}. ${record.detail || ""}`));
     if (record.answer !== null) {
-      const cited = record.cited.map(([file, number, right]) => make("span", right ? { class: "hit" } : {}, page([file, number])));
+      const cited = record.cited.map(([file, number, right, seen]) =>
+        make("span", right ? { class: "hit" } : {}, page([file, number]), seen === false ? make("i", { class: "failure" }, " (no search had shown it)") : null));
       parts.push(
         make("div", { class: "turn" }, make("p", {}, make("b", {}, "Answer: "), record.answer),
           cited.length ? make("p", { class: "cited" }, "Cites: ", ...cited) : null),
@@ -75,7 +76,7 @@
     const best = run.best !== null && run.best !== run.first ? `, best search ${rank(run.best)}` : "";
     return make("section", { class: `side run-${number % 6}`, "aria-label": data.runs[number] },
       make("h4", { class: `run-${number % 6}` }, data.runs[number]),
-      make("p", { class: "ranks" }, `First search: ${rank(run.first)}${best}`),
+      make("p", { class: "ranks" }, `${run.end ? `${run.end} · ` : ""}first search ${rank(run.first)}${best}`),
       ...rollout(run).filter(Boolean));
   };
 
@@ -115,7 +116,8 @@
       (question) =>
         words.every((word) => question.haystack.includes(word)) &&
         ($("category").value === "" || question.category === $("category").value) &&
-        CHANGES[$("change").value][1](question),
+        CHANGES[$("change").value][1](question) &&
+        ($("end").value === "" || question.runs[Number($("after").value)].end === $("end").value),
     );
     $("list").replaceChildren(...wanted.map(entry));
     const cut = data.questions.length < data.all ? `, of ${data.all} measured; those that changed were kept first` : "";
@@ -140,8 +142,10 @@
   options($("after"), runs, String(last));
   const categories = [...new Set(data.questions.map((question) => question.category))].filter(Boolean).sort();
   options($("category"), [["", "all"], ...categories.map((name) => [name, name])], "");
+  const ends = [...new Set(data.questions.flatMap((question) => question.runs.map((run) => run.end)))].filter(Boolean).sort();
+  options($("end"), [["", "anyhow"], ...ends.map((name) => [name, name])], "");
   options($("change"), Object.entries(CHANGES).map(([name, [text]]) => [name, text]), "all");
-  for (const id of ["find", "before", "after", "category", "change"]) $(id).addEventListener("input", update);
+  for (const id of ["find", "before", "after", "category", "change", "end"]) $(id).addEventListener("input", update);
   const linked = decodeURIComponent(location.hash.replace(/^#question=/, ""));
   current = data.questions.find((question) => question.id === linked) || null;
   $("browser").hidden = false;

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import config
+from tasks.agent.trajectory import cited
 from tasks.artifact import Artifact, provenance, read_provenance, read_rows, table_of, write_table
 from tasks.compare import compare
 from tasks.errors import ArtifactError, InputError
@@ -81,6 +82,7 @@ def turn(searcher: Searcher, asked: dict[str, Any], *queries: str, failure: str 
                 "results": results,
                 "gt_rank": min(ranks, default=None),
                 "rank_score": 0.0,
+                "shown": True,
             }
         )
     return {
@@ -109,6 +111,7 @@ def rollout(asked: dict[str, Any], *turns: dict[str, Any], **others: Any) -> dic
             "completion_tokens": 5,
             "elapsed_s": 0.1,
             **others,
+            "citations": cited([(c["file"], c["page"]) for c in others.get("citations", ())], turns, 0),
         },
     )
 

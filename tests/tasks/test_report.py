@@ -81,6 +81,11 @@ def results(folder: Path, run: str, ranks: Sequence[int | None]) -> Artifact:
             **dict.fromkeys(TABLES["results/2"].names),
             **question(number),
             "run": run,
+            "fate": "found" if rank and rank <= 3 else "never_retrieved",
+            "category": "table" if number < 20 else "chart",
+            "turns": None if run == "question" else 2,
+            "valid_turns": None if run == "question" else 1,
+            "prompt_tokens": None if run == "question" else 700,
             "first_query": f"{run} {number} {ATTACK}",
             "first_rank": rank,
             "first_ranks": [rank] if rank else [],
@@ -135,7 +140,7 @@ def rollout(number: int, rank: int | None, text: str = ATTACK) -> dict[str, Any]
         "top_k": 3,
         "turns": [turn],
         "answer": [text],
-        "citations": [{"file": text, "page": 1}],
+        "citations": [{"file": text, "page": 1, "seen": False}],
         "elapsed_s": 1.5,
     }
 
@@ -190,6 +195,14 @@ def test_every_part_is_there(page: str) -> None:
         "operator or, boosts 3.0, 1.0",
         "24 groups here",
         "mrr_survivors (reference)",
+        # the reference pipeline's metrics by its names
+        *("Success rate", "Iterations to success", "First-hit rank", "MRR", "Hit@1", "Hit@10"),
+        *("Recall@10", "nDCG@10", "Turns with a valid action", "Each question has one page with the answer"),
+        "never retrieved",
+        "how it ended with base; across, how it ended with adapter",
+        "table 20 25.0 % [",
+        "chart 4 25.0 % too few",
+        "Prompt tokens 700 1,400 – 700 700 –",
     ):
         assert part in text
 
@@ -226,7 +239,9 @@ def test_it_loads_nothing(page: str) -> None:
 @given(st.text(max_size=40))
 @settings(max_examples=50, deadline=None)
 def test_any_text_comes_back_as_it_was_and_cannot_end_the_script(text: str) -> None:
-    rows = [{**question(0), "first_rank": None, "best_rank": None, "best_known": True, "first_query": text}]
+    rows = [
+        {**question(0), "fate": None, "first_rank": None, "best_rank": None, "best_known": True, "first_query": text}
+    ]
     embedded = browser.embedded({"base": rows}, {"base": [rollout(0, None, text)]})
     assert not set("<>&") & set(embedded)
     run = json.loads(embedded)["questions"][0]["runs"][0]
@@ -238,7 +253,7 @@ def test_too_much_is_cut_and_said_with_changed_questions_kept_first(monkeypatch:
     monkeypatch.setattr(browser, "MAX_BYTES", 40_000)
 
     def rows(ranks: Sequence[int | None]) -> list[dict[str, Any]]:
-        known = {"best_rank": None, "best_known": True, "first_query": "words"}
+        known = {"fate": None, "best_rank": None, "best_known": True, "first_query": "words"}
         return [{**question(n), **known, "first_rank": rank} for n, rank in enumerate(ranks)]
 
     before: list[int | None] = [None] * 60

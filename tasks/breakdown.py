@@ -1,0 +1,124 @@
+"""Results taken apart: how questions ended, what became of them from one run to the next, by category, and what it cost."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.fate import FATES, MEANINGS, Fate
+from tasks.runs import Cell, metric_cells, runs_of
+
+Row = Mapping[str, Any]
+Tables = Mapping[str, Sequence[Row]]  # rows of results/2 by run
+
+# Below six groups of questions no difference can have p < 0.05: all swaps of five give 2 / 2⁵ at the least
+# (tasks/bootstrap.py), and an interval over so few says little more.
+FEWEST_GROUPS = 6
+MOST_CATEGORIES = 12
+_SPENT = {
+    "Prompt tokens": "prompt_tokens",
+    "Generated tokens": "completion_tokens",
+    "Seconds": "elapsed_s",
+    "Model calls": "turns",
+    "Searches": "searches",
+}
+
+
+def ends(tables: Tables) -> dict[str, Counter[Fate]]:
+    """How many questions of each run ended in which way; runs that were only ranked again have none."""
+    counted = {run: Counter(row["fate"] for row in rows if row["fate"]) for run, rows in tables.items()}
+    return {run: counts for run, counts in counted.items() if counts}
+
+
+def passages(before: Sequence[Row], after: Sequence[Row]) -> Counter[tuple[Fate, Fate]]:
+    """How many questions ended in one way in the run before and in the other way in the run after."""
+    earlier = {row["question_id"]: row["fate"] for row in before}
+    pairs = ((earlier[row["question_id"]], row["fate"]) for row in after)
+    return Counter((old, new) for old, new in pairs if old and new)
+
+
+@dataclass(frozen=True)
+class Category:
+    """The questions of one category: how many, in how many groups that share documents, and the metrics of each run."""
+
+    name: str
+    questions: int
+    groups: int
+    cells: Mapping[tuple[str, str], Cell]  # by metric and run; without intervals where there are too few groups
+
+
+def categories(tables: Tables, resamples: int) -> list[Category]:
+    """Metrics by question category, the largest first. What has no category, and all beyond the largest, are put together.
+
+    Nothing when all questions are of one category.
+    """
+    rows = next(iter(tables.values()))
+    sizes = Counter(row["category"] or "no category" for row in rows)
+    if len(sizes) < 2:
+        return []
+    ordered = sorted(sizes, key=lambda name: (-sizes[name], name))
+    rest = f"{len(ordered) - MOST_CATEGORIES} other categories" if len(ordered) > MOST_CATEGORIES + 1 else None
+    names = {name: name if rest is None or place < MOST_CATEGORIES else rest for place, name in enumerate(ordered)}
+    return [_category(name, tables, names, resamples) for name in dict.fromkeys(names.values())]
+
+
+def _category(name: str, tables: Tables, names: Mapping[str, str], resamples: int) -> Category:
+    chosen = [
+        sorted(
+            (row for row in rows if names[row["category"] or "no category"] == name), key=lambda row: row["question_id"]
+        )
+        for rows in tables.values()
+    ]
+    runs = runs_of(chosen)
+    cells = metric_cells(runs, resamples)
+    if runs.groups < FEWEST_GROUPS:
+        cells = [Cell(cell.metric, cell.run, cell.n, cell.mean, None, None) for cell in cells]
+    return Category(name, runs.questions, runs.groups, {(cell.metric, cell.run): cell for cell in cells})
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run spent of one thing: a question, a question whose page was found, a right answer; None where there is none."""
+
+    name: str
+    a_question: float
+    a_found: float | None
+    a_right: float | None
+
+
+def costs(rows: Sequence[Row]) -> list[Cost]:
+    """What a run's model spent on all its questions, the failed ones too, shared out; nothing for a run without a model."""
+    spent = [row for row in rows if row["turns"] is not None]
+    found = sum(row["searches_to_success"] is not None for row in spent)
+    right = sum(row["fate"] == "correct" for row in spent)
+    totals = {name: sum(row[column] or 0 for row in spent) for name, column in _SPENT.items()}
+    return [
+        Cost(name, total / len(spent), total / found if found else None, total / right if right else None)
+        for name, total in totals.items()
+        if spent
+    ]
+
+
+def show_cost(value: float | None) -> str:
+    """An amount as people read it, a dash where there was nothing to share out among."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def markdown(tables: Tables) -> str:
+    """How questions ended and what they cost, as Markdown tables with a column a run."""
+    counted = ends(tables)
+    lines = ["| questions that ended | " + " | ".join(counted) + " |", "|---|" + "---:|" * len(counted)]
+    for name in FATES:
+        if any(counts[name] for counts in counted.values()):
+            shares = [f"{counts[name]} ({100 * counts[name] / counts.total():.1f} %)" for counts in counted.values()]
+            lines.append(f"| {MEANINGS[name][0]} | " + " | ".join(shares) + " |")
+    spent = {run: made for run, rows in tables.items() if (made := costs(rows))}
+    if spent:
+        lines += ["", "| a question / a found page / a right answer | " + " | ".join(spent) + " |"]
+        lines.append("|---|" + "---:|" * len(spent))
+        for row in zip(*spent.values(), strict=True):
+            amounts = [" / ".join(map(show_cost, (c.a_question, c.a_found, c.a_right))) for c in row]
+            lines.append(f"| {row[0].name} | " + " | ".join(amounts) + " |")
+    return "\n".join(lines)
