@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 
 from prefect import Task
 from prefect.runtime import flow_run
+from rich.console import Console
+from rich.markdown import Markdown
 
 from flows.form import settings_flow
 from flows.serving import model_server, refuse_other_prompt
-from flows.summary import show_stages, work_dir
-from tasks import artifact, config, nights, storage
+from flows.summary import show_markdown, show_stages, work_dir
+from tasks import artifact, config, nights, statistics, storage
 from tasks import collect as shards
 from tasks.artifact import Artifact, load_ref
 from tasks.cache import stage_key
@@ -150,5 +152,8 @@ def collect(settings: config.CollectRun) -> list[StageRun]:
         runs = [collected(root, settings, connect, adapter, title)]
     if settings.collect.dt is None:  # nights are found by their dates, and must not come between an improve's stages
         artifact.save_ref(root, "trajectories", runs[0].artifacts["trajectories"])
+    turns = statistics.turns_markdown(runs[0].artifacts["trajectories"])
+    show_markdown("Turns of the rollouts", turns)
+    Console(stderr=True).print(Markdown(turns))
     show_stages(runs)
     return runs

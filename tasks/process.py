@@ -204,12 +204,8 @@ def _measure(row: Row, scored: Row | None, kept: bool) -> Rollout:
         turns=len(row["turns"]),
         valid_turns=sum(turn["failure"] is None for turn in row["turns"]),
         turn_failures=tuple(turn["failure"] for turn in row["turns"] if turn["failure"]),
-        read_by=tuple(_reader(turn) for turn in row["turns"] if turn["read_by"]),
+        read_by=tuple(statistics.reader(turn) for turn in row["turns"] if turn["read_by"]),
     )
-
-
-def _reader(turn: Row) -> str:
-    return f"{turn['read_by']}, repaired" if turn["repaired"] else turn["read_by"]
 
 
 def _candidates(row: Row, scored: Row) -> Iterator[pairs.Candidate]:

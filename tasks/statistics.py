@@ -209,6 +209,33 @@ def markdown(statistics: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def turns_markdown(trajectories: Artifact) -> str:
+    """How the turns of a collection ended, as a Markdown table: what `markdown` says of them, before anything is processed."""
+    columns = [f"turns.list.element.{name}" for name in ("failure", "read_by", "repaired")]
+    ended: Counter[str] = Counter()
+    read: Counter[str] = Counter()
+    for table in artifact.read_batches(trajectories, ["status", *columns]):
+        for row in table.to_pylist():
+            for turn in row["turns"] if row["status"] == "finished" else ():
+                ended[turn["failure"] or "valid action"] += 1
+                if turn["read_by"]:
+                    read[reader(turn)] += 1
+    valid = ended.pop("valid action", 0)
+    total = valid + ended.total()
+    rows = [
+        ("Turns of finished rollouts", str(total), ""),
+        ("with a valid action", str(valid), _percent(_share(valid, total))),
+    ]
+    rows += [(f"without: {name}", str(n), _percent(_share(n, total))) for name, n in _counts(ended.elements()).items()]
+    rows += [(f"read by: {name}", str(n), _percent(_share(n, total))) for name, n in _counts(read.elements()).items()]
+    return _table(("", "n", "share"), rows) + "\n"
+
+
+def reader(turn: Mapping[str, Any]) -> str:
+    """Who read a turn's action, and whether broken JSON had to be mended."""
+    return f"{turn['read_by']}, repaired" if turn["repaired"] else turn["read_by"]
+
+
 def _section(title: str, counts: Counts) -> list[str]:
     total = sum(counts.values())
     if not total:

@@ -83,26 +83,29 @@ TOOLS: tuple[Mapping[str, Any], ...] = (
     },
 )
 
-# what guided decoding demands of a call's arguments: short enough to be whole before the tokens run out
+# What guided decoding demands of a call's arguments: short enough to be whole before the tokens run out. The query's form is a
+# regular expression, because xgrammar allows no quotes in the strings of a schema that limits their length.
+_QUERY = r'\{"query": "([^"\\\x00-\x1f\s]|\\")([^"\\\x00-\x1f]|\\"){0,119}"\}'
 _TEXT = {"type": "string", "minLength": 1, "maxLength": 120}
+_FILE = {"type": "string", "minLength": 1, "maxLength": 255}
 _CITED = {
     "type": "object",
-    "properties": {
-        "file": {"type": "string", "minLength": 1, "maxLength": 255},
-        "page": {"type": "integer", "minimum": 1},
-    },
+    "properties": {"file": _FILE, "page": {"type": "integer", "minimum": 1}},
     "required": ["file", "page"],
     "additionalProperties": False,
 }
-_GUIDES: Mapping[str, tuple[str, Mapping[str, Mapping[str, Any]]]] = {
-    "search": ("search_documents", {"query": _TEXT}),
-    "answer": (
-        "provide_answer",
-        {
-            "answer": {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": 5},
-            "citations": {"type": "array", "items": _CITED, "maxItems": 3},
-        },
-    ),
+_ANSWER = {
+    "type": "object",
+    "properties": {
+        "answer": {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": 5},
+        "citations": {"type": "array", "items": _CITED, "maxItems": 3},
+    },
+    "required": ["answer", "citations"],
+    "additionalProperties": False,
+}
+_GUIDES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "search": ("search_documents", {"type": "regex", "pattern": _QUERY}),
+    "answer": ("provide_answer", {"type": "json_schema", "json_schema": _ANSWER}),
 }
 
 
@@ -124,10 +127,9 @@ def options(actions: Actions, guided: bool) -> Mapping[str, Any]:
 def _guide(actions: Actions) -> dict[str, Any]:
     """One call of the tools of these actions, as `call_text` writes it, in the terms of xgrammar's structural tags."""
     tags = []
-    for name, properties in (_GUIDES[action] for action in actions):
+    for name, arguments in (_GUIDES[action] for action in actions):
         begin, end = call_text(name, "|").split("|")
-        schema = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
-        tags.append({"begin": begin, "content": {"type": "json_schema", "json_schema": schema}, "end": end})
+        tags.append({"begin": begin, "content": arguments, "end": end})
     return {
         "type": "tags_with_separator",
         "tags": tags,

@@ -18,6 +18,7 @@ from tasks.artifact import Artifact
 from tasks.errors import ArtifactError
 from tasks.reparse import markdown, read_changes, reparse
 from tasks.search.index import build_index, open_index
+from tasks.statistics import turns_markdown
 from tests.model_server import ModelServer, Reply
 
 PAGES = {("pump.pdf", 1): "Safety of the Orion pump.", ("pump.pdf", 2): "The pump stays below 85 degrees."}
@@ -141,6 +142,8 @@ def test_what_is_read_now_is_searched_but_was_not_shown(
     assert [(len(t["searches"]), t["failure"]) for t in still["turns"]] == [(1, None), (1, None), (0, "not_an_answer")]
     assert still["outcome"] == "out_of_turns"
     assert read_changes(changes)["turns"] == {"none → search": 3}
+    assert "| with a valid action | 4 | 66.7% |" in turns_markdown(again)
+    assert "| read by: reparse, repaired | 3 | 50.0% |" in turns_markdown(again)
     assert "| Turns with a valid action, after | 4 of 6 (66.7%) |" in markdown(read_changes(changes))
 
 

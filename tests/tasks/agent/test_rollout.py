@@ -187,6 +187,9 @@ async def test_guided_turns_may_be_nothing_but_a_search_or_an_answer(searcher: S
     names = [[re.findall(r'"name": "(\w+)"', tag["begin"]) for tag in guide["format"]["tags"]] for guide in guides]
     assert names == [[["search_documents"], ["provide_answer"]], [["provide_answer"]]]
     assert [request["tool_choice"] for request in server.requests] == ["auto", "auto"]
+    queries = ['{"query": "a b"}', '{"query": "\\"a\\" b"}', '{"query": " "}', '{"query": "a\\"}', "{}"]
+    pattern = guides[0]["format"]["tags"][0]["content"]["pattern"]
+    assert [bool(re.fullmatch(pattern, query)) for query in queries] == [True, True, False, False, False]
     # what begins and ends as the guide demands is a call in its one form
     search = guides[0]["format"]["tags"][0]
     assert parse_tools(f'{search["begin"]}{{"query": "x"}}{search["end"]}').queries == ["x"]
