@@ -22,10 +22,10 @@ import torch
 
 from tasks.config import Finetune
 from tasks.training.examples import Example, Item, Items, Pair, Row, encode, unusable
-from tasks.training.method import Batch, Columns, Reference, compared, mean, sums
+from tasks.training.method import Batch, Columns, compared, mean, sums
 from tasks.training.weights import weigh
 
-SCALAR = False
+SCALAR, REFERENCE = False, True
 
 
 def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune) -> Items:
@@ -71,9 +71,10 @@ def terms(items: Sequence[Item], batch: Batch, settings: Finetune) -> Batch:
     return compared(items)
 
 
-def columns(logits: torch.Tensor, batch: Batch, settings: Finetune, reference: Reference) -> Columns:
+def columns(logits: torch.Tensor, batch: Batch, settings: Finetune, reference: torch.Tensor | None) -> Columns:
     """Of each pair its loss, and its margin β · Δ."""
-    gained = sums(_log_p(logits, batch) - _log_p(reference(), batch), batch)
+    assert reference is not None
+    gained = sums(_log_p(logits, batch) - _log_p(reference, batch), batch)
     margin = settings.beta * (gained[batch["better"]] - gained[batch["worse"]])
     wanted = settings.margin_scale * batch["gaps"]
     return {"loss": -torch.nn.functional.logsigmoid(margin - wanted), "margin": margin}

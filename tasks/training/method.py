@@ -1,16 +1,18 @@
 """What a training method is: a module (tasks/training/sft.py, dpo.py, reward.py) that says what is learned and measured.
 
-    SCALAR   whether the model has one score for a head instead of its vocabulary
-    load     rows of the training set → items, some to learn from and some to measure on
-    terms    what a batch of items holds beside its tokens (tasks/training/batches.py); of it "weights" [n], one for each of
-             the batch's n units (tokens of sft, pairs of dpo, …), which are what a step's loss is a weighted mean over
-    columns  what the model says of the learned tokens, [N, vocabulary] or [N, 1] → numbers by name, "loss" [n] among them
-    metrics  the columns of all items that are measured on → what is told of them, "loss" among it
+    SCALAR     whether the model has one score for a head instead of its vocabulary
+    REFERENCE  whether the model that training starts from is asked too
+    load       rows of the training set → items, some to learn from and some to measure on
+    terms      what a batch of items holds beside its tokens (tasks/training/batches.py); of it "weights" [n], one for each of
+               the batch's n units (tokens of sft, pairs of dpo, …), which are what a step's loss is a weighted mean over
+    columns    what the model, and the reference, say of the learned tokens, [N, vocabulary] or [N, 1] → numbers by name,
+               "loss" [n] among them
+    metrics    the columns of all items that are measured on → what is told of them, "loss" among it
 
 Everything else (tasks/training/train.py, trainer.py) is the same for all of them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,20 +22,21 @@ from tasks.training.examples import Item, Items, Row
 
 Batch = dict[str, torch.Tensor]
 Columns = dict[str, torch.Tensor]
-Reference = Callable[[], torch.Tensor]
-"""() → what the model that training started from says of the batch's learned tokens; nothing is learned through it."""
 
 
 class Method(Protocol):
     """A module as described above."""
 
     SCALAR: bool
+    REFERENCE: bool
 
     def load(self, rows: Sequence[Row], tokenizer: Any, settings: Finetune) -> Items: ...
 
     def terms(self, items: Sequence[Item], batch: Batch, settings: Finetune) -> Batch: ...
 
-    def columns(self, logits: torch.Tensor, batch: Batch, settings: Finetune, reference: Reference) -> Columns: ...
+    def columns(
+        self, logits: torch.Tensor, batch: Batch, settings: Finetune, reference: torch.Tensor | None
+    ) -> Columns: ...
 
     def metrics(self, items: Sequence[Item], measured: Mapping[str, Sequence[float]]) -> Mapping[str, float | None]: ...
 

@@ -20,9 +20,9 @@ import torch
 
 from tasks.config import Finetune
 from tasks.training.examples import Example, Item, Items, Pair, Row, encode, unusable
-from tasks.training.method import Batch, Columns, Reference, compared, mean
+from tasks.training.method import Batch, Columns, compared, mean
 
-SCALAR = True
+SCALAR, REFERENCE = True, False
 
 
 def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune) -> Items:
@@ -78,7 +78,7 @@ def terms(items: Sequence[Item], batch: Batch, settings: Finetune) -> Batch:
     return {"scores": scores, "weights": torch.ones(len(scores))}
 
 
-def columns(logits: torch.Tensor, batch: Batch, settings: Finetune, reference: Reference) -> Columns:
+def columns(logits: torch.Tensor, batch: Batch, settings: Finetune, reference: torch.Tensor | None) -> Columns:
     """The model's score of each query, [E], and the loss of each query or pair."""
     given = torch.zeros_like(logits[:, 0]).index_copy(0, batch["owners"], logits[:, 0]).float()
     if settings.reward_loss == "pairs":

@@ -11,10 +11,10 @@ import torch
 
 from tasks.config import Finetune
 from tasks.training.examples import Example, Item, Items, Row, encode, unusable
-from tasks.training.method import Batch, Columns, Reference, mean
+from tasks.training.method import Batch, Columns, mean
 from tasks.training.weights import weigh
 
-SCALAR = False
+SCALAR, REFERENCE = False, False
 
 
 def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune) -> Items:
@@ -52,7 +52,7 @@ def terms(items: Sequence[Item], batch: Batch, settings: Finetune) -> Batch:
     return {"weights": torch.tensor([examples[owner].weight for owner in batch["owners"].tolist()])}
 
 
-def columns(logits: torch.Tensor, batch: Batch, settings: Finetune, reference: Reference) -> Columns:
+def columns(logits: torch.Tensor, batch: Batch, settings: Finetune, reference: torch.Tensor | None) -> Columns:
     """−log p of each learned token, [N]."""
     return {"loss": torch.nn.functional.cross_entropy(logits.float(), batch["labels"], reduction="none")}
 

@@ -51,9 +51,8 @@ class Trainer(SFTTrainer):
 
     def _columns(self, model: Any, inputs: Batch) -> Columns:
         """What the method computes of a batch."""
-        return self._method.columns(
-            self._logits(model, inputs), inputs, self._settings, lambda: self._reference_logits(inputs)
-        )
+        reference = self._reference_logits(inputs) if self._method.REFERENCE else None
+        return self._method.columns(self._logits(model, inputs), inputs, self._settings, reference)
 
     def _logits(self, model: Any, inputs: Batch) -> torch.Tensor:
         """What the model says where each learned token is predicted, [N, width of its head]."""
@@ -62,7 +61,7 @@ class Trainer(SFTTrainer):
         return model(**of_model, use_cache=False).logits
 
     def _reference_logits(self, inputs: Batch) -> torch.Tensor:
-        """The same, of the model that training started from."""
+        """The same, of the model that training started from; nothing is learned through it."""
         training = self.model.training
         self.model.eval()
         adapter = REFERENCE if REFERENCE in self.model.peft_config else None

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import ArtifactSort
 
-from flows.improve import improve
+from flows.improve import improve, steps
 from tasks import config, storage
 from tasks.artifact import load_ref
 from tasks.errors import ServerError
@@ -99,3 +100,11 @@ def test_what_a_stage_raises_ends_the_loop(tmp_path: Path, documents: Path) -> N
     settings = small_loop(str(tmp_path / "store"), documents, "base", "http://127.0.0.1:9/v1")
     with pytest.raises(ServerError):
         improve(settings)
+
+
+@pytest.mark.parametrize(("method", "learned"), [("sft", "sft_context"), ("dpo", "dpo")])
+def test_it_learns_by_the_method_that_is_named(tmp_path: Path, method: Any, learned: str) -> None:
+    named = small_loop(str(tmp_path), tmp_path, "base", "http://127.0.0.1:9/v1").model_dump()
+    named |= {"format": {"formats": ["reward", "dpo", "sft_context"]}, "finetune": {"method": method}}
+    (training,) = (chosen for _, chosen in steps(config.Improve(**named)) if isinstance(chosen, config.FinetuneRun))
+    assert (training.finetune.method, training.learned_from) == (method, learned)

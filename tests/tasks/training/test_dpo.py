@@ -52,7 +52,7 @@ def test_the_loss_is_that_of_the_formula(margins: list[float], gap: float, scale
     batch = {"owners": owners, "labels": torch.tensor([1, 0] * len(margins))}
     batch |= dpo.terms(items, batch, settings)
     logits = torch.tensor([[0.0, margin] for margin in margins for _ in range(2)], dtype=torch.float32)
-    found = dpo.columns(logits, batch, settings, lambda: torch.zeros_like(logits))
+    found = dpo.columns(logits, batch, settings, torch.zeros_like(logits))
     for margin, own, loss in zip(margins, found["margin"].tolist(), found["loss"].tolist(), strict=True):
         # log p(1) − log p(0) is the margin, and the reference's is 0
         assert own == pytest.approx(beta * margin, abs=1e-3)

@@ -86,6 +86,34 @@ def test_a_trajectory_is_one_sequence_and_nothing_shown_is_learned(tokenizer: An
     assert learned(tokenizer, assistant) == "".join(turns[i] + END for i in (0, 2, 4))
 
 
+@pytest.mark.parametrize("tools", [None, TOOLS])
+def test_of_a_search_that_followed_others_it_alone_is_learned_and_weighs_what_it_found(
+    tokenizer: Any, tools: str | None
+) -> None:
+    """A row of sft_context: what was searched before, and found, is in its prompt."""
+    call = tool_call if tools else "<search>{}</search>".format
+    earlier = [
+        {"role": "assistant", "content": "<think>first</think>\n" + call("pump")},
+        {"role": "tool" if tools else "user", "content": f"page 1 says {call('nothing')}"},
+    ]
+    rows = [
+        row("How long?", "<think>so</think>\n" + call(query), tools=tools, rank_score=score)
+        for query, score in (("pump warranty", 1.0), ("warranty", 0.5))
+    ]
+    rows = [made | {"format": "sft_context", "prompt": made["prompt"] + earlier} for made in rows]
+    for strategy, thought in (
+        ("search-only", ""),
+        ("search-think", "<think>so</think>\n"),
+        ("assistant", "<think>so</think>\n"),
+    ):
+        items = sft.load(rows, tokenizer, Finetune(mask_strategy=strategy, weight_scheme="rank-score"))
+        examples = [item.examples[0] for item in items.train]
+        expected = [thought + call(query) + END for query in ("pump warranty", "warranty")]
+        assert [learned(tokenizer, example).lstrip("\n") for example in examples] == expected
+        assert [example.weight for example in examples] == pytest.approx([4 / 3, 2 / 3])
+        assert "page 1 says" in tokenizer.decode(examples[0].ids)
+
+
 def test_a_template_that_drops_earlier_reasoning_gives_one_sequence_a_turn(tokenizer: Any) -> None:
     kept = tokenizer.chat_template
     tokenizer.chat_template = kept.replace("+ message.content }}", "+ message.content.split('</think>')[-1] }}")

@@ -101,7 +101,7 @@ def test_the_loss_is_that_of_the_formula(scores: list[float], given_: list[float
         if kind == "pairs" and not pairs:
             continue  # nothing is learned from it
         items = [Item(tuple(Example((0, i), (1,)) for i in range(len(scores))), pairs, tuple(scores))]
-        found = reward.columns(logits, batch | reward.terms(items, batch, settings), settings, lambda: logits)
+        found = reward.columns(logits, batch | reward.terms(items, batch, settings), settings, None)
         assert found["score"].tolist() == pytest.approx(given_[: len(scores)])
         both = list(zip(scores, given_, strict=False))
         if kind == "regression":
