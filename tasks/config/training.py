@@ -23,7 +23,11 @@ class Finetune(Settings):
         description="What is learned: the queries that worked (sft), better rather than worse ones (dpo), or to score them (reward).",
     )
     epochs: float = Field(default=2.0, gt=0, description="Passes over the training set.")
-    batch_size: int = Field(default=8, ge=1, description="Examples a process takes at once.")
+    batch_size: int = Field(
+        default=8,
+        ge=1,
+        description="Examples a process takes at once; of dpo and reward, prompts with all that is compared behind them.",
+    )
     gradient_accumulation: int = Field(
         default=1, ge=1, description="Batches of every process that make one optimizer step."
     )
