@@ -121,6 +121,7 @@ def test_a_session_survives_a_server_that_dies_and_ends_with_its_input(root: str
 def test_a_model_with_its_adapter_in_this_process(
     root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -128,9 +129,9 @@ def test_a_model_with_its_adapter_in_this_process(
 
     monkeypatch.setenv("DRAG_VLLM_PYTHON", "/nowhere")
     model = tiny_model(tmp_path / "model")
-    tuned = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(model), LoraConfig(target_modules="all-linear", init_lora_weights=False)
-    )
+    torch.manual_seed(0)
+    lora = LoraConfig(target_modules="all-linear", lora_alpha=64, init_lora_weights=False)
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(model), lora)
     tuned.save_pretrained(tmp_path / "adapter")
     facts = provenance(base_fingerprint=model_fingerprint(model), prompt_fingerprints=[prompt_fingerprint(AGENT)])
     save_ref(root, "adapter", write_folder(tmp_path / "adapter", f"{root}/adapters/a", "adapter/1", 1, facts))
@@ -140,6 +141,7 @@ def test_a_model_with_its_adapter_in_this_process(
             storage=root,
             agent=AGENT,
             sampling=config.Sampling(max_tokens=16),
+            sampling_config="high_temp",
             server=config.Server(model=str(model)),
             question=["How heavy is the rotor?"],
             adapter=adapter,
