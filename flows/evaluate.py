@@ -200,9 +200,12 @@ def _learned(root: str, rollouts: Mapping[str, Artifact]) -> dict[str, Artifact]
     measured = {read_provenance(made)["inputs"].get("adapter") for made in rollouts.values()}
     if not artifact.has_ref(root, "adapter") or load_ref(root, "adapter").sha256 not in measured:
         return {}
-    found = {name: load_ref(root, name) for name in ("adapter", "loss_curve")}
+    # an adapter that was imported came without the rest
+    known = [name for name in ("adapter", "loss_curve", "processed", "statistics") if artifact.has_ref(root, name)]
+    found: dict[str, Artifact] = {name: load_ref(root, name) for name in known[:2] if name in ("adapter", "loss_curve")}
     source = read_provenance(found["adapter"])["learned_from"].get("processed")
-    if source == load_ref(root, "processed").sha256:  # no newer collection has been processed since
+    # unless a newer collection has been processed since
+    if {"processed", "statistics"} <= set(known) and source == load_ref(root, "processed").sha256:
         found["statistics"] = load_ref(root, "statistics")
     return found
 

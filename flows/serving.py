@@ -123,11 +123,15 @@ class _Remote:
 def refuse_other_prompt(adapter: Artifact, agent: config.Agent) -> None:
     """An adapter is only what was trained if it is told, byte for byte, what it was told in training.
 
+    What an imported adapter was told, nobody knows; that is said, and it is taken.
+
     Raises:
         ConfigError: the agent's settings make another prompt.
     """
     told, taught = prompt_fingerprint(agent), read_provenance(adapter)["prompt_fingerprints"]
-    if told not in taught:
+    if not taught:
+        run_logger().warning("the adapter was imported: nothing tells whether it was trained on this prompt (%s)", told)
+    elif told not in taught:
         raise ConfigError(
             f"the adapter was trained on prompt {', '.join(taught)} and would be served {told}: use the agent settings "
             "(protocol, examples, …) that `format` was given"

@@ -26,7 +26,7 @@ def check_adapter(folder: Path, base: Path, settings: config.Serve) -> None:
     Raises:
         ConfigError: it would refuse the adapter or leave out a part of it; the message says what to do.
     """
-    kept = _read_config(folder)
+    kept = read_config(folder)
     ranks = _ranks(folder)
     towers = sorted(name for name in ranks if _TOWER & set(name.split(".")))
     heads = sorted(name for name in ranks if name.rsplit(".", 1)[-1] in _HEADS)
@@ -53,7 +53,12 @@ def check_adapter(folder: Path, base: Path, settings: config.Serve) -> None:
         )
 
 
-def _read_config(folder: Path) -> dict[str, object]:
+def read_config(folder: Path) -> dict[str, object]:
+    """PEFT's configuration of the LoRA adapter in a folder.
+
+    Raises:
+        ConfigError: there is none, or it is of another kind.
+    """
     try:
         kept = json.loads((folder / "adapter_config.json").read_text())
     except (OSError, ValueError) as error:
@@ -63,26 +68,43 @@ def _read_config(folder: Path) -> dict[str, object]:
     return kept
 
 
-def _ranks(folder: Path) -> dict[str, int]:
-    """Rank of each adapted module, by its name in the base model.
+def adapted_modules(folder: Path) -> dict[str, tuple[int, int]]:
+    """Width in and width out of each adapted module, by its name in the base model. Embeddings are left out.
 
     Raises:
         ConfigError: the tensors are not in a safetensors file. Another would be a pickle, which is never read.
     """
+    shapes = _shapes(folder)
+    return {
+        module: (parts["A"][-1], parts["B"][0])
+        for module, parts in shapes.items()
+        if len(parts.get("A", ())) == len(parts.get("B", ())) == 2
+    }
+
+
+def _ranks(folder: Path) -> dict[str, int]:
+    """Rank of each adapted module, by its name in the base model."""
+    return {
+        module: parts["A"][0] if "A" in parts else min(parts["embedding_A"])
+        for module, parts in _shapes(folder).items()
+        if "A" in parts or "embedding_A" in parts
+    }
+
+
+def _shapes(folder: Path) -> dict[str, dict[str, list[int]]]:
+    """Shapes of an adapter's tensors: module → "A", "B", "embedding_A" or "embedding_B" → shape."""
     from safetensors import SafetensorError, safe_open
 
     file = folder / "adapter_model.safetensors"
-    ranks = {}
+    shapes: dict[str, dict[str, list[int]]] = {}
     try:
         with safe_open(file, framework="numpy") as tensors:
             for key in tensors.keys():  # noqa: SIM118 - it is no mapping
                 module, _, part = key.removeprefix("base_model.model.").partition(".lora_")
-                if part.startswith(("A.", "embedding_A")):
-                    shape = tensors.get_slice(key).get_shape()
-                    ranks[module] = min(shape) if part.startswith("embedding") else shape[0]
+                shapes.setdefault(module, {})[part.partition(".")[0]] = tensors.get_slice(key).get_shape()
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{folder} holds no readable adapter_model.safetensors: {error}") from error
-    return ranks
+    return shapes
 
 
 def _unserved(kept: dict[str, object]) -> list[str]:

@@ -6,6 +6,7 @@ reward   {"input": "<question>…</question>\\n<search>…</search>", "score", �
 """
 
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from typing import Any, TextIO
 from tasks import artifact
 from tasks.agent import protocol_tags, protocol_tools
 from tasks.agent.completion import Completion
-from tasks.agent.message import Message
+from tasks.agent.message import PLACEHOLDER, Message, images_of
 from tasks.agent.protocol import as_stored
 from tasks.artifact import Artifact
 
@@ -55,13 +56,16 @@ def _joined(before: list[str], messages: Iterable[Message]) -> str:
 
 
 def in_tags(message: Message) -> str:
-    """What a message says, its tool calls as tags; any other text as it stands.
+    """What a message says, its tool calls and page images as tags; any other text as it stands.
 
     >>> call = '<tool_call>\\n{"name": "search_documents", "arguments": {"query": "annual fee"}}\\n</tool_call>'
     >>> in_tags({"role": "assistant", "content": call})
     '<search>annual fee</search>'
     """
-    content = message["content"]
+    images = iter(images_of(message))
+    content = re.sub(
+        PLACEHOLDER, lambda _: '<image file="{file}" page="{page}"/>'.format_map(next(images)), message["content"]
+    )
     if message["role"] != "assistant":
         return content
     step = protocol_tools.parse(Completion(content, None, (), "stop", None, None, 0.0))

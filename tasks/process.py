@@ -74,7 +74,7 @@ def process(trajectories: Mapping[str, Artifact], settings: Process, uri: str) -
                 if row["state"] and state not in earlier:
                     start = scored["prompt_messages"]
                     earlier[state] = table["messages"][at].as_py()[start : start + row["state_messages"]]
-                pairs.add(candidates.setdefault(state, {}), _candidates(row, scored))
+                pairs.add(candidates.setdefault(state, {}), candidates_of(row, scored))
             if made:
                 kept = table.select(_COPIED).filter(pa.array(mask))
                 new = pa.Table.from_pylist(made, schema=pa.schema([TABLES[_OUT].field(name) for name in _MADE]))
@@ -89,9 +89,9 @@ def process(trajectories: Mapping[str, Artifact], settings: Process, uri: str) -
     facts = artifact.provenance(trajectories, settings=settings.model_dump(mode="json"), agent=_common(agents))
     processed = artifact.write_tables(kept_tables(), storage.join(uri, "processed.parquet"), _OUT, facts)
     made = [(state, pair) for state in sorted(candidates) for pair in pairs.make(candidates[state], settings.max_pairs)]
-    pair_rows = (_pair_row(state, questions[state[0]], earlier.get(state, []), pair) for state, pair in made)
+    pair_rows = (pair_row(state, questions[state[0]], earlier.get(state, []), pair) for state, pair in made)
     paired = artifact.write_tables(
-        (artifact.table_of(rows, _PAIRS) for rows in _chunks(pair_rows)),
+        (artifact.table_of(rows, _PAIRS) for rows in chunks(pair_rows)),
         storage.join(uri, "pairs.parquet"),
         _PAIRS,
         facts,
@@ -208,7 +208,13 @@ def _measure(row: Row, scored: Row | None, kept: bool) -> Rollout:
     )
 
 
-def _candidates(row: Row, scored: Row) -> Iterator[pairs.Candidate]:
+def candidates_of(row: Row, scored: Row) -> Iterator[pairs.Candidate]:
+    """The queries of a rollout, scored.
+
+    Args:
+        row: of trajectories or processed.
+        scored: its searches, reasonings and effort as processed has them.
+    """
     for search, reasoning in zip(scored["searches"], scored["reasonings"], strict=True):
         yield pairs.Candidate(
             search["query"],
@@ -221,12 +227,14 @@ def _candidates(row: Row, scored: Row) -> Iterator[pairs.Candidate]:
         )
 
 
-def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
+def chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Rows in lists that are small enough to be held in memory."""
     while chunk := list(itertools.islice(rows, 1024)):
         yield chunk
 
 
-def _pair_row(state: _State, question: Row, earlier: list[Message], pair: pairs.Pair) -> Row:
+def pair_row(state: _State, question: Row, earlier: list[Message], pair: pairs.Pair) -> Row:
+    """A pair as a row of pairs."""
     return {
         "question_id": state[0],
         **question,

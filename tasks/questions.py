@@ -128,7 +128,7 @@ def _read(record: dict[str, Any], store: PageStore, named: set[str]) -> _Questio
     question = records.text(record.get("question") or "", "question").strip()
     if not question:
         raise Refused("empty_question", printable(question_id))
-    answers = _answers(records.field(record, "answers", "answer_variants", "answer"))
+    answers = answers_of(records.field(record, "answers", "answer_variants", "answer"))
     category = record.get("category") or record.get("document_category")
     if category is not None:
         category = records.text(category, "category")
@@ -138,8 +138,12 @@ def _read(record: dict[str, Any], store: PageStore, named: set[str]) -> _Questio
     return _Question(question_id, question, answers, locations, category, [refused.detail for refused in wrong])
 
 
-def _answers(value: Any) -> list[list[str]]:
-    """Accepted answers, each a list of parts; see the module's docstring."""
+def answers_of(value: Any) -> list[list[str]]:
+    """Accepted answers, each a list of parts; see the module's docstring.
+
+    Raises:
+        Refused: they are neither.
+    """
     accepted = [value] if isinstance(value, str) else value
     if not isinstance(accepted, list) or not accepted:
         raise Refused("bad_answers", f"a {type(value).__name__}" if value else "there is none")
@@ -161,7 +165,7 @@ def _locations(value: Any, store: PageStore, named: set[str]) -> tuple[list[Loca
     wrong: list[Refused] = []
     for item in value:
         try:
-            document, page = _location(item)
+            document, page = location_of(item)
             named.add(document)
             if not store.has_file(document):
                 raise Refused("unknown_document", printable(document))
@@ -174,7 +178,12 @@ def _locations(value: Any, store: PageStore, named: set[str]) -> tuple[list[Loca
     return list(good), wrong
 
 
-def _location(item: Any) -> Location:
+def location_of(item: Any) -> Location:
+    """(document, page number from 1); see the module's docstring.
+
+    Raises:
+        Refused: it is none.
+    """
     if isinstance(item, dict):
         document = records.text(records.field(item, "document", "file"), "document")
         return document, records.whole(records.field(item, "page", "page_number"), "page")

@@ -39,11 +39,20 @@ REASONS: dict[str, str] = {
     "unknown_document": "The answer lies in a document that is not among the pages.",
     "unknown_page": "The answer lies on a page that its document does not have.",
     "excluded": "The include or exclude list leaves it out.",
+    # rows of what is imported
+    "bad_conversation": "The conversation holds fewer turns of the assistant than the row has.",
+    "bad_example": "The text is no example of its format.",
+    # what is kept
+    "unknown_field": "No such field is known, so it was left out.",
+    "rank_differs": "The answer's rank is not where it stands in the results, which are what counts.",
     # questions that are kept
     "location_dropped": "One of its answer locations is wrong; the others are kept.",
 }
 KEPT = frozenset(
-    {"no_text", "unreadable_page", "ocr_missing", "ocr_failed", "no_words", "location_dropped"}
+    {
+        *("no_text", "unreadable_page", "ocr_missing", "ocr_failed", "no_words"),
+        *("location_dropped", "unknown_field", "rank_differs"),
+    }
 )  # noted, not set aside
 
 

@@ -102,6 +102,17 @@ def load_classifier(model: Path, *, bf16: bool, trust_remote_code: bool = False)
     return made
 
 
+def meta_model(model: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """The model's modules with their shapes, and no weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    kind = AutoModelForImageTextToText if _sees(config) else AutoModelForCausalLM
+    with torch.device("meta"):
+        return kind.from_config(config, trust_remote_code=trust_remote_code)
+
+
 def lora_modules(model: Any) -> dict[str, Any]:
     """Which modules LoRA adapts, as PEFT's LoraConfig takes it: every linear one of the language model, but its head.
 

@@ -1,0 +1,105 @@
+"""A LoRA adapter from elsewhere, in PEFT's layout, checked against its base model and stored as ours."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks import artifact, storage
+from tasks.adapters import adapted_modules, read_config
+from tasks.artifact import Artifact
+from tasks.errors import ConfigError, InputError
+from tasks.model import fetch_model, model_fingerprint
+from tasks.training.loading import base_name, meta_model
+
+_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+
+
+def import_adapter(source: str, model: str, trusted: Collection[str], uri: str) -> Artifact:
+    """Copy an adapter's configuration, tensors and card to `uri`. Nothing else is taken: other files could hold code.
+
+    Which prompt it was trained on, it says only if DRAG exported it; else nobody knows, and `prompt_fingerprints` is empty.
+
+    Args:
+        source: folder, or s3:// prefix.
+        model: local folder or model hub name of its base.
+        trusted: names of models whose own code may run.
+
+    Raises:
+        InputError: there is no such folder.
+        ConfigError: it is no LoRA adapter in safetensors, or was made for another base.
+    """
+    if not storage.exists(storage.join(source, _FILES[0])):
+        raise InputError(f"there is no {_FILES[0]}; give the folder that PEFT's save_pretrained wrote", file=source)
+    base = fetch_model(model, trusted)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for name in (*_FILES, "provenance.json"):
+            if storage.exists(file := storage.join(source, name)):
+                (folder / name).write_bytes(storage.read_bytes(file))
+        said = _refuse_other_base(folder, model, base, trust=model in trusted)
+        known = _provenance(folder, model_fingerprint(base), model)
+        facts = artifact.provenance(
+            imported_sha256=storage.fingerprint(scratch),
+            base_model=base_name(model),
+            base_said=said,
+            base_fingerprint=model_fingerprint(base),
+            prompt_fingerprints=known.get("prompt_fingerprints", []),
+            learned_from=known.get("learned_from", {}),
+            settings=known.get("settings", {}),
+            trained=known,
+        )
+        return artifact.write_folder(folder, uri, "adapter/1", 1, facts)
+
+
+def _provenance(folder: Path, fingerprint: str, model: str) -> Mapping[str, Any]:
+    """What DRAG wrote beside the adapter when it trained it; nothing when it did not."""
+    file = folder / "provenance.json"
+    if not file.exists():
+        return {}
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"is no JSON ({error}); delete it", file=file.name) from error
+    if not isinstance(known, dict):
+        raise InputError("is no JSON object; delete it", file=file.name)
+    if known.get("base_fingerprint") not in (None, fingerprint):
+        raise ConfigError(
+            f"the adapter was trained on {known.get('base_model')} of fingerprint {known['base_fingerprint']}, and {model} "
+            f"has {fingerprint}: name the model that it was trained on by --model"
+        )
+    return known
+
+
+def _refuse_other_base(folder: Path, model: str, base: Path, *, trust: bool) -> str | None:
+    """Compare the base's name, and every adapted module's shape; returns the name that the adapter has for its base."""
+    said = read_config(folder).get("base_model_name_or_path")
+    last = str(said or "").rstrip("/").rsplit("/", 1)[-1].lower()
+    if last and last not in (Path(model).name.lower(), base.name.lower()) and not _is_copy(said):
+        raise ConfigError(
+            f"the adapter says that its base is {said}, not {model}: name that by --model, or correct "
+            "base_model_name_or_path in its adapter_config.json"
+        )
+    network = dict(meta_model(base, trust_remote_code=trust).named_modules())
+    for name, (inner, outer) in adapted_modules(folder).items():
+        weight = getattr(network.get(name), "weight", None)
+        if weight is None:
+            raise ConfigError(f"the adapter changes {name}, which {model} does not have: it is of another model")
+        if tuple(weight.shape) != (outer, inner):
+            raise ConfigError(
+                f"the adapter changes {name} as a matrix of {outer} × {inner}, in {model} it has "
+                f"{' × '.join(map(str, weight.shape))}: it is of another model"
+            )
+    return None if said is None else str(said)
+
+
+def _is_copy(said: Any) -> bool:
+    """Whether the base's name is a local path of whoever trained it, which says nothing here."""
+    return Path(str(said)).is_absolute()
+
+
+def export_adapter(adapter: Artifact, folder: Path) -> None:
+    """Copy an adapter, with its card and provenance, into a local folder."""
+    shutil.copytree(artifact.fetch_folder(adapter), folder, dirs_exist_ok=True)

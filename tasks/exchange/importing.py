@@ -1,0 +1,227 @@
+"""Files of others, or of our own export, as the artifacts that the next stages take.
+
+trajectories    → trajectories                       process takes them
+processed       → processed, pairs (and statistics)  format takes them
+a format's name → the training set                   finetune takes it
+
+What cannot be used is set aside with its row and the reason, as in ingest.
+"""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from tasks import artifact, pairs, process, storage
+from tasks.artifact import Artifact
+from tasks.config import Agent, Process
+from tasks.errors import ConfigError, InputError
+from tasks.exchange import rows, training_sets, trajectories
+from tasks.pages import PageStore
+from tasks.records import parse
+from tasks.set_aside import Refused, SetAside, first_reasons, printable, write_set_aside
+
+Row = dict[str, Any]
+_TOLD_ALIKE = ("protocol", "observation")
+
+
+class _Import:
+    """One import: what was set aside, and what else is noted."""
+
+    def __init__(
+        self, sources: Sequence[str], agent: Agent, pages: Artifact | None, questions: Artifact | None
+    ) -> None:
+        self.sources, self.agent, self.aside = sources, agent, list[SetAside]()
+        self.pages, self.questions, self._store = pages, questions, None if pages is None else PageStore(pages)
+        self.known = _beside(sources[0])
+
+    def page_text(self, file: str, page: int) -> str:
+        """The text of a page that a rollout saw; none where it saw only names."""
+        if self.agent.observation == "none":
+            return ""
+        if self._store is None or (file, page) not in self._store:
+            raise Refused(
+                "unknown_page", f"page {page} of {printable(file)}: ingest it, or import with observation none"
+            )
+        return self._store.text(file, page)
+
+    def splits(self) -> dict[str, str]:
+        """The split of each question that is ingested."""
+        if self.questions is None:
+            return {}
+        return {
+            row["question_id"]: row["split"] for row in artifact.read_rows(self.questions, ["question_id", "split"])
+        }
+
+    def facts(self, name: str) -> Row:
+        """Provenance of what is imported under a name: what it was exported with, where that is known."""
+        was = self.known.get(name, {}).get("provenance", {})
+        agent = was.get("agent") or was.get("settings", {}).get("agent") or self.agent.model_dump(mode="json")
+        inputs = {"pages": self.pages} if self.pages else {}
+        return artifact.provenance(
+            inputs,
+            settings={"agent": agent},
+            agent=agent,
+            imported=[printable(source.rstrip("/").rsplit("/", 1)[-1]) for source in self.sources],
+            exported=was,
+        )
+
+    def read(self, source: str, name: str, read: Callable[[Row, Counter[str]], Row]) -> Iterator[Row]:
+        """The rows of a source that can be used."""
+        for file in rows.files_of(source, name):
+            shown, found = rows.read(file)
+            unknown: Counter[str] = Counter()
+            usable = parse(found, lambda record, u=unknown: read(record, u), shown, self.aside)  # type: ignore[misc]
+            yield from (
+                rows.once(usable, shown, self.aside)
+                if name in ("trajectories", "processed")
+                else (row for _, row in usable)
+            )
+            rows.note_unknown(unknown, shown, self.aside)
+
+    def write(self, kind: str, found: Iterable[Row], uri: str, facts: Mapping[str, Any]) -> Artifact:
+        """Store rows as a table.
+
+        Raises:
+            InputError: there is none.
+        """
+        schema = rows.schema_of(kind)
+        tables = (artifact.table_of(chunk, schema) for chunk in process.chunks(iter(found)))
+        made = artifact.write_tables(tables, uri, schema, facts)
+        if not made.rows:
+            raise InputError(
+                f"no row can be used; {first_reasons(self.aside) or 'the file is empty'}", file=self.sources[0]
+            )
+        return made
+
+
+def import_rows(
+    what: str,
+    sources: Sequence[str],
+    agent: Agent,
+    pages: Artifact | None,
+    questions: Artifact | None,
+    uri: str,
+) -> dict[str, Artifact]:
+    """Read files as the artifacts named in the module's docstring, and "set_aside_import".
+
+    Args:
+        what: "trajectories", "processed", or the name of a format.
+        sources: the file, or folder of a data set. Further: for processed its pairs; for a format the part "val".
+        agent: as whose conversations rollouts and examples of others are told.
+        pages: ingested pages, for the texts that a rollout saw.
+        questions: ingested questions, for the splits of rollouts.
+        uri: folder for what is written.
+
+    Raises:
+        InputError: there is no such file, or no row of it can be used.
+        ConfigError: the agent sees images, which others' rollouts cannot be told with.
+    """
+    work = _Import(sources, agent, pages, questions)
+    if agent.observation not in ("none", "text"):
+        raise ConfigError(f"observation {agent.observation}: rollouts are imported with observation text or none")
+    if what == "trajectories":
+        made = {"trajectories": _trajectories(work, sources[0], "trajectories", uri)}
+    elif what == "processed":
+        made = _processed(work, uri)
+    else:
+        made = {what: _training_set(work, what, uri)}
+    return made | {"set_aside_import": write_set_aside(work.aside, storage.join(uri, "set_aside.parquet"), {})}
+
+
+def _trajectories(work: _Import, source: str, name: str, uri: str) -> Artifact:
+    facts = work.facts(name)
+    splits, numbers = work.splits(), itertools.count(1)
+    differing: list[str] = []
+
+    def read(record: Row, unknown: Counter[str]) -> Row:
+        if "turns" not in record:
+            notes = trajectories.Notes(unknown, differing)
+            return trajectories.read(record, next(numbers), work.agent, work.page_text, splits, notes)
+        row = rows.native(record, "trajectories", unknown, derived=["searches"])
+        for field in _TOLD_ALIKE:
+            told = facts["settings"]["agent"].get(field)
+            if isinstance(told, str) and row[field] != told:
+                raise Refused(
+                    "bad_conversation", f"it was told with {field} {row[field]}, not {told}: say so by --{field}"
+                )
+        return row
+
+    made = work.write("trajectories", work.read(source, name, read), storage.join(uri, "trajectories.parquet"), facts)
+    work.aside += [SetAside(printable(source.rsplit("/", 1)[-1]), None, "rank_differs", text) for text in differing]
+    return made
+
+
+def _processed(work: _Import, uri: str) -> dict[str, Artifact]:
+    """Our own rows as they are; another pipeline's are scored anew, and all kept, as they were filtered before."""
+    if not _is_ours(work.sources[0]):
+        told = _trajectories(work, work.sources[0], "processed", uri)
+        names = ("processed", "pairs", "statistics")
+        made = process.process({"imported": told}, Process(include_failed=True), uri)
+        return dict(zip(names, made, strict=True))
+    facts = work.facts("processed")
+    kept = work.write(
+        "processed",
+        work.read(work.sources[0], "processed", lambda record, unknown: rows.native(record, "processed", unknown)),
+        storage.join(uri, "processed.parquet"),
+        facts,
+    )
+    schema, paired = rows.schema_of("pairs"), storage.join(uri, "pairs.parquet")
+    if len(work.sources) > 1 or not storage.is_file(work.sources[0]):
+        found = work.read(work.sources[-1], "pairs", lambda record, unknown: rows.native(record, "pairs", unknown))
+    else:
+        found = _paired(kept)
+    tables = (artifact.table_of(chunk, schema) for chunk in process.chunks(found))
+    return {"processed": kept, "pairs": artifact.write_tables(tables, paired, schema, facts)}
+
+
+def _is_ours(source: str) -> bool:
+    """Whether the first row that can be read is one of our own scored rollouts."""
+    _, found = rows.read(rows.files_of(source, "processed")[0])
+    return "reasonings" in next((record for _, record in found if isinstance(record, dict)), {})
+
+
+def _paired(processed: Artifact) -> Iterator[Row]:
+    """Pairs of the rollouts that were kept. Those that were not are not here, so that some pairs are missing."""
+    candidates: dict[tuple[str, str], dict[str, pairs.Candidate]] = {}
+    states: dict[tuple[str, str], tuple[Row, list[Any]]] = {}
+    for table in artifact.read_batches(processed):
+        for row in table.to_pylist():
+            state, start = (row["question_id"], row["state"] or ""), row["prompt_messages"] or 0
+            earlier = row["messages"][start : start + (row["state_messages"] or 0)]
+            states.setdefault(state, ({"question": row["question"], "split": row["split"]}, earlier))
+            pairs.add(candidates.setdefault(state, {}), process.candidates_of(row, row))
+    for state in sorted(candidates):
+        for pair in pairs.make(candidates[state], Process().max_pairs):
+            yield process.pair_row(state, *states[state], pair)
+
+
+def _training_set(work: _Import, what: str, uri: str) -> Artifact:
+    table = training_sets.table_of(what)
+
+    def reading(part: str) -> Callable[[Row, Counter[str]], Row]:
+        def read(record: Row, unknown: Counter[str]) -> Row:
+            if isinstance(record.get("prompt"), list) or "query" in record:
+                return rows.native(record, table, unknown)
+            return training_sets.read(record, what, part, work.agent, unknown)
+
+        return read
+
+    found = itertools.chain.from_iterable(
+        work.read(source, what, reading(part)) for source, part in zip(work.sources, ("train", "val"), strict=False)
+    )
+    return work.write(table, found, storage.join(uri, f"{what}.parquet"), work.facts(what))
+
+
+def _beside(source: str) -> dict[str, Any]:
+    """The provenance.json of an export: in the folder, or beside the file."""
+    folder = source.rsplit("/", 1)[0] if storage.is_file(source) else source
+    uri = storage.join(folder, "provenance.json")
+    if not storage.is_file(uri):
+        return {}
+    try:
+        known = json.loads(storage.read_bytes(uri))
+    except ValueError as error:
+        raise InputError(f"is no JSON ({printable(str(error))}); delete it", file=uri) from error
+    return known if isinstance(known, dict) else {}

@@ -1,0 +1,226 @@
+"""Rollouts of the reference pipeline, or of any other, as rows of trajectories.
+
+A row is JSON of these fields; those in brackets may be missing:
+
+    question_id, or id              text or whole number
+    question                        text
+    answer_locations, or evidence,  where the answer stands: [{"document", "page"}], {"file", "page_number"} or "file:page";
+    or ground_truth                 one, or a list. Pages count from 1.
+    searches                        what was searched, in order, each with
+        query                       text
+        results                     what came back, best first: {"file", "page_number", ["score"]}, or the names as above
+        [reasoning, or thinking]    what the model thought before
+        [rank, or gt_rank]          of the answer, and
+        [rank_score]                (k − rank + 1)/k: both are found again in the results; a rank that is not there is noted
+    [answer, or final_answer]       what the agent answered: a text, or a list of texts
+    [citations]                     pages that the answer cites, named as above
+    [answers, or answer_variants]   accepted answers, as in a file of questions (tasks/questions.py)
+    [sampling_config, or sampling]  the name of a sampling configuration
+    [top_k]                         pages that a search returned; else the agent's
+    [split, category, model, sample, seed, rollout_id]
+    [success, best_query, best_rank, first_rank, num_searches]  follow from the rest
+
+What was said is not taken over, but told anew: the conversation is the one that an agent of these settings would have had
+with the same searches and results, page texts and all. So the rollout can be learned from, whole, by that agent.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from tasks import questions, records, reward
+from tasks.agent import prompts
+from tasks.agent.observation import PageText, observe
+from tasks.agent.protocol import Answer, Ask, Step, WireMessage, as_stored
+from tasks.agent.trajectory import Question, SearchRecord, Trajectory, Turn, to_row
+from tasks.config import Agent
+from tasks.reward import Page
+from tasks.set_aside import Refused, printable
+
+_DERIVED = {"rank", "gt_rank", "rank_score", "success", "best_query", "best_rank", "first_rank", "num_searches"}
+_ALSO = {
+    "question_id": ("question_id", "id"),
+    "question": ("question",),
+    "places": ("answer_locations", "evidence", "ground_truth"),
+    "searches": ("searches",),
+    "answer": ("answer", "final_answer"),
+    "answers": ("answers", "answer_variants"),
+    "citations": ("citations",),
+    "reasoning": ("reasoning", "thinking"),
+    "rank": ("rank", "gt_rank"),
+    "results": ("results",),
+    "query": ("query",),
+    "sampling": ("sampling_config", "sampling"),
+}
+_PLAIN = {"split", "category", "model", "sample", "seed", "rollout_id", "top_k"}
+_KNOWN = {name for names in _ALSO.values() for name in names} | _PLAIN | _DERIVED
+
+
+class Notes(NamedTuple):
+    """What is found on the way: fields that nobody knows, and ranks that the results do not bear out."""
+
+    unknown: Counter[str]
+    differing: list[str]
+
+
+def read(
+    record: Mapping[str, Any], number: int, agent: Agent, page_text: PageText, splits: Mapping[str, str], notes: Notes
+) -> dict[str, Any]:
+    """One rollout as a row of trajectories.
+
+    Args:
+        number: of the row in its file; rows that are alike in all else are two rollouts.
+        agent: whose conversation it becomes.
+        page_text: the text of a page that a search found; raises `Refused` for a page that is not known.
+        splits: of the questions that are ingested; others are as the row says, else for training.
+
+    Raises:
+        Refused: why it cannot be used.
+    """
+    row = dict(record)
+    notes.unknown.update(set(row) - _KNOWN)
+    question_id = _id(_get(row, "question_id"))
+    wanted = [questions.location_of(place) for place in _list(_get(row, "places"))]
+    if not wanted:
+        raise Refused("bad_location", "there is none")
+    accepted = _get(row, "answers", optional=True)
+    question = Question(
+        question_id,
+        records.text(_get(row, "question"), "question"),
+        [] if accepted is None else questions.answers_of(accepted),
+        wanted,
+        _text(row, "category"),
+        splits.get(question_id) or _text(row, "split") or "train",
+    )
+    top_k = records.whole(row["top_k"], "top_k") if row.get("top_k") is not None else agent.top_k
+    trajectory = Trajectory(
+        question=question,
+        protocol=agent.protocol,
+        observation=agent.observation,
+        top_k=top_k,
+        sampling=_sampling(_get(row, "sampling", optional=True)),
+        seed=_number(row, "seed"),
+        sampling_fingerprint="",
+        prompt_fingerprint=prompts.prompt_fingerprint(agent),
+        tools=None if (tools := prompts.tool_definitions(agent)) is None else json.dumps(tools, ensure_ascii=False),
+        outcome="out_of_turns",
+    )
+    searches = [_search(item, wanted, top_k, notes) for item in _list(_get(row, "searches"))]
+    _tell(trajectory, searches, _answer(row), agent, page_text)
+    digest = hashlib.sha256(f"{number}\0{json.dumps(row, sort_keys=True, default=str)}".encode()).hexdigest()
+    return to_row(
+        trajectory,
+        rollout_id=_text(row, "rollout_id") or digest[:16],
+        attempt=1,
+        sample=_number(row, "sample"),
+        model=_text(row, "model") or "unknown",
+        model_fingerprint="",
+        index_fingerprint="",
+        code_fingerprint="",
+    )
+
+
+def _tell(
+    trajectory: Trajectory,
+    searches: list[tuple[str | None, SearchRecord]],
+    answer: Answer | None,
+    agent: Agent,
+    page_text: PageText,
+) -> None:
+    """Write turns and conversation as the agent loop would have."""
+    protocol = prompts.PROTOCOLS[agent.protocol]
+    conversation: list[WireMessage] = prompts.wire_prompt(trajectory.question.question, agent)
+    for at, (reasoning, search) in enumerate(searches):
+        said = protocol.search(reasoning, search.query)
+        calls = [call["id"] for call in said.get("tool_calls", ())]
+        step = Step(as_stored(said)["content"], said, reasoning, (Ask(search.query, call_id=next(iter(calls), None)),))
+        trajectory.turns.append(_turn(at + 1, step, [search]))
+        conversation.append(said)
+        if answer is not None or at + 1 < len(searches):
+            conversation += protocol.reply(step, [observe(search, agent, page_text)])
+    if answer is not None:
+        said = protocol.answer(None, answer)
+        trajectory.turns.append(_turn(len(searches) + 1, Step(as_stored(said)["content"], said, None, (), answer), []))
+        conversation.append(said)
+        trajectory.outcome, trajectory.answer, trajectory.citations = "answered", answer.texts, answer.citations
+    trajectory.messages = [as_stored(message) for message in conversation]
+
+
+def _turn(number: int, step: Step, searches: list[SearchRecord]) -> Turn:
+    return Turn(
+        turn=number,
+        raw_text=step.raw_text,
+        reasoning=step.reasoning,
+        action=step.action,
+        searches=searches,
+        failure=None,
+        failure_detail=None,
+        finish_reason=None,
+        prompt_tokens=None,
+        completion_tokens=None,
+        latency_s=0.0,
+    )
+
+
+def _search(item: Any, wanted: list[Page], top_k: int, notes: Notes) -> tuple[str | None, SearchRecord]:
+    if not isinstance(item, dict):
+        raise Refused("wrong_type", f"a search is a {type(item).__name__}, not an object")
+    notes.unknown.update({f"searches.{name}" for name in set(item) - _KNOWN - {"turn", "searched", "read_as"}})
+    query = records.text(_get(item, "query"), "query").strip()
+    if not query:
+        raise Refused("missing_field", "a search has no query")
+    claimed = _get(item, "rank", optional=True)
+    results = _list(_get(item, "results", optional=True))
+    if claimed is not None and not results:
+        raise Refused("missing_field", f"the search {printable(query)} has a rank, but no results")
+    pages = [questions.location_of(result) for result in results][:top_k]
+    rank = reward.gt_rank(pages, wanted)
+    if claimed is not None and rank != records.whole(claimed, "rank"):
+        notes.differing.append(f"{printable(query)}: {claimed}, in the results {rank or 'not there'}")
+    scores = [result.get("score") if isinstance(result, dict) else None for result in results]
+    hits = [
+        (at, file, page, float(score) if isinstance(score, int | float) else 0.0)
+        for at, ((file, page), score) in enumerate(zip(pages, scores, strict=False), start=1)
+    ]
+    read_as = "words" if item.get("read_as") == "words" else "query"
+    record = SearchRecord(query, _text(item, "searched") or query, read_as, hits, rank, reward.rank_score(rank, top_k))
+    reasoning = _get(item, "reasoning", optional=True)
+    return (records.text(reasoning, "reasoning").strip() or None) if reasoning is not None else None, record
+
+
+def _answer(row: Mapping[str, Any]) -> Answer | None:
+    given = _get(row, "answer", optional=True)
+    texts = tuple(line for text in _list(given) if (line := " ".join(records.text(text, "answer").split())))
+    cited = [questions.location_of(place) for place in _list(row.get("citations"))]
+    return Answer(texts, tuple(dict.fromkeys(cited))) if texts else None
+
+
+def _get(row: Mapping[str, Any], what: str, *, optional: bool = False) -> Any:
+    names = _ALSO[what]
+    if optional:
+        return next((row[name] for name in names if row.get(name) is not None), None)
+    return records.field(dict(row), *names)
+
+
+def _list(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _id(value: Any) -> str:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else records.text(value, "question_id")
+
+
+def _text(row: Mapping[str, Any], name: str) -> str | None:
+    return None if row.get(name) is None else records.text(row[name], name)
+
+
+def _number(row: Mapping[str, Any], name: str) -> int:
+    return 0 if row.get(name) is None else records.whole(row[name], name)
+
+
+def _sampling(value: Any) -> Any:
+    """A configuration's name, which the reference may write as {"name": …}."""
+    named = value.get("name") if isinstance(value, dict) else value
+    return records.text(named, "sampling_config") if named is not None else "default"
