@@ -43,6 +43,8 @@ COMMANDS = {
     "evaluate": Command("flows.evaluate:evaluate", config.EvaluateRun, "measure runs on unseen questions"),
     "compare": Command("flows.evaluate:compare", config.CompareRun, "compare runs that were measured; report"),
     "infer": Command("flows.infer:infer", config.InferRun, "ask one question, or many in turn"),
+    "import": Command("flows.import_:import_", config.ImportRun, "files of others → what the next stages take"),
+    "export": Command("flows.export:export", config.ExportRun, "what was made → files for others"),
     "improve": Command("flows.improve:improve", config.Improve, "the whole loop, once round"),
     "deploy": Command("flows.deploy:deploy", config.Deploy, "what deployments/ says → the Prefect server"),
     "demo": Command("flows.demo:demo", config.Improve, "the whole loop on documents that the project generates"),
@@ -50,7 +52,11 @@ COMMANDS = {
 # flags of the reference pipeline that mean the same
 ALIASES = {"documents": "ocr-file"}
 # settings that are a word after the command rather than a flag
-WORDS = {"finetune": [("finetune", "method")]}
+WORDS: dict[str, list[tuple[str, ...]]] = {
+    "finetune": [("finetune", "method")],
+    "import": [("what",), ("source",)],
+    "export": [("what",), ("target",)],
+}
 _NO_FLOWS = {"infer", "deploy"}
 RECIPES = {"demo": Path(__file__).resolve().parents[1] / "deployments" / "recipes" / "demo.yaml"}
 

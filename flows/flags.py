@@ -61,8 +61,10 @@ def add_flags(
     names = flag_names(model)
     for path, info in fields(model):
         if path in words:
-            choices = _choices(info.annotation)
-            parser.add_argument(".".join(path), metavar="|".join(choices), choices=choices, help=info.description)
+            choices = _choices(info.annotation) or None
+            shown = "|".join(choices) if choices else names[path].upper()
+            several = "+" if typing.get_origin(info.annotation) is list else None
+            parser.add_argument(".".join(path), metavar=shown, choices=choices, nargs=several, help=info.description)
             continue
         flags = [f"--{names[path]}"]
         if also := aliases.get(names[path]):

@@ -63,11 +63,11 @@ def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[St
     for run in runs:
         for name, made in run.artifacts.items():
             artifact.save_ref(root, name, made)
-    _show_set_aside(runs)
+    show_set_aside(runs)
     return runs
 
 
-def _show_set_aside(runs: list[StageRun]) -> None:
+def show_set_aside(runs: list[StageRun]) -> None:
     """What was left out, or only noted, and why: on the terminal and in the UI."""
     counts = count_reasons(*(a for run in runs for name, a in run.artifacts.items() if name.startswith("set_aside")))
     if not counts:

@@ -198,6 +198,22 @@ def finetune_adapter(
     return {"adapter": adapter, "loss_curve": curve}
 
 
+@stage("import", run_name="import: {settings.what}")
+def import_artifacts(
+    key: str, uri: str, settings: config.ImportRun, pages: Artifact | None, questions: Artifact | None
+) -> dict[str, Artifact]:
+    """Files of others → what the next stages take, and what was set aside."""
+    if settings.what == "adapter":
+        from tasks.exchange import adapter
+
+        trusted = settings.trusted_remote_code
+        made = adapter.import_adapter(settings.source[0], settings.model, trusted, storage.join(uri, "adapter"))
+        return {"adapter": made}
+    from tasks.exchange import importing
+
+    return importing.import_rows(settings.what, settings.source, settings.agent, pages, questions, uri)
+
+
 @stage("merge")
 def merge_adapter(key: str, uri: str, model: str, trusted: Sequence[str], adapter: Artifact) -> dict[str, Artifact]:
     """Adapter, or reward model, and its base → one model."""

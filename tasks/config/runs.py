@@ -12,7 +12,7 @@ from tasks.config.serving import Agent, Sampling, SamplingName, Serve, Server
 from tasks.config.training import LEARNS_FROM, Finetune, Launch, SftName
 
 # What people change first comes first in a form.
-_ORDER = "storage source nights model training_set from_adapter adapter ingest collect mine server agent collect_agent process format finetune launch evaluate variants"
+_ORDER = "storage what source target layout nights model training_set from_adapter adapter ingest collect mine server agent collect_agent process format finetune launch evaluate variants"
 
 
 def _as_form(schema: dict[str, Any]) -> None:
@@ -210,6 +210,39 @@ class InferRun(ModelRun):
         if self.in_process and self.server.base_url:
             raise ValueError("in_process runs the model here: leave base_url out, or ask that server")
         return self
+
+
+class ExportRun(Run):
+    """Parameters of the flow `export`."""
+
+    what: Literal["trajectories", "processed", "training-sets", "adapter"] = Field(
+        title="What is exported",
+        description="The newest of it: 'processed' with its pairs and statistics, 'training-sets' all that there are.",
+    )
+    target: str = Field(title="Where to", description="Folder or s3:// prefix that it is written to.")
+    layout: Literal["jsonl", "hf"] = Field(
+        default="jsonl",
+        description="'jsonl': the reference pipeline's files. 'hf': a Hugging Face data set, Parquet with a card. An adapter is in PEFT's layout either way.",
+    )
+
+
+class ImportRun(BaseRun):
+    """Parameters of the flow `import`."""
+
+    what: Literal[
+        "trajectories", "processed", "sft_best", "sft_trajectory", "sft_context", "dpo", "reward", "adapter"
+    ] = Field(title="What is imported", description="It becomes the newest of its kind, which later stages take.")
+    source: Annotated[list[str], BeforeValidator(listed)] = Field(
+        min_length=1,
+        max_length=2,
+        title="Files",
+        description="A .jsonl or .parquet file, the folder of a data set that was exported, or an adapter's folder. A second file is the training set's part for measuring the loss, or the pairs of scored rollouts.",
+    )
+    agent: Agent = Field(
+        default=Agent(),
+        title="Agent",
+        description="The agent whose conversations rollouts and examples of others become, as it will be served.",
+    )
 
 
 class EvaluateRun(ModelRun):

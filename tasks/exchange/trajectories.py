@@ -107,8 +107,11 @@ def read(
         tools=None if (tools := prompts.tool_definitions(agent)) is None else json.dumps(tools, ensure_ascii=False),
         outcome="out_of_turns",
     )
-    searches = [_search(item, wanted, top_k, notes) for item in _list(_get(row, "searches"))]
-    _tell(trajectory, searches, _answer(row), agent, page_text)
+    answer, made = _answer(row), _list(_get(row, "searches"))
+    # where no answer follows the last search, it is not known whether the model saw what came back
+    shown = len(made) if answer else len(made) - 1
+    searches = [_search(item, wanted, top_k, notes, shown=at < shown) for at, item in enumerate(made)]
+    _tell(trajectory, searches, answer, agent, page_text)
     digest = hashlib.sha256(f"{number}\0{json.dumps(row, sort_keys=True, default=str)}".encode()).hexdigest()
     return to_row(
         trajectory,
@@ -138,7 +141,7 @@ def _tell(
         step = Step(as_stored(said)["content"], said, reasoning, (Ask(search.query, call_id=next(iter(calls), None)),))
         trajectory.turns.append(_turn(at + 1, step, [search]))
         conversation.append(said)
-        if answer is not None or at + 1 < len(searches):
+        if search.shown:
             conversation += protocol.reply(step, [observe(search, agent, page_text)])
     if answer is not None:
         said = protocol.answer(None, answer)
@@ -157,6 +160,8 @@ def _turn(number: int, step: Step, searches: list[SearchRecord]) -> Turn:
         searches=searches,
         failure=None,
         failure_detail=None,
+        read_by=None,
+        repaired=False,
         finish_reason=None,
         prompt_tokens=None,
         completion_tokens=None,
@@ -164,7 +169,7 @@ def _turn(number: int, step: Step, searches: list[SearchRecord]) -> Turn:
     )
 
 
-def _search(item: Any, wanted: list[Page], top_k: int, notes: Notes) -> tuple[str | None, SearchRecord]:
+def _search(item: Any, wanted: list[Page], top_k: int, notes: Notes, *, shown: bool) -> tuple[str | None, SearchRecord]:
     if not isinstance(item, dict):
         raise Refused("wrong_type", f"a search is a {type(item).__name__}, not an object")
     notes.unknown.update({f"searches.{name}" for name in set(item) - _KNOWN - {"turn", "searched", "read_as"}})
@@ -185,7 +190,8 @@ def _search(item: Any, wanted: list[Page], top_k: int, notes: Notes) -> tuple[st
         for at, ((file, page), score) in enumerate(zip(pages, scores, strict=False), start=1)
     ]
     read_as = "words" if item.get("read_as") == "words" else "query"
-    record = SearchRecord(query, _text(item, "searched") or query, read_as, hits, rank, reward.rank_score(rank, top_k))
+    searched, score = _text(item, "searched") or query, reward.rank_score(rank, top_k)
+    record = SearchRecord(query, searched, read_as, hits, rank, score, shown)
     reasoning = _get(item, "reasoning", optional=True)
     return (records.text(reasoning, "reasoning").strip() or None) if reasoning is not None else None, record
 

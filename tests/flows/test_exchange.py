@@ -1,0 +1,110 @@
+"""Files of the reference pipeline in, through every stage to an adapter, and out again; by the command line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.cli import main
+from flows.import_ import import_
+from tasks import config, storage
+from tasks.artifact import fetch_folder, has_ref, load_ref, read_provenance, read_rows
+from tests.small_collection import TOPICS, ingest_small
+from tests.tiny_model import tiny_model
+
+QUICK = ["--epochs", "1", "--batch-size", "4", "--lora-r", "4", "--no-bf16"]
+
+
+def rollout(number: int, topic: str) -> dict[str, Any]:
+    """A line of the reference's trajectories.jsonl: a search that finds nothing of use, one that does, and an answer."""
+    page = {"file": f"{topic}.pdf", "page_number": 2}
+    return {
+        "question_id": f"q{number}",
+        "question": f"How heavy is the {topic}?",
+        "ground_truth": [page],
+        "sampling_config": "default",
+        "searches": [
+            {"query": "safety", "results": [{"file": f"{topic}.pdf", "page_number": 1}], "rank": None, "rank_score": 0},
+            {
+                "reasoning": f"I need the mass of the {topic}.",
+                "query": f"mass {topic}",
+                "results": [page],
+                "rank": 1,
+                "rank_score": 1.0,
+            },
+        ],
+        "answer": f"{number + 3} kg",
+        "citations": [page],
+    }
+
+
+@pytest.mark.parametrize("storage_root", ["s3"], indirect=True)
+def test_the_references_files_go_through_every_stage_and_out_again(
+    storage_root: str, documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def drag(*words: str) -> None:
+        assert main([*words, "--storage", storage_root]) == 0, capsys.readouterr().err
+
+    ingest_small(storage_root, documents)
+    model = str(tiny_model(tmp_path / "tiny"))
+    collected = tmp_path / "trajectories.jsonl"
+    lines = [json.dumps(rollout(number, topic)) for number, topic in enumerate(TOPICS)]
+    collected.write_text("\n".join([*lines, '{"question_id": "broken"}']))
+
+    drag("import", "trajectories", str(collected))
+    assert "missing_field" in capsys.readouterr().err
+    assert load_ref(storage_root, "trajectories").rows == 10
+    drag("process")
+    assert {row["best_query"] for row in read_rows(load_ref(storage_root, "processed"))} == {
+        f"mass {t}" for t in TOPICS
+    }
+    drag("format", "--formats", "all", "--split", "all", "--train-ratio", "0.7")
+    out = tmp_path / "out"
+    drag("export", "training-sets", str(out))
+    drag("export", "processed", str(out))
+    assert {"sft_best_train.jsonl", "dpo_val.jsonl", "processed.jsonl", "pairs.jsonl", "stats.json"} <= {
+        path.name for path in out.iterdir()
+    }
+
+    # elsewhere, from the training set alone
+    elsewhere = f"{storage_root}/elsewhere"
+    train, val = str(out / "sft_trajectory_train.jsonl"), str(out / "sft_trajectory_val.jsonl")
+    assert main(["import", "sft_trajectory", train, val, "--storage", elsewhere]) == 0
+    there, here = (read_rows(load_ref(root, "sft_trajectory")) for root in (elsewhere, storage_root))
+    assert there == sorted(here, key=lambda row: row["split"])
+    finetune = ["finetune", "sft", "--training-set", "sft_trajectory", "--mask-strategy", "assistant", "--model", model]
+    assert main([*finetune, *QUICK, "--storage", elsewhere]) == 0, capsys.readouterr().err
+    assert main(["export", "adapter", f"{elsewhere}/out", "--storage", elsewhere]) == 0
+    assert any(file.endswith("out/README.md") for file in storage.iter_files(f"{elsewhere}/out"))
+
+    drag("import", "adapter", f"{elsewhere}/out", "--model", model)
+    ours, theirs = load_ref(storage_root, "adapter"), load_ref(elsewhere, "adapter")
+    tensors = "adapter_model.safetensors"
+    assert (fetch_folder(ours) / tensors).read_bytes() == (fetch_folder(theirs) / tensors).read_bytes()
+    assert read_provenance(ours)["prompt_fingerprints"] == read_provenance(theirs)["prompt_fingerprints"]
+    drag("merge", "--model", model)
+    assert has_ref(storage_root, "merged_model")
+
+    assert main(["import", "processed", str(out / "processed.jsonl"), "--storage", elsewhere]) == 0
+    assert read_rows(load_ref(elsewhere, "processed")) == read_rows(load_ref(storage_root, "processed"))
+
+
+def test_what_was_imported_is_not_imported_again_unless_it_changed(tmp_path: Path) -> None:
+    file = tmp_path / "sft_best_train.jsonl"
+    line = '{"input": "<question>Why?</question>", "output": "<search>reason</search>"}\n'
+    file.write_text(line)
+    settings = config.ImportRun(storage=str(tmp_path / "store"), what="sft_best", source=[str(file)])
+    assert [run.cached for run in import_(settings)] == [False]
+    assert [run.cached for run in import_(settings)] == [True]
+    file.write_text(line * 2)
+    assert [run.cached for run in import_(settings)] == [False]
+    assert load_ref(settings.storage, "sft_best").rows == 2
+
+
+def test_what_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = str(tmp_path / "store")
+    assert main(["import", "dpo", str(tmp_path / "dpo_train.jsonl"), "--storage", root]) == 2
+    assert "there is no such file" in capsys.readouterr().err
+    assert main(["export", "training-sets", str(tmp_path / "out"), "--storage", root]) == 3
+    assert "holds no training-sets yet" in capsys.readouterr().err

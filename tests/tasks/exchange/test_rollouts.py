@@ -1,0 +1,186 @@
+"""Rollouts and scored rollouts, out and back in; and those of another pipeline, told anew."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from tasks import artifact
+from tasks.agent import prompts
+from tasks.artifact import Artifact
+from tasks.config import Agent, Format, Process
+from tasks.errors import InputError
+from tasks.exchange.export import export_tables
+from tasks.exchange.importing import import_rows
+from tasks.exchange.rows import schema_of
+from tasks.formats import format_training
+from tasks.process import process
+from tests.tasks.test_formats import PAGES, SCRIPTS, converse, searcher
+
+__all__ = ["searcher"]  # a fixture
+
+
+def collected(searcher: Any, root: Path, agent: Agent) -> Artifact:
+    rows = [converse(searcher, question, script, agent)[0] for question in ("q0", "q1") for script in SCRIPTS]
+    rows[-1] |= {"split": "test"}
+    facts = artifact.provenance(settings={"agent": agent.model_dump(mode="json")}, model="tiny")
+    schema = schema_of("trajectories")
+    return artifact.write_table(artifact.table_of(rows, schema), str(root / "t.parquet"), schema, facts)
+
+
+def by_id(made: Artifact) -> list[dict[str, Any]]:
+    return sorted(artifact.read_rows(made), key=lambda row: row["rollout_id"])
+
+
+@pytest.mark.parametrize("layout", ["jsonl", "hf"])
+@pytest.mark.parametrize("protocol", ["tags", "tools"])
+def test_ours_come_back_as_they_were(
+    searcher: Any, tmp_path: Path, protocol: Any, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    agent = Agent(protocol=protocol)
+    made = collected(searcher, tmp_path, agent)
+    scored = dict(
+        zip(("processed", "pairs", "statistics"), process({"t": made}, Process(), str(tmp_path)), strict=True)
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    export_tables({"trajectories": made, **scored}, layout, out)
+    sources = {name: [str(out if layout == "hf" else out / f"{name}.jsonl")] for name in ("trajectories", "processed")}
+    if layout == "jsonl":
+        sources["processed"].append(str(out / "pairs.jsonl"))
+        first = json.loads((out / "trajectories.jsonl").read_text().splitlines()[0])
+        assert [search["query"] for search in first["searches"]] == ["weather", "common", "Budget"]
+        assert [search["rank"] for search in first["searches"]] == [None, 3, 1]
+        assert first["searches"][2]["results"][0]["file"] == "plan.pdf"
+        assert json.loads((out / "stats.json").read_text())["rollouts"]
+    else:
+        assert set(datasets.load_dataset(str(out), "trajectories")) == {"train", "test"}
+    # whatever the agent's settings are now, those that it was collected with are known
+    other = Agent(protocol="tags", max_page_chars=99)
+    back = import_rows("trajectories", sources["trajectories"], other, None, None, str(tmp_path / "a"))
+    assert by_id(back["trajectories"]) == by_id(made)
+    assert artifact.read_rows(back["set_aside_import"]) == []
+    again = process({"t": back["trajectories"]}, Process(), str(tmp_path / "again"))
+    assert by_id(again[0]) == by_id(scored["processed"])
+    assert format_training(*again[:2], Format(formats=["sft_trajectory"]), agent, str(tmp_path / "sets"))
+
+    back = import_rows("processed", sources["processed"], other, None, None, str(tmp_path / "b"))
+    assert by_id(back["processed"]) == by_id(scored["processed"])
+    order = [(name, "ascending") for name in ("split", "question_id", "chosen", "rejected")]
+    assert artifact.read_table(back["pairs"]).sort_by(order).equals(artifact.read_table(scored["pairs"]).sort_by(order))
+    if layout == "jsonl":
+        alone = import_rows("processed", sources["processed"][:1], other, None, None, str(tmp_path / "c"))
+        found = {(row["chosen"], row["rejected"]) for row in artifact.read_rows(alone["pairs"])}
+        assert found
+        assert found <= {(row["chosen"], row["rejected"]) for row in artifact.read_rows(scored["pairs"])}
+
+
+def theirs(searcher: Any, script: str, agent: Agent) -> dict[str, Any]:
+    """A rollout as another pipeline would write it down."""
+    row = converse(searcher, "q0", script, agent)[0]
+    return {
+        "id": "q0",
+        "question": row["question"],
+        "answer_variants": ["42"],
+        "evidence": [{"file": "plan.pdf", "page_number": 1}],
+        "sampling_config": {"name": "high_temp", "temperature": 1.0},
+        "searches": [
+            {
+                "query": search["query"],
+                "thinking": turn["reasoning"],
+                "results": [f"{hit['file']}:{hit['page_number']}" for hit in search["results"]],
+                "rank": search["gt_rank"],
+                "rank_score": search["rank_score"],
+            }
+            for turn in row["turns"]
+            for search in turn["searches"]
+        ],
+        "final_answer": "42",
+        "citations": [{"document": "plan.pdf", "page": 1}],
+        "success": True,
+        "timestamp": "2025-01-01",
+    }
+
+
+def pages(root: Path) -> Artifact:
+    rows = [{"file": file, "page_number": 1, "total_pages": 1, "text": text} for file, text in PAGES.items()]
+    schema = schema_of("pages")
+    return artifact.write_table(artifact.table_of(rows, schema), str(root / "pages.parquet"), schema, {})
+
+
+@pytest.mark.parametrize("protocol", ["tags", "tools"])
+def test_others_are_told_as_the_agent_would_have(searcher: Any, tmp_path: Path, protocol: Any) -> None:
+    agent = Agent(protocol=protocol)
+    file = tmp_path / "trajectories.jsonl"
+    file.write_text(json.dumps(theirs(searcher, "improves", agent)) + "\n")
+    made = import_rows("trajectories", [str(file)], agent, pages(tmp_path), None, str(tmp_path / "made"))
+    (row,) = artifact.read_rows(made["trajectories"])
+    ours, _ = converse(searcher, "q0", "improves", agent)
+    assert [m["content"] for m in row["messages"][:-1]] == [m["content"] for m in ours["messages"][:-1]]
+    assert row["messages"][-1]["role"] == "assistant"
+    assert row["answer"] == ["42"]
+    assert row["sampling"] == "high_temp"
+    assert row["prompt_fingerprint"] == prompts.prompt_fingerprint(agent)
+    (aside,) = artifact.read_rows(made["set_aside_import"])
+    assert (aside["reason"], aside["detail"]) == ("unknown_field", "timestamp, in 1 rows")
+
+    scored = import_rows("processed", [str(file)], agent, pages(tmp_path), None, str(tmp_path / "scored"))
+    (kept,) = artifact.read_rows(scored["processed"])
+    assert (kept["best_query"], kept["best_rank"], kept["rank_score"]) == ("Budget", 1, 1.0)
+    assert {(pair["chosen"], pair["rejected"]) for pair in artifact.read_rows(scored["pairs"])} == {
+        *[("Budget", "weather"), ("Budget", "common"), ("common", "weather")]
+    }
+    sets = format_training(scored["processed"], scored["pairs"], Format(formats="all"), agent, str(tmp_path / "sets"))
+    assert all(found.rows for found in sets.values())
+
+
+def test_what_cannot_be_used_is_set_aside_and_a_wrong_rank_is_told(searcher: Any, tmp_path: Path) -> None:
+    agent = Agent()
+    good = theirs(searcher, "at once", agent)
+    search = good["searches"][0]
+    lines = [
+        good,
+        {**good, "searches": [{**search, "rank": 2}]},
+        {**good, "searches": [{"query": "budget", "rank": 1}]},
+        {**good, "searches": [{**search, "results": ["elsewhere.pdf:7"], "rank": None}]},
+        {**good, "searches": [{**search, "query": " "}]},
+        {**good, "evidence": []},
+        {**good, "searches": None},
+        {**good, "question": 7},
+        good,
+    ]
+    file = tmp_path / "trajectories.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + "no JSON\n")
+    made = import_rows("trajectories", [str(file)], agent, pages(tmp_path), None, str(tmp_path / "made"))
+    assert made["trajectories"].rows == 3  # two that are alike are two rollouts
+    aside = [(row["row"], row["reason"]) for row in artifact.read_rows(made["set_aside_import"])]
+    assert aside == [
+        *[(None, "rank_differs"), (None, "unknown_field"), (3, "missing_field"), (4, "unknown_page")],
+        *[(5, "missing_field"), (6, "bad_location"), (7, "missing_field"), (8, "wrong_type"), (10, "bad_json")],
+    ]
+    blind = import_rows("trajectories", [str(file)], Agent(observation="none"), None, None, str(tmp_path / "blind"))
+    assert blind["trajectories"].rows == 4
+    with pytest.raises(InputError, match="no row can be used"):
+        import_rows("trajectories", [str(file)], agent, None, None, str(tmp_path / "none"))
+
+
+def test_a_row_of_ours_that_was_tampered_with_is_refused(searcher: Any, tmp_path: Path) -> None:
+    agent = Agent()
+    out = tmp_path / "out"
+    out.mkdir()
+    export_tables({"trajectories": collected(searcher, tmp_path, agent)}, "jsonl", out)
+    rows = [json.loads(line) for line in (out / "trajectories.jsonl").read_text().splitlines()][:5]
+    rows[1]["messages"] = rows[1]["messages"][:2]
+    rows[2]["turns"] = "many"
+    rows[3]["rollout_id"] = rows[0]["rollout_id"]
+    rows[4] |= {"protocol": "tools", "extra": 1}
+    (out / "trajectories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = import_rows("trajectories", [str(out / "trajectories.jsonl")], agent, None, None, str(tmp_path / "made"))
+    assert made["trajectories"].rows == 1
+    aside = {row["row"]: row["reason"] for row in artifact.read_rows(made["set_aside_import"])}
+    assert aside == {
+        **{None: "unknown_field", 2: "bad_conversation", 3: "wrong_type", 4: "duplicate_id", 5: "bad_conversation"}
+    }

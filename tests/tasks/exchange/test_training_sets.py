@@ -1,0 +1,141 @@
+"""Training sets out as the reference's JSONL and back in: the texts stay, and what is learned is the agent's own form."""
+
+import contextlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, get_args
+
+import datasets
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks import artifact
+from tasks.agent import prompts
+from tasks.agent.protocol import as_stored
+from tasks.config import Agent, Format, FormatName
+from tasks.errors import InputError
+from tasks.exchange import training_sets
+from tasks.exchange.export import export_tables
+from tasks.exchange.importing import import_rows
+from tasks.exchange.rows import schema_of
+from tasks.formats import format_training
+from tasks.set_aside import Refused
+from tests.tasks.test_formats import prepared, searcher
+
+__all__ = ["searcher"]  # a fixture
+NAMES = get_args(FormatName)
+LINE = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="<>\N{OBJECT REPLACEMENT CHARACTER}"))
+WORDS = LINE.filter(lambda text: text == text.strip() != "")
+QUERY = WORDS.map(lambda text: " ".join(text.split()))  # as the agent reads one
+THOUGHT = st.none() | st.builds("\n".join, st.lists(LINE, max_size=3)).filter(lambda text: text == text.strip() != "")
+
+
+@pytest.mark.parametrize("protocol", ["tags", "tools"])
+def test_what_is_exported_is_what_format_writes_and_comes_back(searcher: Any, tmp_path: Path, protocol: Any) -> None:
+    agent = Agent(protocol=protocol, examples=True)
+    processed, pairs = prepared(searcher, str(tmp_path), agent)
+    settings = Format(formats=list(NAMES), jsonl=True)
+    made = format_training(processed, pairs, settings, agent, str(tmp_path / "made"))
+    theirs = artifact.fetch_folder(made.pop("jsonl"))
+    out = tmp_path / "out"
+    out.mkdir()
+    written = export_tables(made, "jsonl", out)
+    assert set(written) == {f"{name}_{part}.jsonl" for name in NAMES for part in ("train", "val")}
+    for file in written:
+        assert (out / file).read_text() == (theirs / file).read_text(), file
+
+    again = tmp_path / "again"
+    again.mkdir()
+    for name in NAMES:
+        files = [str(out / f"{name}_{part}.jsonl") for part in ("train", "val")]
+        back = import_rows(name, files, agent, None, None, str(tmp_path / "back" / name))
+        assert artifact.read_rows(back["set_aside_import"]) == []
+        ours = artifact.read_table(made[name])
+        came = artifact.read_table(back[name])
+        order = [("split", "ascending")]
+        assert came.sort_by(order).equals(ours.sort_by(order)), name
+        export_tables({name: back[name]}, "jsonl", again)
+    for file in written:
+        assert (again / file).read_text() == (out / file).read_text(), file
+
+
+def test_a_data_set_is_read_by_its_library_and_comes_back(
+    searcher: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    agent = Agent(protocol="tools")
+    processed, pairs = prepared(searcher, str(tmp_path), agent)
+    made = format_training(processed, pairs, Format(formats=list(NAMES)), agent, str(tmp_path / "made"))
+    out = tmp_path / "out"
+    out.mkdir()
+    export_tables(made, "hf", out)
+    assert datasets.get_dataset_config_names(str(out)) == list(NAMES)
+    for name in NAMES:
+        loaded = datasets.load_dataset(str(out), name)
+        ours = artifact.read_rows(made[name])
+        assert {split: len(rows) for split, rows in loaded.items()} == Counter(row["split"] for row in ours)
+        back = import_rows(name, [str(out)], agent, None, None, str(tmp_path / "back" / name))[name]
+        order = [("split", "ascending")]
+        assert artifact.read_table(back).sort_by(order).equals(artifact.read_table(made[name]).sort_by(order))
+    card = (out / "README.md").read_text()
+    assert "| protocol | tools |" in card
+    assert str(tmp_path) not in card + (out / "provenance.json").read_text()
+
+
+@pytest.mark.parametrize("protocol", ["tags", "tools"])
+@given(question=WORDS, thought=THOUGHT, query=QUERY, score=st.floats(0, 1))
+def test_a_search_is_learned_as_the_agent_says_it(
+    protocol: Any, question: str, thought: str | None, query: str, score: float
+) -> None:
+    agent, unknown = Agent(protocol=protocol), Counter[str]()
+    said = (f"<think>{thought}</think>\n" if thought else "") + f"<search>{query}</search>"
+    line = {"input": f"<question>{question}</question>", "output": said, "rank_score": score, "question_id": "q"}
+    row = training_sets.read(line, "sft_best", "train", agent, unknown)
+    assert row["prompt"] == prompts.prompt_messages(question, agent)
+    assert row["completion"] == [as_stored(prompts.PROTOCOLS[protocol].search(thought, query))]
+    assert training_sets.write(row) == line | {"effort": None, "gt_rank": None}
+    assert not unknown
+
+
+def test_a_trace_becomes_turns(tmp_path: Path) -> None:
+    page = "<results>\n[1] a.pdf page 2\nWrite <search>words</search> or <answer>so</answer>.\n</results>"
+    trace = f'<think>Hm.</think>\n<search>fee</search>\n{page}\n<answer>5 <cite file="a.pdf" page="2"/></answer>'
+    line = {"input": "<question>How much?</question>", "output": trace}
+    row = training_sets.read(line, "sft_trajectory", "train", Agent(protocol="tools"), Counter())
+    assert [message["role"] for message in row["completion"]] == ["assistant", "tool", "assistant"]
+    assert row["completion"][1]["content"] == page
+    assert '"name": "search_documents", "arguments": {"query": "fee"}' in row["completion"][0]["content"]
+    assert '"citations": [{"file": "a.pdf", "page": 2}]' in row["completion"][2]["content"]
+    assert training_sets.write(row)["output"] == trace
+
+
+def test_plain_questions_and_queries_are_taken_and_what_is_no_example_is_refused(tmp_path: Path) -> None:
+    lines = [
+        {"input": "How much?", "output": "annual fee", "prompt_tokens": 3},
+        {"input": "<question>How much?</question>", "output": "<think>I do not know.</think>"},
+        {"input": "<question> </question>", "output": "<search>a</search>"},
+        {"input": "<question>How much?</question>"},
+        {"input": "<question>How much?</question>", "output": "<search>a</search>", "rank_score": "high"},
+    ]
+    file = tmp_path / "sft_best_train.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = import_rows("sft_best", [str(file)], Agent(), None, None, str(tmp_path / "made"))
+    (row,) = artifact.read_rows(made["sft_best"])
+    assert row["completion"][0]["content"] == "<search>annual fee</search>"
+    aside = [(found["row"], found["reason"]) for found in artifact.read_rows(made["set_aside_import"])]
+    assert aside == [
+        *[(None, "unknown_field"), (2, "bad_example"), (3, "empty_question"), (4, "missing_field"), (5, "wrong_type")]
+    ]
+    file.write_text(json.dumps(lines[1]) + "\n")
+    with pytest.raises(InputError, match=r"no row can be used; sft_best_train\.jsonl, row 1: bad_example"):
+        import_rows("sft_best", [str(file)], Agent(), None, None, str(tmp_path / "none"))
+
+
+@given(st.dictionaries(st.sampled_from(["input", "output", "prompt", "chosen", "rejected", "score", "id"]), st.text()))
+def test_nothing_breaks_the_reader(line: dict[str, str]) -> None:
+    for kind in NAMES:
+        with contextlib.suppress(Refused):
+            row = training_sets.read(line, kind, "train", Agent(protocol="tools"), Counter())
+            assert artifact.table_of([row], schema_of(training_sets.table_of(kind))).num_rows == 1
