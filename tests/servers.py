@@ -238,5 +238,5 @@ def worker(server: Prefect, pool: str) -> Iterator[None]:
     port = free_port()
     env = server.environment | {"PREFECT_WORKER_WEBSERVER_PORT": str(port), "PREFECT_WORKER_QUERY_SECONDS": "1"}
     healthy = functools.partial(answers, f"http://127.0.0.1:{port}/health")
-    with running([sys.executable, "-m", *worker_command(pool)], server.folder / f"worker-{pool}.log", env, healthy):
+    with running([sys.executable, *worker_command(pool)[1:]], server.folder / f"worker-{pool}.log", env, healthy):
         yield

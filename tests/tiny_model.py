@@ -4,9 +4,13 @@ It is a whole checkpoint: transformers trains it, PEFT adapts it, vLLM serves it
 It knows nothing, so tests use it for what must hold of any model.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
+
+from tasks.artifact import Artifact, write_folder
 
 # What the tokenizer's merges are learned from: enough for words of pages, questions and protocol tags to be a few tokens.
 _TEXT = """
@@ -102,3 +106,13 @@ def tiny_model(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def tiny_adapter(model: Path, folder: Path, lora: Mapping[str, Any], **facts: Any) -> Artifact:
+    """An untrained LoRA adapter of a model, stored below `folder` with `facts` as its provenance."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(r=8, **lora))
+    adapted.save_pretrained(folder / "adapter")
+    return write_folder(folder / "adapter", str(folder / "stored"), "adapter/1", 1, facts)

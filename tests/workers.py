@@ -24,18 +24,25 @@ _PATIENCE_S = 500  # never waited for unless something is broken
 
 @contextlib.contextmanager
 def worker(
-    pool: str, folder: Path, without: Collection[str] = (), environment: Mapping[str, str] = MappingProxyType({})
+    pool: str,
+    folder: Path,
+    without: Collection[str] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
+    limit: int | None = None,
 ) -> Iterator[Path]:
     """A process worker of a pool for the length of the block, which inherits the environment but for `without`; its log.
 
     Args:
         environment: variables that it has besides.
+        limit: runs that it takes at once.
     """
     folder.mkdir()
     env = {name: value for name, value in os.environ.items() if name not in without}
     env |= {"PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1", "TMPDIR": str(folder)} | dict(environment)
     log = folder / "worker.log"
-    command = ["-c", f"cd {folder} && exec {sys.executable} -m prefect worker start --pool {pool} --type process"]
+    at_once = f" --limit {limit}" if limit else ""
+    start = f"exec {sys.executable} -m flows.worker --pool {pool} --type process{at_once}"
+    command = ["-c", f"cd {folder} && {start}"]
     with log.open("wb") as output:
         process = watchdog.start(["bash", *command], env=env, output=output)
     try:
@@ -45,12 +52,21 @@ def worker(
 
 
 def start_run(
-    url: str, deployment: str, parameters: dict[str, Any] | None = None, scheduled: datetime | None = None
+    url: str,
+    deployment: str,
+    parameters: dict[str, Any] | None = None,
+    scheduled: datetime | None = None,
+    queue: str | None = None,
 ) -> str:
-    """Start a run of a deployment, as the UI's button does, or as its schedule had it at a time; returns its id."""
+    """Start a run of a deployment, as the UI's button does, or as its schedule had it at a time; returns its id.
+
+    Args:
+        queue: of its pool, in which it waits; its deployment's when None.
+    """
     found = API.get(f"{url}/deployments/name/{deployment}").json()
     details = {"scheduled_time": scheduled.isoformat()} if scheduled else {}
     body = {"parameters": parameters or {}, "state": {"type": "SCHEDULED", "state_details": details}}
+    body |= {"work_queue_name": queue} if queue else {}
     made = API.post(f"{url}/deployments/{found['id']}/create_flow_run", json=body)
     return made.json()["id"]
 

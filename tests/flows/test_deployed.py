@@ -9,19 +9,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from prefect import flow
-from prefect.client.orchestration import get_client
 from prefect.events import Event
-from prefect.states import Running
 
-from flows import deploy_files, deploy_server
+from flows import deploy_files
 from flows.deploy import deploy
 from tasks import config, limits, storage
 from tasks.artifact import load_ref
@@ -38,6 +34,7 @@ SECRETS = {
     "AWS_ACCESS_KEY_ID": "AKIA-nobody-may-see",
     "AWS_SECRET_ACCESS_KEY": "wJalr-nobody-may-see",
 }
+DEPLOYMENT = "11111111-1111-4111-8111-111111111111"
 BLOCKS = deploy_files.read_pools().blocks
 VARIABLES = {spec.variable for spec in BLOCKS.values()}
 
@@ -81,6 +78,20 @@ def deployed(s3_server: str, whole_server: str, receiver: Receiver) -> Iterator[
         for name in SECRETS:
             patch.delenv(name)
         yield whole_server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def killed_holder(deployed: str) -> None:
+    """Somebody held the only slot of the limit "killed" and was killed, before any test here."""
+    API.post(f"{deployed}/v2/concurrency_limits/", json={"name": "killed", "limit": 1})
+    hold = "import time\nfrom tasks import limits\nlimits.LEASE_S = 60\nwith limits.slot('killed'):\n print('held', flush=True)\n"
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PREFECT__RUNTIME__DEPLOYMENT__ID": DEPLOYMENT}
+    process = subprocess.Popen([sys.executable, "-c", hold + " time.sleep(3600)"], stdout=subprocess.PIPE, env=env)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not _takes_a_slot(deployed, "killed")
 
 
 def test_ingest_runs_as_it_is_offered_and_no_secret_shows(
@@ -146,32 +157,10 @@ def test_too_many_failed_rollouts_are_told(deployed: str, receiver: Receiver) ->
     assert "0.25" in told
 
 
-def test_a_run_whose_machine_is_gone_is_marked(deployed: str) -> None:
-    """The automation as it is deployed, but for the time that it waits."""
-    spec = next(spec for spec in deploy_files.read_automations() if spec.crashed)
-    quick = spec.model_copy(
-        update={"name": "quick", "trigger": spec.trigger.model_copy(update={"within": timedelta(seconds=10)})}
-    )
-    with get_client(sync_client=True) as client:
-        assert deploy_server.automation(client, quick, {}).outcome == "created"
-        run = client.create_flow_run(flow(name="lost")(lambda: None), state=Running())
-        beat = Event(
-            event="prefect.flow-run.heartbeat",
-            resource={"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name},
-        )
-        httpx.post(f"{deployed}/events", json=[beat.model_dump(mode="json")], timeout=60).raise_for_status()
-        while not (state := client.read_flow_run(run.id).state) or not state.is_final():
-            time.sleep(1)
-        for made in client.read_automations_by_name("quick"):  # or it would mark what later tests run
-            client.delete_automation(made.id)
-    assert state.is_crashed()
-    assert state.message == spec.crashed
-
-
 @pytest.fixture
 def as_deployed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this process were a run of a deployment."""
-    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "11111111-1111-4111-8111-111111111111")
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", DEPLOYMENT)
 
 
 def _takes_a_slot(url: str, limit: str) -> bool:
@@ -199,25 +188,6 @@ def test_a_slot_keeps_others_out_and_a_plain_command_needs_none(
 def test_a_limit_that_does_not_exist_is_an_error(deployed: str, as_deployed: None) -> None:
     with pytest.raises(ConfigError, match="drag deploy"), limits.slot("gpu-nothing"):  # type: ignore[arg-type]
         pass
-
-
-def test_a_killed_holder_gives_its_slot_back(deployed: str, as_deployed: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    httpx.post(f"{deployed}/v2/concurrency_limits/", json={"name": "killed", "limit": 1}, timeout=60).raise_for_status()
-    hold = "import time\nfrom tasks import limits\nlimits.LEASE_S = 60\nwith limits.slot('killed'):\n print('held', flush=True)\n"
-    process = subprocess.Popen(
-        [sys.executable, "-c", hold + " time.sleep(3600)"],
-        stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"held\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not _takes_a_slot(deployed, "killed")
-    deadline = time.monotonic() + 400
-    while not _takes_a_slot(deployed, "killed"):
-        assert time.monotonic() < deadline, "the slot stayed taken"
-        time.sleep(1)
 
 
 def _retry(run: str) -> None:
@@ -284,3 +254,11 @@ def test_improve_runs_each_stage_once_in_its_pool_though_killed_and_failed(
     rows = json.loads(tables[0]["data"])
     assert [row["stage"] for row in rows] == STAGES
     assert not any(row["cached"] for row in rows)
+
+
+def test_a_killed_holder_gave_its_slot_back(deployed: str) -> None:
+    """Last here: that takes a minute, in which the others run."""
+    deadline = time.monotonic() + 400
+    while not _takes_a_slot(deployed, "killed"):
+        assert time.monotonic() < deadline, "the slot stayed taken"
+        time.sleep(1)

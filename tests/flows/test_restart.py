@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
 from flows import serving
 from flows.collect import collect
@@ -19,7 +17,7 @@ from tasks.artifact import load_ref, read_rows
 from tasks.errors import ConfigError, ServerError
 from tests.server_process import counts, server_process
 from tests.small_collection import ingest_small
-from tests.tiny_model import tiny_model
+from tests.tiny_model import tiny_adapter, tiny_model
 
 ROLLOUTS = 20
 
@@ -90,15 +88,9 @@ def test_with_no_restart_left_the_run_ends_and_the_next_goes_on(
     assert sum(status == "finished" for _, status in attempts) == ROLLOUTS
 
 
-def _adapter(model: Path, folder: Path, **lora: Any) -> artifact.Artifact:
-    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(r=8, **lora))
-    adapted.save_pretrained(folder / "adapter")
-    return artifact.write_folder(folder / "adapter", str(folder / "stored"), "adapter/1", 1, {})
-
-
 def test_an_adapter_that_would_not_be_served_whole_starts_no_server(tmp_path: Path, dying: list[list[str]]) -> None:
     model = tiny_model(tmp_path / "model")
-    adapter = _adapter(model, tmp_path, target_modules=["q_proj", "lm_head"])
+    adapter = tiny_adapter(model, tmp_path, {"target_modules": ["q_proj", "lm_head"]})
     with (
         serving.model_server(config.Server(model=str(model)), config.Serve(), tmp_path) as connect,
         pytest.raises(ConfigError, match="lm_head"),
@@ -109,7 +101,7 @@ def test_an_adapter_that_would_not_be_served_whole_starts_no_server(tmp_path: Pa
 
 def test_an_adapter_is_loaded_again(tmp_path: Path, dying: list[list[str]]) -> None:
     model = tiny_model(tmp_path / "model")
-    adapter = _adapter(model, tmp_path, target_modules=["q_proj"])
+    adapter = tiny_adapter(model, tmp_path, {"target_modules": ["q_proj"]})
     server = config.Server(model=str(model))
     with serving.model_server(server, config.Serve(), tmp_path) as connect:
         asked = connect(adapter)

@@ -15,6 +15,7 @@ from prefect.settings import Settings
 from prefect.settings.legacy import _get_valid_setting_names
 from pydantic_settings import BaseSettings
 
+from flows import worker
 from tests import servers
 from tests.servers import COMPOSE, DOCKERFILE, ROOT, SECRETS
 
@@ -123,4 +124,12 @@ def test_a_worker_is_of_the_pool_that_its_image_is_for(name: str) -> None:
     target = servers.service(f"worker-{name}")["image"].partition(":")[0].removeprefix("drag-")
     stage = DOCKERFILE.read_text().split(f" AS {target}\n")[1].split("\nFROM ")[0]
     assert f'"--pool", "{pool}"' in stage
-    assert servers.worker_command(pool)[:3] == ["prefect", "worker", "start"]
+    assert servers.worker_command(pool)[:3] == ["python", "-m", "flows.worker"]
+
+
+def test_a_worker_that_is_stopped_has_the_time_that_its_runs_may_take() -> None:
+    for name in ("worker-cpu", "worker-serving", "worker-training"):
+        minutes, seconds = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?", servers.service(name)["stop_grace_period"]).groups(
+            "0"
+        )  # type: ignore[union-attr]
+        assert 60 * int(minutes) + int(seconds) > worker.GRACE_S + 10

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from prefect.utilities.templating import apply_values
 
+from flows import worker
 from tests import servers
 from tests.servers import ROOT
 
@@ -71,6 +72,11 @@ def _complaint(manifest: dict[str, Any], version: str) -> str | None:
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda m: f"{m['kind']} {m['metadata']['name']}")
 def test_manifests_are_valid(manifest: dict[str, Any], version: str) -> None:
     assert _complaint(manifest, version) is None
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_run_that_is_stopped_has_as_long_as_on_one_host(pool: str) -> None:
+    assert _job(pool)["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= worker.GRACE_S
 
 
 @pytest.mark.parametrize("version", VERSIONS)
