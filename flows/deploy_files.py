@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from prefect.events.schemas.automations import EventTrigger
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.templating import apply_values, find_placeholders
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from flows.flags import load_recipe
-from tasks.config.base import Settings
+from tasks.config.base import Settings, checked, dotted
 from tasks.config.deployment import PoolType
 from tasks.errors import ConfigError
 
@@ -204,7 +204,4 @@ def job_template(pool: str, pool_type: PoolType, environment: dict[str, str]) ->
 
 
 def _read(model: type[M], name: str, content: dict[str, Any]) -> M:
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError(f"{name}: {error}") from error
+    return checked(model, content, lambda location: f"{name}: {dotted(location)}")

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tasks.errors import ConfigError, InputError
+from tasks.config.base import Location, checked, dotted
+from tasks.errors import InputError
 
 Path_ = tuple[str, ...]
 M = typing.TypeVar("M", bound=BaseModel)
@@ -143,15 +144,10 @@ def validated(model: type[M], values: Mapping[str, Any]) -> M:
     Raises:
         ConfigError: a value is missing, unknown or out of range; the message names flag and reason.
     """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        names = flag_names(model)
-        lines = []
-        for problem in error.errors():
-            path = tuple(str(p) for p in problem["loc"] if not isinstance(p, int))
-            where = f"--{names[path]}" if path in names else ".".join(path) or "settings"
-            # our own rules say what is wrong themselves, and some are about values that must not be shown
-            quoted = "" if problem["type"] in ("missing", "value_error") else f" (got {problem['input']!r})"
-            lines.append(f"{where}: {problem['msg']}{quoted}")
-        raise ConfigError("\n".join(lines)) from error
+    names = flag_names(model)
+
+    def named(location: Location) -> str:
+        path = tuple(str(part) for part in location if not isinstance(part, int))
+        return f"--{names[path]}" if path in names else dotted(path)
+
+    return checked(model, values, named, quote=True)

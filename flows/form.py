@@ -17,11 +17,11 @@ from typing import Annotated, Any, Generic, TypeVar
 from prefect import Flow
 from prefect.runtime import flow_run
 from prefect.utilities.hashing import file_hash
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from tasks.config import Run
-from tasks.errors import ConfigError
+from tasks.config.base import checked
 from tasks.progress import slug
 
 S = TypeVar("S", bound=Run)
@@ -42,12 +42,7 @@ class SettingsFlow(Flow[..., T], Generic[S, T]):
         Raises:
             ConfigError: a value is missing, unknown or out of range; the message names the fields and quotes no value.
         """
-        try:
-            return dict(self.settings.model_validate(parameters))
-        except ValidationError as error:
-            problems = error.errors(include_input=False, include_url=False)
-            lines = [f"{'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']}" for problem in problems]
-            raise ConfigError("\n".join(lines)) from None  # the original quotes values
+        return dict(checked(self.settings, parameters))
 
 
 def settings_flow(

@@ -1,7 +1,7 @@
 """Slots that runs hold while they use GPUs, so that one pool's runs, on whatever worker, do not take them from each other.
 
-The limits are Prefect's global concurrency limits; deployments/pools.yaml says how many slots each has. Only a run that
-belongs to a deployment needs a slot: a command on a machine of one's own waits for nobody.
+The limits are Prefect's global concurrency limits; deployments/pools.yaml says how many slots each has, one for each set of
+GPUs. Only a run that belongs to a deployment needs a slot: a command on a machine of one's own waits for nobody.
 
 A slot is a lease, which the run's process renews. When the process is killed the lease runs out, and the server gives the
 slot to the next run at most about five minutes later. When the server does not answer as the lease is to be renewed, the
@@ -17,8 +17,10 @@ import contextlib
 from collections.abc import Iterator
 from typing import Literal
 
+from prefect.client.orchestration import get_client
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import deployment
 
 from tasks.errors import ConfigError
@@ -28,20 +30,42 @@ LEASE_S = 300.0
 
 
 @contextlib.contextmanager
-def slot(limit: Limit) -> Iterator[None]:
+def slot(limit: Limit, together: int = 1) -> Iterator[None]:
     """Hold a slot of the limit in the block, waiting for one if need be; in a run of no deployment, hold nothing.
 
+    Args:
+        together: runs that wait for each other with a slot each, as machines that train together do.
+
     Raises:
-        ConfigError: the server has no such limit.
+        ConfigError: the server has no such limit, or one with fewer slots than these runs would wait for for ever.
     """
     if not deployment.id:
         yield
         return
+    if together > 1:
+        _refuse_too_few(limit, together)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(concurrency(limit, strict=True, lease_duration=LEASE_S))
         except ConcurrencySlotAcquisitionError as error:
             if error.__cause__:  # the server did not answer, or refused
                 raise
-            raise ConfigError(f"the Prefect server has no concurrency limit {limit}: `drag deploy` makes it") from error
+            raise _no_such(limit) from error
         yield
+
+
+def _refuse_too_few(limit: Limit, together: int) -> None:
+    with get_client(sync_client=True) as client:
+        try:
+            slots = client.read_global_concurrency_limit_by_name(limit).limit
+        except ObjectNotFound as error:
+            raise _no_such(limit) from error
+    if slots < together:
+        raise ConfigError(
+            f"{together} machines are to work together, and the limit {limit} has slots for {slots} at once: give it, and the "
+            f"pool's concurrency_limit, {together} in deployments/pools.yaml, and `drag deploy` again"
+        )
+
+
+def _no_such(limit: Limit) -> ConfigError:
+    return ConfigError(f"the Prefect server has no concurrency limit {limit}: `drag deploy` makes it")

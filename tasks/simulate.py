@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -33,7 +32,8 @@ from rich.table import Table
 from tasks import collect_events, config
 from tasks.collect import shards_at_once
 from tasks.collect_events import ENDED, STARTED, Counts, Flow
-from tasks.errors import ConfigError, DragError
+from tasks.config.base import checked, dotted
+from tasks.errors import DragError
 
 # Measured for this code on two cores; infra/SCALE.md says how.
 PLANNED_BYTES = 230  # memory of a rollout that is planned
@@ -244,14 +244,9 @@ def validated(model: type[S], values: typing.Mapping[str, object]) -> S:
     Raises:
         ConfigError: one is missing or out of range; the message names flag and reason.
     """
-    try:
-        return model.model_validate(dict(values))
-    except ValidationError as error:
-        names = (
-            "--" + "-".join(map(str, p["loc"])).replace("_", "-") if p["loc"] else "settings" for p in error.errors()
-        )
-        said = (problem["msg"].removeprefix("Value error, ") for problem in error.errors())
-        raise ConfigError("; ".join(f"{name}: {text}" for name, text in zip(names, said, strict=True))) from error
+    return checked(
+        model, values, lambda at: "--" + dotted(at).replace("_", "-").replace(".", "-") if at else "settings"
+    )
 
 
 def exit_code(work: Callable[[], None]) -> int:

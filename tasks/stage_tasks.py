@@ -180,7 +180,7 @@ def finetune_adapter(
     from tasks.training import launch
 
     logger = get_run_logger()
-    with limits.slot("gpu-training"), progress("Training") as on_progress:
+    with limits.slot("gpu-training", together=processes.nodes), progress("Training") as on_progress:
         adapter, curve, _ = launch.finetune(
             training_set,
             model,

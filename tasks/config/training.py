@@ -101,7 +101,7 @@ class Launch(Settings):
         default=1,
         ge=1,
         title="Machines",
-        description="Machines that train together. Each runs the same command, with storage on S3, and takes a slot of the limit gpu-training.",
+        description="Machines that train together. Each runs the same command, with storage on S3, and, in a deployment, takes a slot of the limit gpu-training.",
     )
     rendezvous: str | None = Field(
         default=None,

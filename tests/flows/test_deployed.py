@@ -190,6 +190,11 @@ def test_a_limit_that_does_not_exist_is_an_error(deployed: str, as_deployed: Non
         pass
 
 
+def test_machines_that_train_together_need_a_slot_each(deployed: str, as_deployed: None) -> None:
+    with pytest.raises(ConfigError, match="slots for 1 at once"), limits.slot("gpu-training", together=2):
+        pass
+
+
 def _retry(run: str) -> None:
     retry = [sys.executable, "-m", "prefect", "flow-run", "retry", run]
     subprocess.run(retry, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
