@@ -4,6 +4,7 @@ Ours starts when the first stage really asks, so a flow whose stages are all cac
 """
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,22 +30,29 @@ def model_server(server: config.Server, settings: config.Serve, work_dir: Path) 
     if server.base_url:
         yield _Remote(server)
     else:
-        with contextlib.ExitStack() as stack:
-            yield _Own(server, settings, work_dir, stack)
+        with contextlib.ExitStack() as merged, contextlib.ExitStack() as servers:
+            yield _Own(server, settings, work_dir, servers, merged)
 
 
 class _Own:
     """A vLLM that is started here, one at a time."""
 
     def __init__(
-        self, server: config.Server, settings: config.Serve, work_dir: Path, stack: contextlib.ExitStack
+        self,
+        server: config.Server,
+        settings: config.Serve,
+        work_dir: Path,
+        stack: contextlib.ExitStack,
+        until_the_end: contextlib.ExitStack,
     ) -> None:
         self._server, self._settings, self._work_dir, self._stack = server, settings, work_dir, stack
+        self._until_the_end = until_the_end
         self._running: dict[str, Supervised] = {}
+        self._merged: dict[str, str] = {}  # adapter → folder of it and its base as one model
 
     def __call__(self, adapter: Artifact | None) -> config.Server:
         if adapter and self._settings.adapters == "merged":
-            started = self._serve(_merged(self._server, adapter, self._work_dir))
+            started = self._serve(self._merge(adapter))
             name = serve.BASE_NAME
         else:
             if adapter:
@@ -56,6 +64,16 @@ class _Own:
 
     def revive(self) -> bool:
         return any(supervised.revive() for supervised in self._running.values())
+
+    def _merge(self, adapter: Artifact) -> str:
+        """A folder with the adapter merged into its base, which is as large as the base, and goes when no server needs it."""
+        if adapter.sha256 not in self._merged:
+            self._work_dir.mkdir(parents=True, exist_ok=True)
+            scratch = tempfile.TemporaryDirectory(prefix="merged-", dir=self._work_dir)
+            folder = str(Path(self._until_the_end.enter_context(scratch)) / "model")
+            merge(adapter, self._server.model, folder, self._server.trusted_remote_code)
+            self._merged[adapter.sha256] = folder
+        return self._merged[adapter.sha256]
 
     def _serve(self, model: str) -> serve.Served:
         """The server of a model, started when first asked for; another one makes room, as each wants the machine."""
@@ -136,11 +154,3 @@ def refuse_other_prompt(adapter: Artifact, agent: config.Agent) -> None:
             f"the adapter was trained on prompt {', '.join(taught)} and would be served {told}: use the agent settings "
             "(protocol, examples, …) that `format` was given"
         )
-
-
-def _merged(server: config.Server, adapter: Artifact, work_dir: Path) -> str:
-    """A local folder with the adapter merged into its base, made once."""
-    folder = work_dir / "merged" / adapter.sha256[:16]
-    if not (folder.with_suffix(".artifact.json")).exists():
-        merge(adapter, server.model, str(folder), server.trusted_remote_code)
-    return str(folder)

@@ -27,6 +27,7 @@ from tasks.model import fetch_model
 
 BASE_NAME = "base"
 _POLL_S = 0.5
+_KEPT_LOGS = 20
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the only ones that vLLM takes as its largest
 
 
@@ -141,6 +142,8 @@ def serving(
         )
     port = port or free_port()
     work_dir.mkdir(parents=True, exist_ok=True)
+    for old in sorted(work_dir.glob("vllm-*.log"))[:-_KEPT_LOGS]:  # their names begin with the time
+        old.unlink(missing_ok=True)
     log = work_dir / f"vllm-{time.strftime('%Y%m%dT%H%M%S')}-{port}.log"
     args = command(fetch_model(model, trusted), port, settings, adapters or {}, trust_remote_code=model in trusted)
     with log.open("wb") as output:

@@ -4,6 +4,7 @@ Every one takes `key` (it is cached by that), `uri` (the folder to write to), se
 imported when it runs, so that the command line starts fast and ingest needs no training packages.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,9 @@ def finetune_adapter(
             on_line=lambda line: logger.info("%s", line),
             start=start,
         )
+    shutil.rmtree(
+        work_dir, ignore_errors=True
+    )  # what it made is stored; a copy of it and each process's log are left here
     if settings.method == "reward":
         return {"reward_model": adapter, "reward_loss_curve": curve}
     return {"adapter": adapter, "loss_curve": curve}

@@ -28,6 +28,7 @@ def test_what_each_process_prints_is_in_the_log(tmp_path: Path) -> None:
         launch=config.Launch(processes_per_node=2),
     )
     run = finetune(settings, return_state=True).state_details.flow_run_id
+    assert not list((Path(root) / "work" / "training").iterdir())
     assert read_provenance(artifact.load_ref(root, "adapter"))["world_size"] == 2
     APILogHandler().flush()
     wanted = {"[rank 0] process 1 of 2 on cpu:0", "[rank 1] process 2 of 2 on cpu:0"}

@@ -15,6 +15,7 @@ from tasks import artifact, config, serve, supervise
 from tasks import collect as shards
 from tasks.artifact import load_ref, read_rows
 from tasks.errors import ConfigError, ServerError
+from tasks.model import model_fingerprint
 from tests.server_process import counts, server_process
 from tests.small_collection import ingest_small
 from tests.tiny_model import tiny_adapter, tiny_model
@@ -112,3 +113,14 @@ def test_an_adapter_is_loaded_again(tmp_path: Path, dying: list[list[str]]) -> N
         assert asked.model not in serve.served_models(asked.base_url[0])
         assert connect(adapter) == asked
         assert asked.model in serve.served_models(asked.base_url[0])
+
+
+def test_a_merged_model_is_there_as_long_as_it_is_served(tmp_path: Path, dying: list[list[str]]) -> None:
+    model = tiny_model(tmp_path / "model")
+    facts = {"base_fingerprint": model_fingerprint(model)}
+    adapter = tiny_adapter(model, tmp_path, {"target_modules": ["q_proj"]}, **facts)
+    server = config.Server(model=str(model))
+    with serving.model_server(server, config.Serve(adapters="merged"), tmp_path) as connect:
+        assert connect(adapter) == connect(adapter)
+        assert len(list(tmp_path.glob("merged-*/model/model.safetensors"))) == 1
+    assert not list(tmp_path.glob("merged-*"))

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from tasks import config, serve
 from tasks.errors import ConfigError, ServerError
+from tests.tiny_model import tiny_model
 
 RECIPES = sorted(Path("deployments/recipes").glob("*.yaml"))
 
@@ -101,3 +103,16 @@ def test_a_server_that_others_can_reach_needs_a_key(tmp_path: Path, monkeypatch:
         serve.serving("nobody/asked", config.Serve(host="0.0.0.0"), tmp_path),
     ):
         pass
+
+
+def test_the_logs_of_the_last_servers_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRAG_VLLM_PYTHON", sys.executable)  # which has no vLLM
+    names = [f"vllm-20261124T1200{second:02d}-{9000 - second}.log" for second in range(30)]
+    for name in names:
+        (tmp_path / name).touch()
+    model = tiny_model(tmp_path / "model")
+    with pytest.raises(ServerError, match="vllm"), serve.serving(str(model), config.Serve(), tmp_path):
+        pass
+    *kept, new = sorted(path.name for path in tmp_path.glob("vllm-*.log"))
+    assert kept == names[10:]
+    assert new not in names
