@@ -5,6 +5,7 @@ nothing and knows nothing, so tests use it for what must hold of any model of th
 """
 
 import json
+import subprocess
 from pathlib import Path
 
 from tests.tiny_model import CHAT_TEMPLATE, tiny_tokenizer
@@ -102,4 +103,42 @@ def tiny_vlm(folder: Path, *, seed: int = 0) -> Path:
             }
         )
     )
+    return folder
+
+
+_ON_A_CPU = '''\
+"""Found before any other module: torchvision's builds are made for CUDA, and import on a CPU once these are declared."""
+
+import sys
+from importlib.abc import MetaPathFinder
+
+
+class _Declare(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "torchvision" and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            import torch
+
+            self.library = torch.library.Library("torchvision", "DEF")
+            self.library.define("nms(Tensor dets, Tensor scores, float threshold) -> Tensor")
+            self.library.define("qnms(Tensor dets, Tensor scores, float threshold) -> Tensor")
+            self.library.define(
+                "roi_align(Tensor input, Tensor rois, float scale, int height, int width, int ratio, bool aligned) -> Tensor"
+            )
+            declared.append(self.library)
+
+
+declared = []
+sys.meta_path.insert(0, _Declare())
+'''
+
+
+def torchvision_on_a_cpu(python: str, folder: Path) -> Path:
+    """A folder for PYTHONPATH with a torchvision that `python` can import without a GPU; Qwen3-VL's processor wants one.
+
+    On a machine with a GPU it is part of the serving environment, where torch and torchvision match.
+    """
+    command = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), "torchvision"]
+    subprocess.run(command, check=True, capture_output=True)
+    (folder / "sitecustomize.py").write_text(_ON_A_CPU)
     return folder
