@@ -60,6 +60,7 @@ def finetuned(
         training_set=training_set,
         work_dir=work_dir(root) / "training" / key,
         start=start,
+        images_root=root,
     )
     for name, made in run.artifacts.items():
         artifact.save_ref(root, name, made)

@@ -175,6 +175,7 @@ def finetune_adapter(
     training_set: Artifact,
     work_dir: Path,
     start: Artifact | None,
+    images_root: str = "",
 ) -> dict[str, Artifact]:
     """Training set → LoRA adapter (or, by method reward, reward model) and its loss curve."""
     from tasks import limits
@@ -193,6 +194,7 @@ def finetune_adapter(
             trusted=trusted,
             on_line=lambda line: logger.info("%s", line),
             start=start,
+            images_root=images_root,
         )
     shutil.rmtree(
         work_dir, ignore_errors=True

@@ -31,7 +31,7 @@ from tasks.config.runs import (
     ServeRun,
 )
 from tasks.config.serving import Agent, Sampling, SamplingName, Serve, Server
-from tasks.config.training import Finetune, Launch
+from tasks.config.training import Finetune, Launch, Part
 
 __all__ = [
     "VARIANTS",
@@ -61,6 +61,7 @@ __all__ = [
     "MineRun",
     "ModelRun",
     "Nights",
+    "Part",
     "PrepareRun",
     "Process",
     "ProcessRun",

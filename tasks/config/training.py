@@ -8,6 +8,7 @@ from tasks.config.base import Settings, Share
 from tasks.config.rollouts import FormatName
 
 Method = Literal["sft", "dpo", "reward"]
+Part = Literal["language", "merger", "vision"]
 SftName = Literal["sft_best", "sft_trajectory", "sft_context"]
 LEARNS_FROM: dict[Method, tuple[FormatName, ...]] = {"sft": get_args(SftName), "dpo": ("dpo",), "reward": ("reward",)}
 
@@ -35,6 +36,21 @@ class Finetune(Settings):
     lora_r: int = Field(default=16, ge=1, title="LoRA rank", description="LoRA rank.")
     lora_alpha: int = Field(default=32, ge=1, title="LoRA alpha", description="LoRA scale times rank.")
     lora_dropout: Share = Field(default=0.0, title="LoRA dropout", description="Dropout on the LoRA branch.")
+    parts: list[Part] = Field(
+        default=["language", "merger"],
+        min_length=1,
+        title="Parts that LoRA adapts",
+        description="Of a model that sees: the language model, what brings images to it (merger), the tower that sees (vision). The latter two only where the training set shows images.",
+    )
+    merger_lr_factor: float = Field(
+        default=1.0, gt=0, title="Merger's learning rate", description="Times the learning rate, for the merger."
+    )
+    vision_lr_factor: float = Field(
+        default=0.1,
+        gt=0,
+        title="Vision tower's learning rate",
+        description="Times the learning rate, for the vision tower.",
+    )
     mask_strategy: Literal["none", "assistant", "search-think", "search-only"] = Field(
         default="search-only",
         description="sft, dpo: which tokens are learned: all, what the assistant wrote, reasoning and query, or the query alone.",

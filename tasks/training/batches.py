@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tasks.training.examples import Example, Item
+from tasks.training.sight import Sight, shown
 
 Plan = list[list[int]]
 _WINDOW = 50  # batches that are sorted by length together: enough that neighbours are alike, few enough to stay random
@@ -110,13 +111,17 @@ def size(items: Sequence[Item], batching: str) -> tuple[int, int, int]:
     return max(fills), len(fills) * max(fills), sum(fills)
 
 
-def lay_out(items: Sequence[Item], batching: str, dtype: Any) -> dict[str, Any]:
+def lay_out(items: Sequence[Item], batching: str, dtype: Any, sight: Sight | None = None) -> dict[str, Any]:
     """Tensors of one batch, R rows of T tokens with N tokens to learn.
+
+    Args:
+        sight: what the model makes of images, where the training set shows any.
 
     Returns:
         input_ids [R, T]; for packing, position_ids [R, T] and attention_mask [R, 1, T, T], added to the attention scores
         (0 where a token is seen); labels [N], the tokens to learn; positions [N], where in the flattened [R·T] each is
-        predicted; owners [N], which example each is of, by its place among the examples of all items.
+        predicted; owners [N], which example each is of, by its place among the examples of all items. With `sight`,
+        position_ids are [4, R, T], and there is what `Sight.inputs` gives.
     """
     import torch
 
@@ -124,7 +129,7 @@ def lay_out(items: Sequence[Item], batching: str, dtype: Any) -> dict[str, Any]:
     rows = _arranged(items, batching)
     width = max(_tokens([examples[i] for i in row]) for row in rows)
     input_ids = torch.zeros(len(rows), width, dtype=torch.long)
-    position_ids = torch.arange(width).repeat(len(rows), 1)
+    position_ids = torch.arange(width).repeat(4 if sight else 1, len(rows), 1)
     seen = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)
     labels: list[int] = []
     positions: list[int] = []
@@ -137,18 +142,20 @@ def lay_out(items: Sequence[Item], batching: str, dtype: Any) -> dict[str, Any]:
             own = range(end, end + len(example.ids) - shared)
             path, start, end = [*path[:shared], *own], own.start, own.stop
             input_ids[r, start:end] = torch.tensor(example.ids[shared:])
-            position_ids[r, start:end] = torch.arange(shared, len(example.ids))
+            places = sight.positions(example.ids) if sight else torch.arange(len(example.ids))[None]
+            position_ids[:, r, start:end] = places[:, shared:]
             seen[r, start:end, path] = torch.ones(len(own), len(path), dtype=torch.bool).tril(shared)
             positions += [r * width + path[target - 1] for target in example.targets]
             labels += [example.ids[target] for target in example.targets]
             owners += [row[i]] * len(example.targets)
+    images = [number for row in input_ids.tolist() for number in shown(row)]
     batch = {
-        "input_ids": input_ids,
+        "input_ids": input_ids.where(input_ids >= 0, sight.token_id) if sight else input_ids,
         "labels": torch.tensor(labels),
         "positions": torch.tensor(positions),
         "owners": torch.tensor(owners),
     }
     if batching == "packing":
         mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
-        batch |= {"position_ids": position_ids, "attention_mask": mask[:, None]}
-    return batch
+        batch |= {"position_ids": position_ids[0], "attention_mask": mask[:, None]}
+    return batch | {"position_ids": position_ids} | dict(sight.inputs(images)) if sight else batch

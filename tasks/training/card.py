@@ -56,6 +56,8 @@ def card(made_of: Mapping[str, Any], data: Mapping[str, Any], losses: Mapping[st
         "Training set": f"sha256 {made_of['inputs']['training_set']}",
         "Formats": ", ".join(data["formats"]),
         "Questions": data["questions"],
+        "Page images": made_of["images"],
+        "Parts adapted": ", ".join(made_of["parts"]),
         "Started from": f"adapter sha256 {made_of['inputs']['start']}"
         if "start" in made_of["inputs"]
         else "base model",

@@ -23,12 +23,13 @@ import torch
 from tasks.config import Finetune
 from tasks.training.examples import Example, Item, Items, Pair, Row, encode, unusable
 from tasks.training.method import Batch, Columns, compared, mean, sums
+from tasks.training.sight import Sight
 from tasks.training.weights import weigh
 
 SCALAR, REFERENCE = False, True
 
 
-def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune) -> Items:
+def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune, sight: Sight | None = None) -> Items:
     """Tokenize rows of dpo/3, one item a prompt.
 
     Set aside are pairs of which a side has more than `max_length` tokens ("too long"), none to learn under the mask strategy
@@ -37,19 +38,24 @@ def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune) -> Items:
     """
     train_rows = [row for row in rows if row["split"] == "train"]
     aside: Counter[str] = Counter()
-    train = _items(train_rows, weigh(train_rows, settings.weight_scheme), tokenizer, settings, aside)
+    train = _items(train_rows, weigh(train_rows, settings.weight_scheme), tokenizer, settings, sight, aside)
     val_rows = [row for row in rows if row["split"] != "train"]
-    val = _items(val_rows, [1.0] * len(val_rows), tokenizer, settings, aside)
+    val = _items(val_rows, [1.0] * len(val_rows), tokenizer, settings, sight, aside)
     return Items(train, val, dict(aside))
 
 
 def _items(
-    rows: Sequence[Row], weights: Sequence[float], tokenizer: Any, settings: Finetune, aside: Counter[str]
+    rows: Sequence[Row],
+    weights: Sequence[float],
+    tokenizer: Any,
+    settings: Finetune,
+    sight: Sight | None,
+    aside: Counter[str],
 ) -> list[Item]:
     examples: dict[str, dict[Example, int]] = {}  # of each prompt, in the order in which they come
     pairs: dict[str, list[Pair]] = {}
     for row, weight in zip(rows, weights, strict=True):
-        sides = [_example(row, side, tokenizer, settings) for side in ("chosen", "rejected")]
+        sides = [_example(row, side, tokenizer, settings, sight) for side in ("chosen", "rejected")]
         reasons = [reason for example in sides if (reason := unusable(example, settings.max_length))]
         if weight == 0 or reasons or sides[0] == sides[1]:
             aside["weight 0" if weight == 0 else reasons[0] if reasons else "the same"] += 1
@@ -61,8 +67,8 @@ def _items(
     return [Item(tuple(places), tuple(pairs[prompt])) for prompt, places in examples.items()]
 
 
-def _example(row: Row, side: str, tokenizer: Any, settings: Finetune) -> Example:
-    (example,) = encode({**row, "completion": row[side]}, tokenizer, settings.mask_strategy)
+def _example(row: Row, side: str, tokenizer: Any, settings: Finetune, sight: Sight | None) -> Example:
+    (example,) = encode({**row, "completion": row[side]}, tokenizer, settings.mask_strategy, sight=sight)
     return example
 
 

@@ -27,6 +27,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.agent.message import chat_content, images_of
+from tasks.errors import TrainingError
+from tasks.training.sight import Sight
+
 Span = tuple[int, int]
 Row = Mapping[str, Any]
 
@@ -39,7 +43,10 @@ _REASONING = re.compile(r"\A.*?</think>\s*", re.DOTALL)  # a template may have o
 
 @dataclass(frozen=True)
 class Example:
-    """One token sequence. `targets` are the positions, from 1, of the tokens that are learned; `weight` scales its loss."""
+    """One token sequence. `targets` are the positions, from 1, of the tokens that are learned; `weight` scales its loss.
+
+    Tokens of images are negative, see tasks/training/sight.py.
+    """
 
     ids: tuple[int, ...]
     targets: tuple[int, ...]
@@ -92,15 +99,20 @@ def unusable(example: Example, max_length: int) -> str | None:
     return None if example.targets else "nothing to learn"
 
 
-def encode(row: Row, tokenizer: Any, strategy: str, weight: float = 1.0) -> list[Example]:
+def encode(row: Row, tokenizer: Any, strategy: str, weight: float = 1.0, sight: Sight | None = None) -> list[Example]:
     """The token sequences of one row, each ending with an assistant turn.
 
     Args:
         row: with prompt, completion and tools, as sft/2 has them.
         tokenizer: a fast tokenizer with a chat template.
         strategy: a mask strategy, see the module's docstring.
+        sight: what the model makes of the images that the row shows; needed where it shows any.
+
+    Raises:
+        TrainingError: a text of the row holds what stands for an image in the tokenizer's vocabulary.
     """
     examples = []
+    images = [image for message in [*row["prompt"], *row["completion"]] for image in images_of(message)]
     for pieces in sequences(row, tokenizer):
         encoded = tokenizer(pieces, add_special_tokens=False, return_offsets_mapping=True)
         ids: list[int] = []
@@ -114,9 +126,32 @@ def encode(row: Row, tokenizer: Any, strategy: str, weight: float = 1.0) -> list
                 spans = []
             learned += [len(ids) + i for i in _overlapping(encoded["offset_mapping"][index], spans)]
             ids += piece_ids
+        if sight:
+            ids, learned = _with_images(ids, learned, [sight.tokens(image) for image in images], sight.token_id, row)
         # the first token follows nothing, so nothing predicts it
         examples.append(Example(tuple(ids), tuple(i for i in learned if i > 0), weight))
     return examples
+
+
+def _with_images(
+    ids: Sequence[int], learned: Sequence[int], images: Sequence[Sequence[int]], token_id: int, row: Row
+) -> tuple[list[int], list[int]]:
+    """Put the tokens of each image in the place of the one that stands for it; a sequence may end before the last image."""
+    expanded: list[int] = []
+    moved: list[int] = []
+    left = list(images)
+    for token in ids:
+        moved.append(len(expanded))
+        if token != token_id:
+            expanded.append(token)
+        elif left:
+            expanded += left.pop(0)
+        else:
+            raise TrainingError(
+                f"question {row['question_id']}: a text of its conversation holds the token that stands for an image: take the "
+                "question out of the training set"
+            )
+    return expanded, [moved[at] for at in learned]
 
 
 def sequences(row: Row, tokenizer: Any) -> list[list[str]]:
@@ -125,7 +160,7 @@ def sequences(row: Row, tokenizer: Any) -> list[list[str]]:
     A turn is the assistant's raw text and the end-of-turn token.
     """
     tools = json.loads(row["tools"]) if row["tools"] else None
-    messages = list(row["prompt"])
+    messages = [_chat(message) for message in row["prompt"]]
     found: list[list[str]] = []
     for message in row["completion"]:
         if message["role"] == "assistant":
@@ -136,8 +171,12 @@ def sequences(row: Row, tokenizer: Any) -> list[list[str]]:
                 found[-1] += [prompt[len(before) :], turn]
             else:
                 found.append([prompt, turn])
-        messages.append(message)
+        messages.append(_chat(message))
     return found
+
+
+def _chat(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {"role": message["role"], "content": chat_content(message)}
 
 
 def learned_spans(turn: str, end: int, strategy: str) -> list[Span]:

@@ -63,6 +63,7 @@ def finetune(
     trusted: Collection[str] = (),
     on_line: OnLine = lambda line: None,
     start: Artifact | None = None,
+    images_root: str = "",
 ) -> tuple[Artifact, Artifact, dict[str, Any]]:
     """Train a LoRA adapter.
 
@@ -76,6 +77,7 @@ def finetune(
         trusted: names of models whose own code may run.
         on_line: told every line that the trainer and its libraries print, which begins with "[rank N] " where there are several.
         start: adapter/1 to go on from, and dpo's reference; the base model when None.
+        images_root: storage root that page images lie below, where the training set shows any.
 
     Returns:
         what was trained (adapter/1, or reward-model/1 by method reward; both in PEFT's layout), its loss curve (loss_curve/2),
@@ -108,6 +110,7 @@ def finetune(
         work_dir=work_dir,
         world_size=world,
         checkpoints_uri=storage.join(uri, "checkpoints") if storage.is_s3(uri) else None,
+        images_root=images_root,
         start=start,
     )
     work_dir.mkdir(parents=True, exist_ok=True)

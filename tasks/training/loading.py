@@ -113,20 +113,6 @@ def meta_model(model: str | Path, *, trust_remote_code: bool = False) -> Any:
         return kind.from_config(config, trust_remote_code=trust_remote_code)
 
 
-def lora_modules(model: Any) -> dict[str, Any]:
-    """Which modules LoRA adapts, as PEFT's LoraConfig takes it: every linear one of the language model, but its head.
-
-    None of what sees images: it learns nothing from text, and servers have ignored adapters of it without a word.
-    """
-    import torch
-
-    if not _sees(model.config):
-        return {"target_modules": "all-linear"}
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    names = {name.rpartition(".")[2] for name in linear if ".language_model." in f".{name}"}
-    return {"target_modules": sorted(names), "exclude_modules": r"(?!.*\blanguage_model\.).*"}
-
-
 def _sees(config: Any) -> bool:
     return getattr(config, "vision_config", None) is not None
 

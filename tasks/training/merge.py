@@ -1,5 +1,6 @@
 """Merge a LoRA adapter into its base model, which any server then serves without knowing of LoRA."""
 
+import shutil
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
@@ -36,5 +37,7 @@ def merge(adapter: Artifact, model: str, uri: str, trusted: Collection[str] = ()
     with tempfile.TemporaryDirectory() as scratch:
         merged.save_pretrained(scratch)
         load_tokenizer(base, trust_remote_code=trust).save_pretrained(scratch)
+        for file in base.glob("*processor_config.json"):  # how images are seen
+            shutil.copy(file, scratch)
         facts = provenance({"adapter": adapter}, base_model=base_name(model), base_fingerprint=model_fingerprint(base))
         return write_folder(Path(scratch), uri, "model/1", 1, facts)

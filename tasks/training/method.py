@@ -19,6 +19,7 @@ import torch
 
 from tasks.config import Finetune
 from tasks.training.examples import Item, Items, Row
+from tasks.training.sight import Sight
 
 Batch = dict[str, torch.Tensor]
 Columns = dict[str, torch.Tensor]
@@ -30,7 +31,7 @@ class Method(Protocol):
     SCALAR: bool
     REFERENCE: bool
 
-    def load(self, rows: Sequence[Row], tokenizer: Any, settings: Finetune) -> Items: ...
+    def load(self, rows: Sequence[Row], tokenizer: Any, settings: Finetune, sight: Sight | None = None) -> Items: ...
 
     def terms(self, items: Sequence[Item], batch: Batch, settings: Finetune) -> Batch: ...
 

@@ -18,7 +18,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tasks.artifact import Artifact, fetch_folder
 from tasks.config import Finetune
 from tasks.errors import TrainingError
-from tasks.training.loading import lora_modules
+from tasks.training.parts import adapted, lora_modules
 
 LEARNED, REFERENCE = "default", "reference"  # names of adapters in a model
 _HEAD, _STORED_HEAD = "lm_head", "score"
@@ -42,12 +42,15 @@ def give_score_head(model: Any) -> None:
         config.tie_word_embeddings = False
 
 
-def with_adapter(model: Any, settings: Finetune, start: Artifact | None, *, scalar: bool) -> PeftModel:
+def with_adapter(
+    model: Any, settings: Finetune, start: Artifact | None, *, scalar: bool, images: bool = False
+) -> PeftModel:
     """A base model with an adapter to be trained.
 
     Args:
         start: an adapter to go on from; it stays beside as REFERENCE.
         scalar: the model gives scores.
+        images: the training set shows some.
 
     Raises:
         TrainingError: the settings want LoRA of another shape than that of `start`.
@@ -62,7 +65,7 @@ def with_adapter(model: Any, settings: Finetune, start: Artifact | None, *, scal
             lora_alpha=settings.lora_alpha,
             lora_dropout=settings.lora_dropout,
             modules_to_save=[_HEAD] if scalar else None,
-            **lora_modules(model),
+            **lora_modules(model, adapted(model, settings, images=images)),
         )
         return get_peft_model(model, lora)
     folder = fetch_folder(start)

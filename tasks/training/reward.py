@@ -21,11 +21,12 @@ import torch
 from tasks.config import Finetune
 from tasks.training.examples import Example, Item, Items, Pair, Row, encode, unusable
 from tasks.training.method import Batch, Columns, compared, mean
+from tasks.training.sight import Sight
 
 SCALAR, REFERENCE = True, False
 
 
-def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune) -> Items:
+def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune, sight: Sight | None = None) -> Items:
     """Tokenize rows of reward/2, one item a question.
 
     Set aside are queries with more than `max_length` tokens ("too long"); and, where pairs are learned, those of questions whose

@@ -12,12 +12,13 @@ import torch
 from tasks.config import Finetune
 from tasks.training.examples import Example, Item, Items, Row, encode, unusable
 from tasks.training.method import Batch, Columns, mean
+from tasks.training.sight import Sight
 from tasks.training.weights import weigh
 
 SCALAR, REFERENCE = False, False
 
 
-def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune) -> Items:
+def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune, sight: Sight | None = None) -> Items:
     """Tokenize rows of sft/2, one item a sequence.
 
     Set aside are sequences with more than `max_length` tokens ("too long"), without a token to learn under the mask strategy
@@ -29,7 +30,7 @@ def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune) -> Items:
 
     def items(row: Row, weight: float) -> list[Item]:
         kept = []
-        for example in encode(row, tokenizer, settings.mask_strategy, weight):
+        for example in encode(row, tokenizer, settings.mask_strategy, weight, sight):
             if reason := unusable(example, settings.max_length):
                 aside[reason] += 1
             else:

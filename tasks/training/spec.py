@@ -23,6 +23,7 @@ class Spec:
         world_size: processes that train together.
         checkpoints_uri: s3:// folder where other machines find checkpoints, if there is one.
         start: adapter/1 that is gone on from; the base model when None.
+        images_root: storage root that page images lie below.
     """
 
     training: str
@@ -35,13 +36,22 @@ class Spec:
     world_size: int
     checkpoints_uri: str | None
     start: Artifact | None = None
+    images_root: str = ""
 
 
 def write_spec(spec: Spec, file: Path) -> None:
     """Write a spec as JSON."""
     content: dict[str, Any] = {
         name: getattr(spec, name)
-        for name in ("training", "model", "base_name", "trust_remote_code", "world_size", "checkpoints_uri")
+        for name in (
+            "training",
+            "model",
+            "base_name",
+            "trust_remote_code",
+            "world_size",
+            "checkpoints_uri",
+            "images_root",
+        )
     }
     content |= {
         "training_set": asdict(spec.training_set),

@@ -19,6 +19,7 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,15 +29,18 @@ from transformers import PrinterCallback
 from trl import SFTConfig
 
 from tasks import watchdog
+from tasks.agent.message import images_of
 from tasks.artifact import read_rows
 from tasks.config import Finetune
 from tasks.errors import DragError, TrainingError
 from tasks.training import batches, checkpoints, dpo, reward, sft
-from tasks.training.examples import Item
+from tasks.training.examples import Item, Row
 from tasks.training.loading import load_model, load_tokenizer
 from tasks.training.messages import tell
 from tasks.training.method import Batch, Method
+from tasks.training.parts import part_of
 from tasks.training.peft_model import store, with_adapter
+from tasks.training.sight import Sight
 from tasks.training.spec import Spec, read_spec
 from tasks.training.trainer import Record, Trainer, of_all_processes
 
@@ -57,7 +61,13 @@ def train(spec: Spec) -> None:
         )
     method = METHODS[settings.method]
     tokenizer = load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
-    items = method.load(read_rows(spec.training_set), tokenizer, settings)
+    rows = read_rows(spec.training_set)
+    sight = Sight(Path(spec.model), spec.images_root) if _shows_images(rows) else None
+    if sight and settings.strategy == "fsdp":
+        raise TrainingError(
+            "strategy fsdp trains on text alone: take --strategy ddp, or --quantize 4bit to save memory"
+        )
+    items = method.load(rows, tokenizer, settings, sight)
     if not items.train:
         raise TrainingError(
             f"nothing to learn from: of the rows, {items.set_aside or 'none is for training'} were set aside; collect more,"
@@ -80,16 +90,19 @@ def train(spec: Spec) -> None:
         quantize=settings.quantize,
         trust_remote_code=spec.trust_remote_code,
     )
+    if sight:
+        sight.bind(base)
 
-    def lay_out(batch: list[Item]) -> Batch:
-        laid_out = batches.lay_out(batch, settings.batching, base.dtype)
+    def lay_out(batch: Sequence[Item]) -> Batch:
+        laid_out = batches.lay_out(batch, settings.batching, base.dtype, sight)
         return laid_out | method.terms(batch, laid_out, settings)
 
-    arguments = _arguments(settings, spec.work_dir, recompute=base.num_parameters() >= _CHECKPOINTING_FROM)
+    recompute = base.num_parameters() >= _CHECKPOINTING_FROM
+    arguments = _arguments(settings, spec.work_dir, recompute=recompute, images=sight is not None)
     trainer = Trainer(
         method,
         settings,
-        model=with_adapter(base, settings, spec.start, scalar=method.SCALAR),
+        model=with_adapter(base, settings, spec.start, scalar=method.SCALAR, images=sight is not None),
         args=arguments,
         # One row of the data set is one batch of the plan.
         train_dataset=Dataset.from_dict({"batch": plan}),
@@ -110,7 +123,7 @@ def train(spec: Spec) -> None:
             tokens_by_step,
             settings.epochs,
             _epoch_ends(settings.epochs, len(tokens_by_step) - 1),
-            (lambda: method.metrics(measured_on, trainer.measure([lay_out(batch) for batch in val]))) if val else None,
+            (lambda: method.metrics(measured_on, trainer.measure(val, lay_out))) if val else None,
         )
     )
     trainer.train(resume_from_checkpoint=_checkpoint(Path(arguments.output_dir), spec.training))
@@ -126,6 +139,8 @@ def train(spec: Spec) -> None:
             "examples": sum(item.count for item in items.train),
             "measured_on": sum(item.count for item in items.val),
             "set_aside": items.set_aside,
+            "images": sight.count if sight else 0,
+            "parts": sorted({part_of(n) for n, p in trainer.model.named_parameters() if p.requires_grad}),
             "steps": trainer.state.max_steps,
             "tokens": sum(tokens),
             "learned_tokens": sum(len(example.targets) for example in learned),
@@ -141,11 +156,16 @@ def longest(item: Item) -> int:
     return max(len(example.ids) for example in item.examples)
 
 
-def _arguments(settings: Finetune, work_dir: Path, *, recompute: bool) -> SFTConfig:
+def _shows_images(rows: Sequence[Row]) -> bool:
+    return any(images_of(message) for row in rows for message in row.get("prompt") or ())
+
+
+def _arguments(settings: Finetune, work_dir: Path, *, recompute: bool, images: bool) -> SFTConfig:
     """What TRL, transformers and accelerate are told.
 
     Args:
         recompute: activations are computed again in the backward pass rather than kept.
+        images: some batches show images, and others may not, through which what sees learns nothing.
     """
     sharded = settings.strategy == "fsdp"
     return SFTConfig(
@@ -164,7 +184,7 @@ def _arguments(settings: Finetune, work_dir: Path, *, recompute: bool) -> SFTCon
         save_strategy="steps",
         save_steps=settings.save_steps,
         save_total_limit=2,  # while one is written, the one before it still counts
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=images,
         fsdp=sharded or None,
         # Whole state dictionaries: a checkpoint is the adapter and its optimizer alone, and any machine reads it.
         fsdp_config={"version": 2, "state_dict_type": "FULL_STATE_DICT", "activation_checkpointing": recompute}

@@ -19,9 +19,13 @@ from trl.trainer.utils import use_adapter
 from tasks.config import Finetune
 from tasks.errors import TrainingError
 from tasks.training import checkpoints
+from tasks.training.examples import Item
 from tasks.training.messages import tell
 from tasks.training.method import Batch, Columns, Method
+from tasks.training.parts import learning_rate, part_of
 from tasks.training.peft_model import LEARNED, REFERENCE
+
+_OF_MODEL = ("input_ids", "position_ids", "attention_mask", "pixel_values", "image_grid_thw")
 
 
 class Trainer(SFTTrainer):
@@ -35,6 +39,18 @@ class Trainer(SFTTrainer):
         self._positions = torch.empty(0, dtype=torch.long)
         head = self.model.get_output_embeddings()
         head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[self._positions],))
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The usual optimizer, each part of the model with a learning rate of its own."""
+        if getattr(self, "optimizer", None) is None:
+            learned: dict[float, list[torch.nn.Parameter]] = {}
+            for name, parameter in (model or self.model).named_parameters():
+                if parameter.requires_grad:
+                    learned.setdefault(learning_rate(part_of(name), self._settings), []).append(parameter)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
+            groups = [{"params": parameters, "lr": lr} for lr, parameters in sorted(learned.items())]
+            self.optimizer = kind(groups, **options)
+        return self.optimizer
 
     def get_batch_samples(self, *arguments: Any, **named: Any) -> tuple[list[Any], torch.Tensor]:
         """The batches of one optimizer step, and how many units they learn on all devices."""
@@ -57,7 +73,7 @@ class Trainer(SFTTrainer):
     def _logits(self, model: Any, inputs: Batch) -> torch.Tensor:
         """What the model says where each learned token is predicted, [N, width of its head]."""
         self._positions = inputs["positions"]
-        of_model = {k: v for k, v in inputs.items() if k in ("input_ids", "position_ids", "attention_mask")}
+        of_model = {name: inputs[name] for name in _OF_MODEL if name in inputs}
         return model(**of_model, use_cache=False).logits
 
     def _reference_logits(self, inputs: Batch) -> torch.Tensor:
@@ -83,18 +99,20 @@ class Trainer(SFTTrainer):
             )
         return loss
 
-    def measure(self, prepared: Sequence[Batch]) -> dict[str, list[float]]:
+    def measure(
+        self, batches: Sequence[Sequence[Item]], lay_out: Callable[[Sequence[Item]], Batch]
+    ) -> dict[str, list[float]]:
         """The method's columns over some batches, in their order; all processes share the work and the result."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         mine: dict[int, dict[str, list[float]]] = {}
         self.model.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
-            for start in range(0, len(prepared), processes):
+            for start in range(0, len(batches), processes):
                 # Processes beyond the last batch compute it too, uncounted: a sharded model needs every one of them.
-                batch = prepared[min(start + rank, len(prepared) - 1)]
+                batch = lay_out(batches[min(start + rank, len(batches) - 1)])
                 inputs = {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
                 columns = self._columns(self.model, inputs)
-                if start + rank < len(prepared):
+                if start + rank < len(batches):
                     mine[start + rank] = {name: column.tolist() for name, column in columns.items()}
         self.model.train()
         of_batches = {number: columns for part in of_all_processes(mine) for number, columns in part.items()}

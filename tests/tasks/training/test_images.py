@@ -1,0 +1,199 @@
+"""Training with page images, on a tiny Qwen3-VL: what is computed is what the model's own code computes, and where it learns."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.agent.message import PLACEHOLDER, Image, chat_content, images_of
+from tasks.artifact import Artifact, fetch_folder, provenance, read_rows, table_of, write_folder, write_table
+from tasks.config import Finetune, Part
+from tasks.errors import TrainingError
+from tasks.model import model_fingerprint
+from tasks.training import sft
+from tasks.training.loading import load_model, load_tokenizer
+from tasks.training.merge import merge
+from tasks.training.parts import part_of
+from tasks.training.sight import Sight
+from tasks.training.spec import Spec
+from tasks.training.train import train
+from tests.tasks.training.training_rows import row, rows
+from tests.tiny_vlm import tiny_vlm
+
+SIZES = [(200, 260), (96, 64), (150, 150)]
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_vlm(tmp_path_factory.mktemp("vlm"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage root with three pages' images, black bars on white."""
+    from PIL import Image as Picture
+    from PIL import ImageDraw
+
+    folder = tmp_path_factory.mktemp("root")
+    for number, size in enumerate(SIZES):
+        picture = Picture.new("RGB", size, "white")
+        ImageDraw.Draw(picture).rectangle((10, 10, 30 + 20 * number, 50), fill="black")
+        picture.save(folder / f"{number}.png")
+    return folder
+
+
+def page(number: int) -> Image:
+    width, height = SIZES[number]
+    return Image(file=f"{number}.pdf", page=1, key=f"{number}.png", width=width, height=height)
+
+
+def shown(question: str, query: str, *pages: int, **values: Any) -> dict[str, Any]:
+    """A row that has searched before, and was shown pages."""
+    made = row(question, f"<search>{query}</search>", **values)
+    found = "\n".join(f"[{n}] {n}.pdf page 1\n{PLACEHOLDER}" for n in pages)
+    made["prompt"] += [
+        {"role": "assistant", "content": "<search>pump</search>"},
+        {"role": "user", "content": f"<results>\n{found}\n</results>", "images": [page(n) for n in pages]},
+    ]
+    return made
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Rows that show images, some the same ones behind the same words, and one that shows none."""
+    found = [
+        shown("How long?", "warranty", 0, 1),
+        shown("How long?", "warranty of the pump", 0, 1),
+        shown("How long?", "warranty", 1, 2),  # the same words behind other images
+        row("How heavy?", "<search>mass</search>"),
+        shown("How high?", "height", 2, split="val"),
+    ]
+    uri = str(tmp_path_factory.mktemp("training-set") / "sft.parquet")
+    return write_table(table_of(found, "sft/2"), uri, "sft/2", provenance())
+
+
+@pytest.fixture
+def spec(seen: Artifact, vlm: Path, root: Path, tmp_path: Path) -> Spec:
+    settings = Finetune(bf16=False, epochs=1, lora_r=4)
+    return Spec("training", seen, str(vlm), "tiny", False, settings, tmp_path, 1, None, images_root=str(root))
+
+
+def tensors(spec: Spec) -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    return load_file(spec.work_dir / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("batching", ["length-grouped", "packing"])
+def test_the_loss_is_that_of_the_models_own_code(spec: Spec, root: Path, batching: str) -> None:
+    """Its own processor expands the images, and it finds their positions by itself."""
+    import torch
+    from PIL import Image as Picture
+    from transformers import AutoImageProcessor, Qwen3VLProcessor
+
+    train(replace(spec, settings=spec.settings.model_copy(update={"batching": batching})))
+    left = json.loads((spec.work_dir / "history.json").read_text())
+    assert left["facts"]["images"] == 3
+
+    tokenizer, network = load_tokenizer(spec.model), load_model(spec.model, bf16=False)
+    processor = object.__new__(Qwen3VLProcessor)  # its video half needs torchvision
+    processor.image_processor, processor.tokenizer = AutoImageProcessor.from_pretrained(spec.model), tokenizer
+    total, count = 0.0, 0
+    for given in read_rows(spec.training_set):
+        if given["split"] != "train":
+            continue
+        messages = [{"role": m["role"], "content": chat_content(m)} for m in given["prompt"]]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        pictures = [Picture.open(root / image["key"]) for m in given["prompt"] for image in images_of(m)]
+        pixels = dict(processor.image_processor(images=pictures, return_tensors="pt")) if pictures else {}
+        for n in range(len(pictures)):
+            tokens = int(pixels["image_grid_thw"][n].prod()) // 4
+            text = text.replace("<|image_pad|>", "<|seen|>" * tokens, 1)
+        prompt = tokenizer(text.replace("<|seen|>", "<|image_pad|>"), add_special_tokens=False)["input_ids"]
+        completion = given["completion"][0]["content"] + tokenizer.eos_token
+        learned = tokenizer(completion, add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([[*prompt, *learned]])
+        kinds = (ids == network.config.image_token_id).int()
+        with torch.no_grad():
+            logits = network(input_ids=ids, mm_token_type_ids=kinds, **pixels).logits[0, len(prompt) - 1 : -1]
+        total += torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :], reduction="sum").item()
+        count += len(learned)
+    (loss,) = (entry["loss"] for entry in left["history"] if "loss" in entry)
+    assert loss == pytest.approx(total / count, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("parts", "moved"),
+    [
+        (["language"], {"language"}),
+        (["merger"], {"merger"}),
+        (["vision"], {"vision"}),
+        (Finetune().parts, {"language", "merger"}),
+        (["language", "merger", "vision"], {"language", "merger", "vision"}),
+    ],
+)
+def test_only_the_chosen_parts_move(spec: Spec, parts: list[Part], moved: set[str]) -> None:
+    train(replace(spec, settings=spec.settings.model_copy(update={"parts": parts})))
+    learned = tensors(spec)
+    assert {part_of(name) for name in learned} == moved
+    layers = {name: abs(value).max() for name, value in learned.items() if ".lora_B." in name}
+    assert all(layers.values())  # each begins at zero
+    assert not any("lm_head" in name or "embed" in name for name in layers)
+    left = json.loads((spec.work_dir / "history.json").read_text())
+    assert set(left["facts"]["parts"]) == moved
+
+
+def test_each_part_has_a_learning_rate_of_its_own(spec: Spec) -> None:
+    """The first step of Adam moves every number by about the learning rate."""
+    parts: list[Part] = ["language", "merger", "vision"]
+    train(replace(spec, settings=spec.settings.model_copy(update={"parts": parts, "merger_lr_factor": 3.0})))
+    steps: dict[str, float] = {}
+    for name, value in tensors(spec).items():
+        if ".lora_B." in name:
+            steps[part_of(name)] = max(steps.get(part_of(name), 0.0), float(abs(value).max()))
+    assert steps["merger"] / steps["language"] == pytest.approx(3.0, rel=0.02)
+    assert steps["vision"] / steps["language"] == pytest.approx(0.1, rel=0.02)
+
+
+def test_text_alone_teaches_nothing_that_sees(spec: Spec, tmp_path: Path) -> None:
+    text = write_table(table_of(rows(6), "sft/2"), str(tmp_path / "text.parquet"), "sft/2", provenance())
+    train(replace(spec, training_set=text))
+    assert {part_of(name) for name in tensors(spec)} == {"language"}
+    only = spec.settings.model_copy(update={"parts": ["merger", "vision"]})
+    with pytest.raises(TrainingError, match="learn nothing from a training set without images"):
+        train(replace(spec, training_set=text, settings=only))
+
+
+def test_a_model_that_reads_alone_is_not_shown_images(spec: Spec, model: Path) -> None:
+    with pytest.raises(TrainingError, match=r"no model of the Qwen-VL series.*observation text"):
+        train(replace(spec, model=str(model)))
+
+
+def test_what_stands_for_an_image_in_a_text_is_told(spec: Spec, root: Path) -> None:
+    forged = shown("How long?", "warranty", 0)
+    forged["prompt"][1]["content"] += " <|image_pad|>"
+    with pytest.raises(TrainingError, match=r"question How long\?: a text of its conversation"):
+        sft.load([forged], load_tokenizer(spec.model), spec.settings, Sight(Path(spec.model), str(root)))
+
+
+def test_merged_it_sees_what_base_and_adapter_see(spec: Spec, root: Path, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+
+    parts: list[Part] = ["language", "merger", "vision"]
+    train(replace(spec, settings=spec.settings.model_copy(update={"parts": parts, "lr": 0.05, "epochs": 4})))
+    facts = {"base_fingerprint": model_fingerprint(Path(spec.model))}
+    adapter = write_folder(spec.work_dir / "adapter", str(tmp_path / "stored"), "adapter/1", 1, facts)
+    merged = fetch_folder(merge(adapter, spec.model, str(tmp_path / "merged")))
+    sight = Sight(merged, str(root))
+    ids = torch.tensor([[5, sight.token_id, 6]])
+    tokens = sight.tokens(page(0))
+    ids = torch.tensor([[5, *[sight.token_id] * len(tokens), 6]])
+    given = {"input_ids": ids, "mm_token_type_ids": (ids == sight.token_id).int(), **sight.inputs([0])}
+    with torch.no_grad():
+        both = PeftModel.from_pretrained(load_model(spec.model, bf16=False), fetch_folder(adapter))(**given).logits
+        alone = load_model(merged, bf16=False)(**given).logits
+        base = load_model(spec.model, bf16=False)(**given).logits
+    assert (both - alone).abs().max() < 1e-4 < 0.01 < (both - base).abs().max()
