@@ -67,7 +67,7 @@ def _items(
     return [Item(tuple(places), tuple(pairs[prompt])) for prompt, places in examples.items()]
 
 
-def _example(row: Row, side: str, tokenizer: Any, settings: Finetune, sight: Sight | None) -> Example:
+def _example(row: Row, side: str, tokenizer: Any, settings: Finetune, sight: Sight | None = None) -> Example:
     (example,) = encode({**row, "completion": row[side]}, tokenizer, settings.mask_strategy, sight=sight)
     return example
 

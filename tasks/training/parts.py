@@ -2,7 +2,7 @@
 
     language  the layers of the language model; of a model that only reads, every linear module
     merger    what brings an image's features into the language model's width (merger, deepstack mergers, projector)
-    vision    the tower that sees: its blocks
+    vision    the tower that sees: its blocks, not how it cuts an image into patches
 
 Heads and embeddings are adapted in none. Servers have ignored adapters of what sees without a word: tasks/adapters.py checks it.
 """
@@ -19,7 +19,7 @@ _TOWER = r"(visual|vision_tower|vision_model|image_tower)\."
 _WHERE: dict[Part, str] = {
     "language": r"(.*\.)?language_model\..*",
     "merger": rf"(.*\.)?{_MERGER}.*",
-    "vision": rf"(?!(.*\.)?{_MERGER})(.*\.)?{_TOWER}.*",
+    "vision": rf"(?!(.*\.)?({_MERGER}|patch_embed\.))(.*\.)?{_TOWER}.*",
 }
 
 

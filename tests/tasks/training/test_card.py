@@ -29,6 +29,8 @@ def made(
         set_aside={"too long": 4},
         **dict.fromkeys(("measured_on", "steps", "tokens", "learned_tokens", "trained_parameters"), 7),
         examples=1234,
+        images=0,
+        parts=["language", "merger"],
     )
     written = {"agent": Agent(protocol="tags").model_dump(), "settings": Format().model_dump(), "inputs": {}}
     data = {"questions": 40, "formats": ["sft_best"], "provenance": written}
@@ -56,6 +58,7 @@ def test_it_says_data_settings_and_metrics() -> None:
         "| Processes | 8 |",
         f"| Training set | sha256 {TRAINING_SET.sha256} |",
         "| Questions | 40 |",
+        "| Parts adapted | language, merger |",
         "| Set aside | 4 too long |",
         f"| Made from | processed sha256 {'ab' * 32} |",
         "| protocol | tags |",
