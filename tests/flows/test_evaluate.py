@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flows.evaluate import evaluate
+from flows.evaluate import compare, evaluate
 from tasks import config
 from tasks.artifact import load_ref, read_rows
 from tasks.errors import InputError
@@ -55,6 +55,10 @@ def test_single_questions_are_asked_alone_and_shown_and_share_rollouts_with_a_wh
 
         evaluate(_settings(root, server.url))
         assert server.calls == 30  # the two are not asked again
+        compare(config.CompareRun(storage=root, compare=["question", "base"], resamples=500))
+        shown = " ".join(capsys.readouterr().err.split())
+        for part in ("Turns with a valid action", "Success rate", "questions that ended", "a right answer"):
+            assert shown.count(part) == 2
         whole = {name: load_ref(root, name) for name in REFS}
         evaluate(_settings(root, server.url, "q9"))
         assert server.calls == 30
