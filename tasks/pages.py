@@ -8,7 +8,7 @@ from tasks import artifact
 from tasks.artifact import Artifact
 from tasks.errors import ArtifactError
 
-_COLUMNS = ("file", "page_number", "title", "text", "source_uri")
+_COLUMNS = ("file", "page_number", "title", "text", "source_uri", "source_sha256")
 
 
 class PageStore:
@@ -69,6 +69,14 @@ class PageStore:
             ArtifactError: there is no such document.
         """
         return self._of_document("source_uri", file)
+
+    def source_sha256(self, file: str) -> str | None:
+        """Hash of that PDF's bytes; None for OCR JSONL.
+
+        Raises:
+            ArtifactError: there is no such document.
+        """
+        return self._of_document("source_sha256", file)
 
     def _of_document(self, column: str, file: str) -> Any:
         if file not in self._rows:

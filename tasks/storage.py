@@ -115,6 +115,16 @@ def read_bytes(uri: str) -> bytes:
         return client.get_object(Bucket=bucket, Key=key)["Body"].read()
 
 
+def signed_url(uri: str, seconds: int) -> str:
+    """An address that the s3:// file at `uri` can be read from without credentials, for so long.
+
+    Raises:
+        ConfigError: there are no credentials to sign it with.
+    """
+    with _s3(uri) as (client, bucket, key):
+        return client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=seconds)
+
+
 def exists(uri: str) -> bool:
     """Whether a file, or any file below the folder, lies at `uri`."""
     return next(iter_files(uri), None) is not None

@@ -74,6 +74,12 @@ class ModelRun(Run):
             )
         return self
 
+    @model_validator(mode="after")
+    def _images_are_taken(self) -> "ModelRun":
+        if self.agent.sees_images and not self.server.base_url and self.serve.images_per_prompt == 0:
+            raise ValueError("images_per_prompt is 0, so that vLLM takes no image, and the observation shows some")
+        return self
+
 
 class BaseRun(Run):
     """What every flow that handles a model's weights takes."""

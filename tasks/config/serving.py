@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from tasks.config.base import Settings, Share, listed
 
@@ -33,10 +33,32 @@ class Agent(Settings):
         default="tags",
         description="'tags': `<think>`, `<search>` and `<answer>` in plain text, which any chat model can follow. 'tools': OpenAI tool calls.",
     )
-    observation: Literal["none", "text"] = Field(
-        default="text", description="What the model sees of a page that was found: its text, or only its name."
+    observation: Literal["none", "text", "image", "both"] = Field(
+        default="text",
+        description="What the model sees of a page that was found: its text, its image, both, or only its name. A page without a PDF is seen by its text.",
     )
     max_page_chars: int = Field(default=2000, ge=50, description="Characters of a page's text that the model sees.")
+    image_dpi: int = Field(
+        default=200,
+        ge=10,
+        le=1200,
+        title="Image resolution",
+        description="Dots an inch that pages are rendered with, as far as the pixels allow.",
+    )
+    image_min_pixels: int = Field(
+        default=256 * 28 * 28, ge=1, description="Pixels that an image has at least; a smaller page is rendered larger."
+    )
+    image_max_pixels: int = Field(
+        default=1280 * 28 * 28,
+        ge=1,
+        le=50_000_000,
+        description="Pixels that an image has at most; a larger page is rendered smaller. A token is 28 × 28 pixels (Qwen2.5-VL) or 32 × 32 (Qwen3-VL).",
+    )
+    image_max_bytes: int = Field(
+        default=3 * 1024 * 1024,
+        ge=10_000,
+        description="Bytes of an image at most; a third more as it is sent. One that is larger is rendered with less quality.",
+    )
     max_iterations: int = Field(default=5, ge=1, description="Turns at most; the last one must answer.")
     answer: bool = Field(
         default=True, description="The last turn must answer. Off, the agent only searches, for as many turns."
@@ -50,6 +72,17 @@ class Agent(Settings):
         title="Guided decoding",
         description="Let vLLM hold every turn to a valid action, a search or an answer of the right form. For small models; one that reasons at length needs a reasoning parser.",
     )
+
+    @model_validator(mode="after")
+    def _has_a_size(self) -> "Agent":
+        if self.image_min_pixels > self.image_max_pixels:
+            raise ValueError("image_min_pixels is above image_max_pixels")
+        return self
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether pages are shown as images."""
+        return self.observation in ("image", "both")
 
 
 class Sampling(Settings):
@@ -93,6 +126,22 @@ class Server(Settings):
         description="Seconds one rollout, all turns on one question, may take; then it is given up as failed.",
     )
     max_retries: int = Field(default=4, ge=0, description="Further tries of a request whose failure can pass.")
+    context_length: int | None = Field(
+        default=None,
+        ge=256,
+        title="Context of the model asked",
+        description="Tokens that prompt and answer may have together: no longer request is sent. What the server says when empty; one that says nothing is asked.",
+    )
+    send_images: Literal["inline", "url"] = Field(
+        default="inline",
+        description="How a page's image reaches the server: within the request, or by an address that the server reads it from: a file below the storage folder, or a signed one of S3.",
+    )
+    image_token_side: int = Field(
+        default=28,
+        ge=1,
+        title="Side of an image's token",
+        description="Pixels: 28 for Qwen2.5-VL, 32 for Qwen3-VL. So many squares are counted as tokens when an image's place in the context is reckoned.",
+    )
     extensions: bool = Field(
         default=True,
         title="Fields of vLLM",

@@ -1,0 +1,210 @@
+"""Page images: rendered once, kept below the storage root for all machines, and given to servers in the form they take.
+
+    <root>/page-images/<PDF's hash>/<settings' hash>/<page>/843x1192.png
+
+A key is that path below the root. Two machines that want a page at the same moment both render it, to the same bytes.
+"""
+
+import asyncio
+import base64
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from tasks import storage
+from tasks.agent.message import Image
+from tasks.config import Agent
+from tasks.errors import ArtifactError
+from tasks.logs import run_logger
+from tasks.pages import PageStore
+from tasks.pdf import end_with_parent
+from tasks.render import Rendering, Source, render_page
+
+MOST_KEPT_BYTES = 256 * 1024 * 1024
+"""Images kept in memory as they are sent, the ones that were wanted last."""
+
+_FOLDER = "page-images"
+_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
+_SIGNED_FOR_S = 6 * 3600  # longer than a rollout may sensibly take
+_SIGN_AGAIN_S = 3600.0
+
+T = TypeVar("T")
+
+
+def folder(root: str) -> str:
+    """Where a storage root's page images lie."""
+    return storage.join(root, _FOLDER)
+
+
+def note_documents(root: str, documents: str) -> None:
+    """Note where the documents lie now: pages that were read before they moved know only where they were."""
+    storage.write_bytes(_note(root), json.dumps({"documents": storage.resolve(documents)}).encode())
+
+
+def _note(root: str) -> str:
+    return storage.join(folder(root), "documents.json")
+
+
+def _documents(root: str) -> str | None:
+    try:
+        return json.loads(storage.read_bytes(_note(root)))["documents"]
+    except ArtifactError:
+        return None  # ingested by OCR JSONL, or not by `ingest`
+
+
+class PageImages:
+    """The images of some pages under one rendering, for as long as the block runs.
+
+    Whatever takes time (rendering, reading, encoding) happens in other processes and threads, once however many rollouts ask.
+    """
+
+    def __init__(self, root: str, pages: PageStore, agent: Agent, send: Literal["inline", "url"]) -> None:
+        self._root, self._pages, self._rendering, self._send = root, pages, Rendering.of(agent), send
+        self._images: dict[Hashable, asyncio.Task[Image | None]] = {}
+        self._loading: dict[Hashable, asyncio.Task[bytes]] = {}
+        self._urls: OrderedDict[str, tuple[bytes, float]] = OrderedDict()  # key → URL, good until
+        self._kept_bytes = 0
+        self._documents: str | None = None
+        self._renderers = _Renderers()
+
+    async def __aenter__(self) -> Self:
+        self._documents = await asyncio.to_thread(_documents, self._root)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        tasks = [*self._images.values(), *self._loading.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(self._renderers.close)
+
+    async def image(self, file: str, page: int) -> Image | None:
+        """The page's image, rendered if nobody ever did; None for a page without a PDF, or that cannot be rendered.
+
+        Raises:
+            InputError: the PDF is not where it was, or is another; the message names it.
+            ArtifactError: there is no such document.
+            StorageError, ConfigError: the storage does not answer.
+        """
+        return await _once(self._images, (file, page), lambda: self._found(file, page), keep=True)
+
+    async def _found(self, file: str, page: int) -> Image | None:
+        uri, sha256 = self._pages.source(file), self._pages.source_sha256(file)
+        if uri is None or sha256 is None:
+            return None
+        place = storage.join(folder(self._root), sha256[:32], self._rendering.fingerprint, str(page))
+        name = await asyncio.to_thread(_image_in, place)
+        if name is None:
+            now = [storage.join(self._documents, file)] if self._documents else []
+            source = Source(file, tuple(dict.fromkeys([uri, *now])), sha256)
+            name = await self._renderers.run(source, page, self._rendering, place)
+        if name is None:
+            run_logger().warning("%s, page %d, cannot be rendered and is shown by its text", file, page)
+            return None
+        width, height = map(int, PurePosixPath(name).stem.split("x"))
+        return Image(
+            file=file, page=page, key=storage.relative(storage.join(place, name), self._root), width=width, height=height
+        )
+
+    async def url(self, image: Image) -> bytes:
+        """The address that a server gets an image by, in ASCII: a data URL, or a file or signed https URL.
+
+        Raises:
+            ArtifactError: the stored image has gone.
+            StorageError, ConfigError: the storage does not answer.
+        """
+        key, now = image["key"], asyncio.get_running_loop().time()
+        kept = self._urls.get(key)
+        if kept is not None and kept[1] > now:
+            self._urls.move_to_end(key)
+            return kept[0]
+        return await _once(self._loading, key, lambda: self._load(key), keep=False)
+
+    async def _load(self, key: str) -> bytes:
+        uri = storage.join(self._root, key)
+        make = _data_url if self._send == "inline" else _address
+        url = await asyncio.to_thread(make, uri)
+        now = asyncio.get_running_loop().time()
+        self._kept_bytes -= len(self._urls.pop(key, (b"", 0.0))[0])
+        self._urls[key] = url, now + (float("inf") if self._send == "inline" else _SIGN_AGAIN_S)
+        self._kept_bytes += len(url)
+        while self._kept_bytes > MOST_KEPT_BYTES and len(self._urls) > 1:
+            self._kept_bytes -= len(self._urls.popitem(last=False)[1][0])
+        return url
+
+
+async def _once(
+    running: dict[Hashable, asyncio.Task[T]], key: Hashable, make: Callable[[], Awaitable[T]], *, keep: bool
+) -> T:
+    """What `make` gives, made once for all who ask meanwhile, or ever where it is to be kept. A failure is not kept."""
+
+    async def made() -> T:
+        return await make()
+
+    if key not in running:
+        task = running[key] = asyncio.create_task(made())
+        task.add_done_callback(lambda t: running.pop(key) if not keep or t.cancelled() or t.exception() else None)
+    return await asyncio.shield(running[key])  # whoever is cancelled takes it from nobody else
+
+
+def _image_in(place: str) -> str | None:
+    names = [storage.relative(uri, place) for uri in storage.iter_files(place)]
+    return next((name for name in names if PurePosixPath(name).suffix in _TYPES), None)
+
+
+def _data_url(uri: str) -> bytes:
+    head = f"data:{_TYPES[PurePosixPath(uri).suffix]};base64,"
+    return head.encode() + base64.b64encode(storage.read_bytes(uri))
+
+
+def _address(uri: str) -> bytes:
+    if storage.is_s3(uri):
+        return storage.signed_url(uri, _SIGNED_FOR_S).encode()
+    return Path(uri).as_uri().encode()
+
+
+class _Renderers:
+    """Processes that render. A page that ends its process is found out, and is None."""
+
+    def __init__(self) -> None:
+        self._workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._pool: ProcessPoolExecutor | None = None
+        self._at_once = asyncio.Semaphore(self._workers)
+        self._alone = asyncio.Lock()
+
+    async def run(self, *job: Any) -> str | None:
+        """`render_page(*job)` in a process of a pool."""
+        async with self._at_once:
+            try:
+                pool = self._pool = self._pool or _pool(self._workers)
+                return await asyncio.wrap_future(pool.submit(render_page, *job))
+            except BrokenProcessPool:
+                if self._pool is pool:
+                    self._pool = None
+        # A dying process takes the pool with it, and all that was under way: each is tried once more, by itself.
+        async with self._alone:
+            pool = _pool(1)
+            try:
+                return await asyncio.wrap_future(pool.submit(render_page, *job))
+            except BrokenProcessPool:
+                return None
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # Spawned, because forking a process that has threads (an orchestrator's, S3's) can deadlock.
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent)
