@@ -18,7 +18,7 @@ from rich.markdown import Markdown
 
 from flows.form import settings_flow
 from flows.serving import model_server, refuse_other_prompt
-from flows.summary import show_markdown, show_stages, work_dir
+from flows.summary import show_markdown, show_stages
 from tasks import artifact, config, nights, statistics, storage
 from tasks import collect as shards
 from tasks.artifact import Artifact, load_ref
@@ -32,7 +32,7 @@ C = TypeVar("C", bound=config.Collect)
 GatheringStage = Task[..., dict[str, Artifact]]
 
 # How fast a run goes changes no rollout. How it is cut into shards changes none either, but parts lie in shards' folders.
-_PACE = {"concurrency", "request_timeout", "rollout_timeout", "max_retries"}
+_PACE = {"concurrency", "request_timeout", "rollout_timeout", "max_retries", "send_images"}
 _RESUMING = {"resume", "flush_every", "allow_failed_share", "notify_failed_share"}
 # a model is known by its name, wherever it is served: a server that moved changes no rollout
 _WHERE = {"base_url", "trusted_remote_code"}
@@ -41,7 +41,7 @@ _MEANING = {"time_zone"}
 # these choose rollouts without changing any: with more of them a run goes on from where one with fewer ended
 _CHOICE = {"limit", "samples", "sampling_config", "only"}
 # of the vLLM that is started here; how much of the machine it takes changes no rollout
-_SERVED = {"max_model_len", "tool_call_parser", "reasoning_parser", "adapters"}
+_SERVED = {"max_model_len", "tool_call_parser", "reasoning_parser", "adapters", "images_per_prompt"}
 
 
 def collected(
@@ -148,7 +148,7 @@ def collect(settings: config.CollectRun) -> list[StageRun]:
     adapter = load_ref(root, "adapter") if settings.adapter else None
     settings = settings.model_copy(update={"collect": dated(settings.collect)})
     title = f"{settings.collect.split} questions" + (f" of {settings.collect.dt}" if settings.collect.dt else "")
-    with model_server(settings.server, settings.serve, work_dir(root)) as connect:
+    with model_server(settings.server, settings.serve, root) as connect:
         runs = [collected(root, settings, connect, adapter, title)]
     if settings.collect.dt is None:  # nights are found by their dates, and must not come between an improve's stages
         artifact.save_ref(root, "trajectories", runs[0].artifacts["trajectories"])

@@ -16,7 +16,7 @@ from rich.markdown import Markdown
 from flows.collect import collected
 from flows.form import settings_flow
 from flows.serving import model_server
-from flows.summary import show_markdown, show_stages, work_dir
+from flows.summary import show_markdown, show_stages
 from flows.verbose import show_ends, show_questions
 from tasks import artifact, breakdown, config, storage
 from tasks.artifact import Artifact, load_ref, read_provenance, read_rows
@@ -241,7 +241,7 @@ def evaluate(settings: config.EvaluateRun) -> list[StageRun]:
     select(load_ref(root, "questions"), chosen.split, chosen.limit, chosen.question_id)  # before a server is started
     runs: list[StageRun] = []
     ends = {}
-    with model_server(settings.server, settings.serve, work_dir(root)) as connect:
+    with model_server(settings.server, settings.serve, root) as connect:
         for run in measured(root, settings, connect):
             runs += run.stages if single else [*run.stages, *_keep(root, settings, run)]
             if settings.verbose or single:

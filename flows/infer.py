@@ -15,19 +15,19 @@ from rich.markup import escape
 
 from flows.serving import model_server, refuse_other_prompt
 from flows.show import show_answer, show_turn
-from flows.summary import work_dir
 from tasks import config, storage
-from tasks.agent.client import open_client
+from tasks.agent.client import ImageUrl, open_client
 from tasks.agent.completion import OpenConversation
 from tasks.agent.rollout import rollout, search_with
 from tasks.agent.sampling import resolve
 from tasks.agent.trajectory import Question, Trajectory
 from tasks.artifact import Artifact, load_ref
 from tasks.errors import DragError, ServerError
+from tasks.images import PageImages
 from tasks.pages import PageStore
 from tasks.search.index import open_index
 
-Opened = Callable[[], contextlib.AbstractAsyncContextManager[OpenConversation]]
+Opened = Callable[[ImageUrl], contextlib.AbstractAsyncContextManager[OpenConversation]]
 
 
 def infer(settings: config.InferRun) -> None:
@@ -50,7 +50,10 @@ def infer(settings: config.InferRun) -> None:
     console = Console()
 
     async def ask(opened: Opened, question: str) -> Trajectory:
-        async with opened() as conversation:
+        async with (
+            PageImages(root, pages, settings.agent, settings.server.send_images) as images,
+            opened(images.url) as conversation,
+        ):
             return await rollout(
                 Question("asked", question),
                 settings=settings.agent,
@@ -59,6 +62,7 @@ def infer(settings: config.InferRun) -> None:
                 complete=conversation(),
                 search=search_with(searcher, settings.agent.top_k),
                 page_text=pages.text,
+                page_image=images.image,
                 deadline_s=settings.server.rollout_timeout,
                 on_turn=lambda turn: show_turn(turn, pages.text, console),
             )
@@ -89,11 +93,11 @@ def _model(settings: config.InferRun, adapter: Artifact | None, root: str) -> It
 
         with Console(stderr=True).status("Loading the model"):
             conversation = open_in_process(settings.server, adapter, settings.serve.max_model_len)
-        yield lambda: contextlib.nullcontext(conversation)
+        yield lambda image_url: contextlib.nullcontext(conversation)
         return
-    with model_server(settings.server, settings.serve, work_dir(root)) as connect:
+    with model_server(settings.server, settings.serve, root) as connect:
         connect(adapter)
-        yield lambda: open_client(connect(adapter))
+        yield lambda image_url: open_client(connect(adapter), image_url)
 
 
 def _typed(console: Console) -> Iterator[str]:

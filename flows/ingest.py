@@ -14,6 +14,7 @@ from flows.form import settings_flow
 from flows.summary import show_markdown, show_stages
 from tasks import artifact, config, hub, storage
 from tasks.cache import content_fingerprint, stage_key
+from tasks.images import note_documents
 from tasks.set_aside import count_reasons
 from tasks.stage_tasks import index_pages, read_documents, read_questions, read_scans
 from tasks.stages import StageRun, run_stage
@@ -58,6 +59,8 @@ def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[St
     runs.append(
         run_stage(index_pages, root=root, key=key, uri=storage.join(root, "index", key), settings=index, pages=pages)
     )
+    if not settings.documents.endswith(".jsonl"):
+        note_documents(root, settings.documents)  # stages that were cached know only where the documents were
     if not settings.questions:  # those of other pages would be searched for in vain
         artifact.drop_ref(root, "questions")
     for run in runs:

@@ -11,7 +11,7 @@ holds here. As there, the prompt of an untrained model has worked examples, and 
 from flows.collect import collected, dated
 from flows.form import settings_flow
 from flows.serving import model_server
-from flows.summary import show_stages, work_dir
+from flows.summary import show_stages
 from tasks import artifact, config, nights, storage
 from tasks.artifact import load_ref
 from tasks.cache import stage_key
@@ -67,7 +67,7 @@ def mine(settings: config.MineRun) -> list[StageRun]:
     runs = [_found(root, settings)] if settings.mine.states != "questions" else []
     began = runs[0].artifacts["states"] if runs else None
     title = f"{settings.mine.split} questions" + (f" of {settings.mine.dt}" if settings.mine.dt else "")
-    with model_server(settings.server, settings.serve, work_dir(root)) as connect:
+    with model_server(settings.server, settings.serve, root) as connect:
         runs.append(collected(root, _of_one_turn(settings), connect, adapter, title, stage=mine_queries, began=began))
     if settings.mine.dt is None:  # nights are found by their dates
         artifact.save_ref(root, "mined", runs[-1].artifacts["mined"])

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from flows.form import settings_flow
 from flows.serving import model_server
-from flows.summary import work_dir
 from tasks import artifact, config, storage
 from tasks.serve import served_models
 
@@ -30,7 +29,7 @@ def serve(settings: config.ServeRun) -> None:
     root = storage.resolve(settings.storage)
     adapter = artifact.load_ref(root, "adapter") if settings.adapter else None
     asked = config.Server(model=settings.model, trusted_remote_code=settings.trusted_remote_code)
-    with model_server(asked, settings.serve, work_dir(root)) as connect:
+    with model_server(asked, settings.serve, root) as connect:
         while True:
             (base_url,) = connect(adapter).base_url
             models, reached_at = ", ".join(served_models(base_url)), base_url

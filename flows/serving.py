@@ -8,7 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks import config, limits, serve
+from flows.summary import work_dir
+from tasks import config, images, limits, serve, storage
 from tasks.adapters import check_adapter
 from tasks.agent.prompts import prompt_fingerprint
 from tasks.artifact import Artifact, fetch_folder, read_provenance
@@ -21,8 +22,11 @@ from tasks.training.merge import merge
 
 
 @contextlib.contextmanager
-def model_server(server: config.Server, settings: config.Serve, work_dir: Path) -> Iterator[Connect]:
+def model_server(server: config.Server, settings: config.Serve, root: str) -> Iterator[Connect]:
     """Yields `connect`; a vLLM that it started is stopped at the block's end.
+
+    Args:
+        root: storage root. Where it is local, ours may read its page images by their paths.
 
     Raises:
         ServerError: a server did not start, died more often than `max_restarts`, or refused an adapter.
@@ -31,7 +35,7 @@ def model_server(server: config.Server, settings: config.Serve, work_dir: Path) 
         yield _Remote(server)
     else:
         with contextlib.ExitStack() as merged, contextlib.ExitStack() as servers:
-            yield _Own(server, settings, work_dir, servers, merged)
+            yield _Own(server, settings, root, servers, merged)
 
 
 class _Own:
@@ -41,12 +45,14 @@ class _Own:
         self,
         server: config.Server,
         settings: config.Serve,
-        work_dir: Path,
+        root: str,
         stack: contextlib.ExitStack,
         until_the_end: contextlib.ExitStack,
     ) -> None:
-        self._server, self._settings, self._work_dir, self._stack = server, settings, work_dir, stack
+        self._server, self._settings, self._stack = server, settings, stack
         self._until_the_end = until_the_end
+        self._work_dir = work_dir(root)
+        self._images = None if storage.is_s3(root) else Path(images.folder(root))
         self._running: dict[str, Supervised] = {}
         self._merged: dict[str, str] = {}  # adapter → folder of it and its base as one model
 
@@ -99,6 +105,7 @@ class _Own:
                         on_wait=lambda seconds: on_progress(round(seconds), timeout),
                         port=port,
                         trusted=self._server.trusted_remote_code,
+                        images=self._images,
                     )
                 )
             yield served

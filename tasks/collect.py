@@ -26,6 +26,7 @@ from tasks.agent.trajectory import Failure, Question, to_row
 from tasks.artifact import Artifact
 from tasks.breaker import Breaker
 from tasks.errors import ArtifactError, ConfigError, InputError
+from tasks.images import PageImages
 from tasks.pages import PageStore
 from tasks.search.index import open_index
 
@@ -178,6 +179,7 @@ async def open_attempts(
     search: config.Search,
     sampling: config.Sampling,
     server: config.Server,
+    root: str,
     fingerprints: Mapping[str, str],
     began: Artifact | None = None,
 ) -> AsyncIterator[Attempt]:
@@ -187,6 +189,7 @@ async def open_attempts(
     idle. Once all servers are seen to be gone, rollouts end at once with a typed failure, until one answers again.
 
     Args:
+        root: storage root, below which page images lie.
         fingerprints: model_fingerprint, index_fingerprint and code_fingerprint, as the rows shall carry them.
         began: the states (tasks/states.py) that rollouts go on from, where any does.
 
@@ -205,7 +208,10 @@ async def open_attempts(
     conversations = await asyncio.to_thread(states.conversations, began) if began else {}
     gate = asyncio.Semaphore(server.concurrency)
 
-    async with open_client(server) as conversation:
+    async with (
+        PageImages(root, page_store, agent, server.send_images) as images,
+        open_client(server, images.url) as conversation,
+    ):
         breaker = Breaker(server.base_url)
 
         async def attempt(spec: RolloutSpec, number: int) -> dict[str, Any]:
@@ -218,6 +224,7 @@ async def open_attempts(
                     complete=breaker.watch(conversation()),
                     search=find,
                     page_text=page_store.text,
+                    page_image=images.image,
                     deadline_s=server.rollout_timeout,
                     earlier=conversations[spec.state] if spec.state else (),
                 )

@@ -144,6 +144,7 @@ async def _run_shards(
         search=settings.search,
         sampling=settings.sampling,
         server=server,
+        root=storage.resolve(settings.storage),
         fingerprints=fingerprints,
         began=began,
     ) as attempt:

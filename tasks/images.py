@@ -24,7 +24,8 @@ from tasks.config import Agent
 from tasks.errors import ArtifactError
 from tasks.logs import run_logger
 from tasks.pages import PageStore
-from tasks.pdf import end_with_parent
+from  import end_with_parent
+
 from tasks.render import Rendering, Source, render_page
 
 MOST_KEPT_BYTES = 256 * 1024 * 1024
@@ -112,7 +113,11 @@ class PageImages:
             return None
         width, height = map(int, PurePosixPath(name).stem.split("x"))
         return Image(
-            file=file, page=page, key=storage.relative(storage.join(place, name), self._root), width=width, height=height
+            file=file,
+            page=page,
+            key=storage.relative(storage.join(place, name), self._root),
+            width=width,
+            height=height,
         )
 
     async def url(self, image: Image) -> bytes:

@@ -74,7 +74,7 @@ def size_of(width: float, height: float, rendering: Rendering) -> tuple[int, int
 
 
 def encodings(page: Any, rendering: Rendering) -> Iterator[tuple[bytes, str, int, int]]:
-    """Ever smaller images of a page of PyMuPDF: (bytes, "png" or "jpg", width, height in pixels).
+    """Ever plainer images of a page of PyMuPDF: (bytes, "png" or "jpg", width, height in pixels).
 
     First the smaller of a PNG and a good JPEG, then JPEGs of less quality, then half of the pixels, and so on.
     """

@@ -65,9 +65,19 @@ def has_gpu() -> bool:
 
 
 def command(
-    model: Path, port: int, settings: config.Serve, adapters: Mapping[str, Path], *, trust_remote_code: bool = False
+    model: Path,
+    port: int,
+    settings: config.Serve,
+    adapters: Mapping[str, Path],
+    *,
+    trust_remote_code: bool = False,
+    images: Path | None = None,
 ) -> list[str]:
-    """The command line that serves `model` as "base", and each adapter under its name."""
+    """The command line that serves `model` as "base", and each adapter under its name.
+
+    Args:
+        images: folder that requests may name files of.
+    """
     args = [vllm_python(), "-m", "vllm.entrypoints.openai.api_server"]
     args += ["--model", str(model), "--served-model-name", BASE_NAME, "--host", settings.host, "--port", str(port)]
     args += ["--dtype", "bfloat16", "--load-format", "safetensors"]  # by default it would read pickles too
@@ -82,6 +92,8 @@ def command(
     args += ["--data-parallel-size", str(settings.data_parallel_size)]
     if settings.images_per_prompt is not None:
         args += ["--limit-mm-per-prompt", json.dumps({"image": settings.images_per_prompt, "video": 0})]
+    if images:
+        args += ["--allowed-local-media-path", str(images)]
     if settings.max_model_len:
         args += ["--max-model-len", str(settings.max_model_len)]
     if settings.tool_call_parser:
@@ -122,6 +134,7 @@ def serving(
     on_wait: Callable[[float], None] | None = None,
     port: int | None = None,
     trusted: Collection[str] = (),
+    images: Path | None = None,
 ) -> Iterator[Served]:
     """A vLLM server for as long as the block runs; it is stopped however the block ends.
 
@@ -131,6 +144,7 @@ def serving(
         on_wait: told the seconds waited so far, about once a second, until the server answers.
         port: on loopback; a free one when None.
         trusted: names of models whose own code may run.
+        images: folder of page images that requests may name files of; made if it is not there.
 
     Raises:
         ConfigError: the model is not to be had, or is refused, see `fetch_model`.
@@ -145,7 +159,11 @@ def serving(
     for old in sorted(work_dir.glob("vllm-*.log"))[:-_KEPT_LOGS]:  # their names begin with the time
         old.unlink(missing_ok=True)
     log = work_dir / f"vllm-{time.strftime('%Y%m%dT%H%M%S')}-{port}.log"
-    args = command(fetch_model(model, trusted), port, settings, adapters or {}, trust_remote_code=model in trusted)
+    if images:
+        images.mkdir(parents=True, exist_ok=True)  # vLLM does not start without it
+    args = command(
+        fetch_model(model, trusted), port, settings, adapters or {}, trust_remote_code=model in trusted, images=images
+    )
     with log.open("wb") as output:
         process = watchdog.start(args, env=environment(), output=output)
     at = settings.host if settings.host != "0.0.0.0" else "127.0.0.1"
@@ -182,11 +200,25 @@ def served_models(base_url: str) -> list[str]:
     Raises:
         ServerError: nothing answers at `base_url`, or not as a model server does.
     """
+    return [entry["id"] for entry in _models(base_url)]
+
+
+def _models(base_url: str) -> list[dict[str, Any]]:
     try:
         with urllib.request.urlopen(_request(f"{base_url}/models"), timeout=30) as reply:
-            return [entry["id"] for entry in json.load(reply)["data"]]
+            return [{**entry, "id": entry["id"]} for entry in json.load(reply)["data"]]
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
         raise ServerError(f"no model server answers at {base_url}: {error}") from error
+
+
+def context_length(base_url: str) -> int | None:
+    """Tokens that prompt and answer may have together, as vLLM tells; None where a server does not tell.
+
+    Raises:
+        ServerError: nothing answers at `base_url`, or not as a model server does.
+    """
+    lengths = [entry.get("max_model_len") for entry in _models(base_url)]  # an adapter's own is empty
+    return min((length for length in lengths if isinstance(length, int) and length > 0), default=None)
 
 
 def check_health(base_url: str, timeout_s: float = 5.0) -> None:

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import threading
+import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,6 +91,8 @@ class ModelServer:
         self.headers: list[dict[str, str]] = []
         self.models = ["base"]
         self.holding = False  # as long as it is, no call is answered
+        self.max_model_len: int | None = None  # tokens, as this server counts them, that it takes and says that it does
+        self.refused = 0  # requests that were longer
         self.ill: Status | Hang | None = None  # what /health says instead of 200
         self.asked_for_models = 0
         self._on_death: Callable[[], None] = lambda: None
@@ -125,6 +128,7 @@ class ModelServer:
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/load_lora_adapter", self._load)
+        app.router.add_post("/tokenize", self._tokenize)
         app.router.add_get("/health", self._health)
         app.router.add_get("/counts", self._counts)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)  # 0 would wait for hanging requests
@@ -136,7 +140,14 @@ class ModelServer:
 
     async def _models(self, request: web.Request) -> web.Response:
         self.asked_for_models += 1
-        return web.json_response({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
+        length = {} if self.max_model_len is None else {"max_model_len": self.max_model_len}
+        data = [{"id": name, "object": "model", **length} for name in self.models]
+        return web.json_response({"object": "list", "data": data})
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        if self.max_model_len is None:
+            return web.Response(status=404)
+        return web.json_response({"count": count_tokens(await request.json()), "max_model_len": self.max_model_len})
 
     async def _load(self, request: web.Request) -> web.Response:
         self.models.append((await request.json())["lora_name"])
@@ -163,6 +174,9 @@ class ModelServer:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
+            if self.max_model_len is not None and count_tokens(body) + body["max_tokens"] > self.max_model_len:
+                self.refused += 1
+                return web.Response(status=400, text="This model's maximum context length is exceeded.")
             if self.delay_s:
                 await asyncio.sleep(self.delay_s)
             while self.holding:
@@ -174,7 +188,10 @@ class ModelServer:
     async def _act(self, request: web.Request, body: dict[str, Any], call: int) -> web.StreamResponse:
         match self.script(body, call):
             case Reply() as reply:
-                return web.Response(text=json.dumps(_completion(body, reply, call)), content_type="application/json")
+                return web.Response(
+                    text=json.dumps(_completion(body, reply, call, self.max_model_len is not None)),
+                    content_type="application/json",
+                )
             case Status(code, text, headers):
                 return web.Response(status=code, text=text, headers=headers, content_type="application/json")
             case Hang():
@@ -186,7 +203,30 @@ class ModelServer:
         return web.Response(status=500)
 
 
-def _completion(body: dict[str, Any], reply: Reply, call: int) -> dict[str, Any]:
+def count_tokens(body: dict[str, Any]) -> int:
+    """A token for every two letters, as bad as text gets, and for every square of 32 × 32 pixels of an image."""
+    import pymupdf
+
+    tokens = len(json.dumps(body.get("tools") or "", ensure_ascii=False)) // 2
+    for message in body["messages"]:
+        content = message.get("content") or ""
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        calls = "".join(json.dumps(call["function"]) for call in message.get("tool_calls") or ())
+        tokens += 8 + (len(calls) + sum(len(part.get("text", "")) for part in parts)) // 2
+        for part in parts:
+            if part["type"] == "image_url":
+                image = pymupdf.Pixmap(received(part["image_url"]["url"]))
+                tokens += round(image.width / 32) * round(image.height / 32) + 2
+    return tokens
+
+
+def received(url: str) -> bytes:
+    """What a server gets by an image's address."""
+    with urllib.request.urlopen(url) as answer:
+        return answer.read()
+
+
+def _completion(body: dict[str, Any], reply: Reply, call: int, counts: bool) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": reply.content}
     if reply.reasoning is not None:
         message["reasoning"] = reply.reasoning
@@ -195,7 +235,7 @@ def _completion(body: dict[str, Any], reply: Reply, call: int) -> dict[str, Any]
             {"id": f"call-{call}-{n}", "type": "function", "function": {"name": name, "arguments": arguments}}
             for n, (name, arguments) in enumerate(reply.tool_calls)
         ]
-    prompt = sum(len(str(m.get("content") or "")) for m in body["messages"]) // 4
+    prompt = count_tokens(body) if counts else sum(len(str(m.get("content") or "")) for m in body["messages"]) // 4
     written = len(reply.content or "") // 4 + 1
     return {
         "id": f"chatcmpl-{call}",

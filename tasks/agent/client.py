@@ -11,29 +11,49 @@ import email.utils
 import json
 import os
 import random
+import re
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import openai
 
 from tasks import config
 from tasks.agent.completion import Complete, Completion, CompletionError, OpenConversation, ToolCall
+from tasks.agent.context import TokenCount, text_alone
 from tasks.agent.fleet import Member, open_fleet
+from tasks.agent.message import PLACEHOLDER, Image, images_of, openai_content
 from tasks.agent.protocol import clean
 from tasks.agent.sampling import ResolvedSampling
+from tasks.errors import ConfigError, ServerError
+from tasks.logs import run_logger
 from tasks.secrets import quoted, without_secrets
+from tasks.serve import context_length
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _LONGEST_RETRY_AFTER_S = 0.5, 30.0, 120.0
 _MOST_TOKENS = 10**8
+_TOKENIZE_S = 30.0
 # request fields that are vLLM's own, not OpenAI's
 _EXTENSIONS = frozenset({"structured_outputs", "include_stop_str_in_output", "repetition_penalty"})
 _CAN_PASS = frozenset({408, 409, 429})  # and every 5xx
+# how vLLM says that a conversation is too long, or has more images than it takes
+_TOO_LONG = re.compile(
+    r"context length|longer than the maximum model length|may be provided in one prompt", re.IGNORECASE
+)
+
+ImageUrl = Callable[[Image], Awaitable[bytes]]
+"""Image → the address that a server gets it by, in ASCII."""
 
 
 @contextlib.asynccontextmanager
-async def open_client(server: config.Server) -> AsyncIterator[OpenConversation]:
+async def open_client(server: config.Server, image_url: ImageUrl | None = None) -> AsyncIterator[OpenConversation]:
     """A function that opens conversations with `server.model`, for as long as the block runs; connections are shared.
+
+    What is longer than the model's context, as the settings or else the server tell it, is not sent: the call raises
+    CompletionError with `out_of_context`.
+
+    Args:
+        image_url: needed where messages have images, see `images.PageImages.url`.
 
     All calls of a conversation go to one server, whose prefix cache holds the turns before: the one with the fewest calls
     in flight when the conversation begins. After a call that failed it goes on at another server, if one is well.
@@ -45,15 +65,22 @@ async def open_client(server: config.Server) -> AsyncIterator[OpenConversation]:
     async with contextlib.AsyncExitStack() as stack:
         clients = {url: await stack.enter_async_context(_connected(url, server.concurrency)) for url in server.base_url}
         fleet = await stack.enter_async_context(open_fleet(clients, server.model))
+        context = server.context_length or await asyncio.to_thread(_context_length, server)
 
         def conversation() -> Complete:
             at: Member | None = None
+            count = TokenCount(server.image_token_side)
 
             async def complete(
                 messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], sampling: ResolvedSampling, seed: int
             ) -> Completion:
                 nonlocal at
+                if context:
+                    room = context - sampling.max_tokens
+                    counts = fleet.choose(at, []).client if server.extensions else None
+                    await _refuse_too_long(messages, options.get("tools"), count, room, counts)
                 body = _body(server.model, messages, options, sampling, seed, server.extensions)
+                content = await _content(body, messages, image_url)
                 start = time.perf_counter()
                 for tries in range(server.max_retries + 1):
                     asked: list[Member] = []
@@ -61,8 +88,10 @@ async def open_client(server: config.Server) -> AsyncIterator[OpenConversation]:
                         at = fleet.choose(at, asked)
                         at.in_flight += 1
                         try:
-                            data = await _ask(at.client, body, server.request_timeout)
-                            return _completion(data, time.perf_counter() - start)
+                            data = await _ask(at.client, content, server.request_timeout)
+                            completion = _completion(data, time.perf_counter() - start)
+                            count.learn(messages, completion.prompt_tokens, completion.completion_tokens)
+                            return completion
                         except _TryError as error:
                             failed = error
                         finally:
@@ -104,10 +133,76 @@ class _TryError(Exception):
         self.final, self.can_pass, self.retry_after = final, can_pass, retry_after
 
 
-async def _ask(client: openai.AsyncOpenAI, body: Mapping[str, Any], timeout_s: float) -> str:
+def _context_length(server: config.Server) -> int | None:
+    """The shortest context of the servers that say theirs."""
+    found = []
+    for base_url in server.base_url:
+        try:
+            found.append(context_length(base_url))
+        except ServerError as error:  # it may come back; what it then refuses as too long is made shorter all the same
+            run_logger().warning("the length of the model's context is not known: %s", error)
+    return min((length for length in found if length), default=None)
+
+
+async def _refuse_too_long(
+    messages: Sequence[Mapping[str, Any]],
+    tools: object,
+    count: TokenCount,
+    room: int,
+    client: openai.AsyncOpenAI | None,
+) -> None:
+    """Raise CompletionError when the messages have more tokens than there is room for.
+
+    Args:
+        client: of a server that can tokenize, if there is one.
+    """
+    if count.at_most(messages, tools) <= room:
+        return
+    tokens = None if client is None else await _tokens(client, messages, tools)
+    if tokens is None:
+        tokens = count.about(messages, tools)
+    else:
+        tokens += count.images(messages)
+        count.learn(messages, tokens)
+    if tokens > room:
+        detail = f"not sent: it has {tokens} tokens, and beside the answer's the model's context has room for {room}"
+        raise CompletionError("http_status", detail, out_of_context=True)
+
+
+async def _tokens(client: openai.AsyncOpenAI, messages: Sequence[Mapping[str, Any]], tools: object) -> int | None:
+    """Tokens of the messages without their images, as vLLM counts them; None where the server does not."""
+    url = f"{str(client.base_url).rstrip('/').removesuffix('/v1')}/tokenize"
+    body = {"messages": text_alone(messages)} | ({"tools": tools} if tools else {})
+    try:
+        async with asyncio.timeout(_TOKENIZE_S):
+            return _count(json.loads(await client.post(url, cast_to=str, content=_dumped(body)))["count"])
+    except (TimeoutError, openai.OpenAIError, ValueError, LookupError, TypeError):
+        return None  # it is no vLLM, or is gone, which the request itself will show
+
+
+async def _content(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], image_url: ImageUrl | None) -> bytes:
+    """The request's bytes. Images are put into the JSON as they are kept, which no text of it can be taken for."""
+    images = [image for message in messages for image in images_of(message)]
+    if not images:
+        return _dumped(body)
+    if image_url is None:
+        raise ConfigError("the conversation shows page images, and this client was not told how to send them")
+    urls = iter(await asyncio.gather(*map(image_url, images)))
+    texts = _dumped(body).split(PLACEHOLDER.encode())
+    parts = [texts[0]]
+    for text in texts[1:]:
+        parts += next(urls), text
+    return b"".join(parts)
+
+
+def _dumped(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+async def _ask(client: openai.AsyncOpenAI, content: bytes, timeout_s: float) -> str:
     try:
         async with asyncio.timeout(timeout_s):
-            return without_secrets(await client.post("/chat/completions", cast_to=str, body=body))
+            return without_secrets(await client.post("/chat/completions", cast_to=str, content=content))
     except TimeoutError as error:
         raise _TryError(CompletionError("deadline", f"no answer within {timeout_s:g} s"), can_pass=True) from error
     except openai.APIConnectionError as error:  # also a refused connection that the transport calls a timeout
@@ -127,7 +222,7 @@ def _refused(error: openai.APIStatusError) -> _TryError:
     if status in _CAN_PASS or status >= 500:
         after = _retry_after(error.response.headers.get("retry-after"))
         return _TryError(CompletionError("server_error", detail), can_pass=True, retry_after=after)
-    too_long = status == 400 and "context length" in detail.lower()
+    too_long = status == 400 and _TOO_LONG.search(detail) is not None
     final = CompletionError("http_status", detail, out_of_context=too_long, refused=status == 400 and not too_long)
     return _TryError(final, can_pass=False)
 
@@ -162,7 +257,7 @@ def _body(
 ) -> dict[str, Any]:
     body = {
         "model": model,
-        "messages": messages,
+        "messages": [_sent(message) for message in messages],
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_tokens,
@@ -172,6 +267,12 @@ def _body(
     if sampling.repetition_penalty is not None:
         body["repetition_penalty"] = sampling.repetition_penalty
     return body if extensions else {name: value for name, value in body.items() if name not in _EXTENSIONS}
+
+
+def _sent(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as it goes over the wire, a placeholder in place of each image's address."""
+    rest = {name: value for name, value in message.items() if name != "images"}
+    return rest | {"content": openai_content(message, lambda image: PLACEHOLDER)}
 
 
 def _completion(data: str, latency_s: float) -> Completion:

@@ -41,10 +41,11 @@ class CompletionError(Exception):
 
 
 Complete = Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any], ResolvedSampling, int], Awaitable[Completion]]
-"""(messages as sent, what the protocol adds to the request: tools, tool_choice, stop…; sampling; seed) → completion.
+"""(messages, images beside their texts; what the protocol adds to the request: tools, tool_choice, stop…; sampling; seed) →
+completion.
 
 Raises:
-    CompletionError: no answer came.
+    CompletionError: no answer came; `out_of_context` where the messages do not fit, and fewer might.
 """
 
 OpenConversation = Callable[[], Complete]

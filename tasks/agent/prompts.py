@@ -14,6 +14,7 @@ from tasks.errors import ConfigError
 
 # what conversations must have in common with those that a model will be served
 _SERVED_ALIKE = ("protocol", "observation", "top_k", "max_page_chars")
+_SEEN_ALIKE = ("image_dpi", "image_min_pixels", "image_max_pixels", "image_max_bytes")
 
 PROTOCOLS: Mapping[str, Protocol] = {"tags": protocol_tags.PROTOCOL, "tools": protocol_tools.PROTOCOL}
 
@@ -93,7 +94,7 @@ def refuse_other_conversations(collected: Mapping[str, Any], served: Agent) -> N
     Raises:
         ConfigError: it spoke another protocol or saw pages otherwise.
     """
-    for name in _SERVED_ALIKE:
+    for name in (*_SERVED_ALIKE, *(_SEEN_ALIKE if served.sees_images else ())):
         if collected.get(name) != getattr(served, name):
             raise ConfigError(
                 f"conversations were collected with {name} {collected.get(name)}, but will be served with "

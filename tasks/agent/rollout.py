@@ -8,14 +8,16 @@ import inspect
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tasks import reward
 from tasks.agent.completion import Complete, Completion, CompletionError
-from tasks.agent.message import Message
-from tasks.agent.observation import PageText, observe
+from tasks.agent.conversation import Conversation
+from tasks.agent.message import Image, Message
+from tasks.agent.observation import PageImage, PageText, observe
 from tasks.agent.prompts import PROTOCOLS, prompt_fingerprint, tool_definitions, wire_prompt
-from tasks.agent.protocol import Actions, Protocol, Step, WireMessage, as_stored, as_wire
+from tasks.agent.protocol import Actions, Protocol, Step, as_stored, as_wire
 from tasks.agent.sampling import ResolvedSampling, sampling_fingerprint
 from tasks.agent.trajectory import Action, Question, SearchRecord, Trajectory, Turn, TurnFailure
 from tasks.config import Agent
@@ -47,6 +49,7 @@ async def rollout(
     search: Search,
     page_text: PageText,
     deadline_s: float,
+    page_image: PageImage | None = None,
     earlier: Sequence[Message] = (),
     on_turn: Callable[[Turn], None] | None = None,
 ) -> Trajectory:
@@ -59,6 +62,7 @@ async def rollout(
         complete: asks the model, see `client.open_client`.
         search: see `search_with`.
         deadline_s: seconds that the whole run may take.
+        page_image: see `images.PageImages`; needed where the observation shows images.
         earlier: messages of a stored conversation after its prompt; the model goes on from there.
         on_turn: is told each turn as it ends.
     """
@@ -76,12 +80,15 @@ async def rollout(
         outcome="out_of_turns" if settings.answer else "searched",
         state_messages=len(earlier),
     )
-    conversation = [*wire_prompt(question.question, settings), *as_wire(earlier)]
+    prompt = [*wire_prompt(question.question, settings), *as_wire(earlier)]
+    conversation = Conversation(prompt, settings, page_text)
     start = time.perf_counter()
     deadline = asyncio.timeout(deadline_s)
     try:
         async with deadline:
-            await _converse(trajectory, conversation, settings, sampling, complete, search, page_text, on_turn)
+            await _converse(
+                trajectory, conversation, settings, sampling, complete, search, page_text, page_image, on_turn
+            )
     except TimeoutError:
         if not deadline.expired():
             raise
@@ -89,7 +96,7 @@ async def rollout(
     except CompletionError as error:
         _fail(trajectory, error)
     trajectory.elapsed_s = time.perf_counter() - start
-    trajectory.messages = [as_stored(message) for message in conversation]
+    trajectory.messages = [as_stored(message) for message in conversation.messages]
     return trajectory
 
 
@@ -103,12 +110,13 @@ def _fail(trajectory: Trajectory, error: CompletionError) -> None:
 
 async def _converse(
     trajectory: Trajectory,
-    conversation: list[WireMessage],
+    conversation: Conversation,
     settings: Agent,
     sampling: ResolvedSampling,
     complete: Complete,
     search: Search,
     page_text: PageText,
+    page_image: PageImage | None,
     on_turn: Callable[[Turn], None] | None,
 ) -> None:
     """Take turns until the model answers or has none left; extends the trajectory and the conversation as it goes."""
@@ -119,10 +127,12 @@ async def _converse(
         if last:
             _announce_last_turn(conversation, protocol)
         options = protocol.options(allowed_actions(settings, last), settings.guided)
-        completion = await _ask(complete, conversation, options, sampling, trajectory.seed)
+        completion, replaced = await _ask(conversation, complete, options, sampling, trajectory.seed)
         step = protocol.parse(completion)
         searches: list[SearchRecord] = []
         texts: list[str] = []
+        images: list[Image] = []
+        missing = 0
         for ask in () if last or step.answer else step.asks:
             if ask.query is None:
                 texts.append(f"Error: {ask.detail}.")
@@ -130,41 +140,54 @@ async def _converse(
                 record = await _search(ask.query, trajectory.question, settings.top_k, search, shown=goes_on)
                 searches.append(record)
                 if goes_on:
-                    texts.append(observe(record, settings, page_text))
-        trajectory.turns.append(_turn(number, completion, step, searches, last))
+                    seen = await observe(record, settings, page_text, page_image)
+                    texts.append(seen.text)
+                    images += seen.images
+                    missing += seen.missing
+        turn = _turn(number, completion, step, searches, last)
+        trajectory.turns.append(
+            replace(turn, images_shown=len(images), images_missing=missing, images_replaced=replaced)
+        )
         if on_turn:
             on_turn(trajectory.turns[-1])
-        conversation.append(step.message)
+        conversation.add([step.message])
         if step.answer is not None:
             trajectory.outcome = "answered"
             trajectory.answer, trajectory.citations = step.answer.texts, step.answer.citations
             return
         if goes_on:
-            conversation += protocol.reply(step, texts)
-
-
-def _announce_last_turn(conversation: list[WireMessage], protocol: Protocol) -> None:
-    """Tell the model that it must answer, in the message it reads last, as many chat templates want roles to alternate."""
-    if protocol.last_turn is not None:
-        before = conversation[-1]
-        conversation[-1] = {**before, "content": f"{before['content']}\n\n{protocol.last_turn}"}
+            conversation.add(protocol.reply(step, texts), images)
 
 
 async def _ask(
+    conversation: Conversation,
     complete: Complete,
-    conversation: list[WireMessage],
     options: Mapping[str, Any],
     sampling: ResolvedSampling,
     seed: int,
-) -> Completion:
-    """A completion. Servers and chat templates that refuse several calls in a message get all calls as text from then on."""
-    try:
-        return await complete(conversation, options, sampling, seed)
-    except CompletionError as error:
-        if not error.refused or not any(len(message.get("tool_calls", ())) > 1 for message in conversation):
-            raise
-    conversation[:] = [{**as_stored(m)} if "tool_calls" in m else m for m in conversation]
-    return await complete(conversation, options, sampling, seed)
+) -> tuple[Completion, int]:
+    """A completion, and how many images gave way so that the conversation fits the model's context.
+
+    Servers and chat templates that refuse several calls in a message get all calls as text from then on.
+    """
+    replaced = 0
+    while True:
+        try:
+            return await complete(list(conversation.messages), options, sampling, seed), replaced
+        except CompletionError as error:
+            if error.out_of_context and (taken := conversation.give_way()) is not None:
+                replaced += taken
+            elif error.refused and any(len(m.get("tool_calls", ())) > 1 for m in conversation.messages):
+                conversation.messages = [{**as_stored(m)} if "tool_calls" in m else m for m in conversation.messages]
+            else:
+                raise
+
+
+def _announce_last_turn(conversation: Conversation, protocol: Protocol) -> None:
+    """Tell the model that it must answer, in the message it reads last, as many chat templates want roles to alternate."""
+    if protocol.last_turn is not None:
+        before = conversation.messages[-1]
+        conversation.messages[-1] = {**before, "content": f"{before['content']}\n\n{protocol.last_turn}"}
 
 
 async def _search(query: str, question: Question, top_k: int, search: Search, shown: bool) -> SearchRecord:

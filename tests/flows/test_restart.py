@@ -93,7 +93,7 @@ def test_an_adapter_that_would_not_be_served_whole_starts_no_server(tmp_path: Pa
     model = tiny_model(tmp_path / "model")
     adapter = tiny_adapter(model, tmp_path, {"target_modules": ["q_proj", "lm_head"]})
     with (
-        serving.model_server(config.Server(model=str(model)), config.Serve(), tmp_path) as connect,
+        serving.model_server(config.Server(model=str(model)), config.Serve(), str(tmp_path)) as connect,
         pytest.raises(ConfigError, match="lm_head"),
     ):
         connect(adapter)
@@ -104,7 +104,7 @@ def test_an_adapter_is_loaded_again(tmp_path: Path, dying: list[list[str]]) -> N
     model = tiny_model(tmp_path / "model")
     adapter = tiny_adapter(model, tmp_path, {"target_modules": ["q_proj"]})
     server = config.Server(model=str(model))
-    with serving.model_server(server, config.Serve(), tmp_path) as connect:
+    with serving.model_server(server, config.Serve(), str(tmp_path)) as connect:
         asked = connect(adapter)
         assert asked.model in serve.served_models(asked.base_url[0])
         assert not connect.revive()

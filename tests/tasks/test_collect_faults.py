@@ -70,6 +70,7 @@ async def _collect(
         search=config.Search(),
         sampling=config.Sampling(),
         server=asked,
+        root=root,
         fingerprints=FINGERPRINTS,
     ) as attempt:
         shards = collect.plan(inputs["questions"], COLLECT, "key")

@@ -231,6 +231,7 @@ async def _collect(root: str, url: str, flow: Flow) -> list[collect.Shard]:
         search=config.Search(),
         sampling=config.Sampling(),
         server=config.Server(base_url=url, model="base", concurrency=flow.concurrency, max_retries=flow.max_retries),
+        root=root,
         fingerprints={"model_fingerprint": "m", "index_fingerprint": "i", "code_fingerprint": "c"},
     ) as attempt:
         for _ in range(flow.passes):

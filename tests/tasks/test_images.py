@@ -1,0 +1,148 @@
+"""Page images of real PDFs: rendered once however many ask, kept for the next run, and found where the PDFs lie now."""
+
+import asyncio
+import base64
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pymupdf
+import pytest
+
+from tasks import artifact, config, documents, images, storage
+from tasks.artifact import Artifact
+from tasks.errors import InputError
+from tasks.images import PageImages
+from tasks.pages import PageStore
+from tests.model_server import received
+
+AGENT = config.Agent(observation="image")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two PDFs of three pages."""
+    (tmp_path / "pdfs" / "below").mkdir(parents=True)
+    for name in ("a.pdf", "below/b c.pdf"):
+        pdf = pymupdf.open()
+        for number in range(1, 4):
+            pdf.new_page().insert_text((72, 72), f"Page {number} of {name}.")
+        pdf.save(tmp_path / "pdfs" / name)
+    return tmp_path / "pdfs"
+
+
+def read(root: str, folder: Path) -> Artifact:
+    settings = config.Ingest(documents=str(folder), workers=1)
+    return documents.read_documents(
+        settings, storage.join(root, "pages.parquet"), storage.join(root, "set_aside.parquet")
+    )[0]
+
+
+def opened(root: str, pages: Artifact, send: Any = "inline", agent: config.Agent = AGENT) -> PageImages:
+    return PageImages(root, PageStore(pages), agent, send)
+
+
+def stored(root: str) -> list[str]:
+    return [uri for uri in storage.iter_files(images.folder(root)) if not uri.endswith(".json")]
+
+
+async def test_a_page_is_rendered_once_although_64_rollouts_ask_for_it_at_once(
+    storage_root: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[Any] = []
+    run = images._Renderers.run
+
+    async def counted(self: images._Renderers, *job: Any) -> str | None:
+        jobs.append(job)
+        return await run(self, *job)
+
+    monkeypatch.setattr(images._Renderers, "run", counted)
+    pages = read(storage_root, folder)
+    async with opened(storage_root, pages) as store:
+        asked = await asyncio.gather(*(store.image("a.pdf", 1 + n % 2) for n in range(64)))
+        urls = await asyncio.gather(*(store.url(image) for image in asked if image))
+    assert len(jobs) == len(stored(storage_root)) == len({image["key"] for image in asked if image}) == 2
+    assert len(urls) == 64
+    assert len({id(url) for url in urls}) == 2  # encoded once, and the same bytes for all
+    for image, url in zip(asked, urls, strict=True):
+        assert image is not None
+        data = received(url.decode())
+        assert data == storage.read_bytes(storage.join(storage_root, image["key"]))
+        pixels = pymupdf.Pixmap(data)
+        assert (pixels.width, pixels.height) == (image["width"], image["height"])
+        assert AGENT.image_min_pixels <= pixels.width * pixels.height <= AGENT.image_max_pixels
+    async with opened(storage_root, pages) as store:  # another run, or another machine
+        assert await store.image("a.pdf", 1) == asked[0]
+    assert len(jobs) == 2
+    async with opened(storage_root, pages, agent=config.Agent(observation="image", image_dpi=20)) as store:
+        other = await store.image("a.pdf", 1)
+    assert other is not None
+    assert other["key"] != asked[0]["key"]  # type: ignore[index]
+
+
+async def test_a_server_can_read_an_image_by_its_address(storage_root: str, folder: Path) -> None:
+    pages = read(storage_root, folder)
+    async with opened(storage_root, pages, "url") as store:
+        image = await store.image("below/b c.pdf", 3)
+        assert image is not None
+        url = (await store.url(image)).decode()
+        assert await store.url(image) == url.encode()
+    assert url.startswith("http" if storage.is_s3(storage_root) else "file:///")
+    assert received(url) == storage.read_bytes(storage.join(storage_root, image["key"]))
+
+
+async def test_documents_that_moved_are_found_where_they_were_ingested_last(tmp_path: Path, folder: Path) -> None:
+    root = str(tmp_path / "storage")
+    pages = read(root, folder)
+    moved = folder.rename(tmp_path / "moved")
+    async with opened(root, pages) as store:
+        with pytest.raises(InputError, match=r"a\.pdf: .*nothing lies at .*pdfs/a\.pdf.*run ingest"):
+            await store.image("a.pdf", 1)
+        (folder).mkdir()
+        shutil.copy(moved / "below" / "b c.pdf", folder / "a.pdf")
+        with pytest.raises(InputError, match="is not what was ingested"):
+            await store.image("a.pdf", 1)
+    images.note_documents(root, str(moved))
+    async with opened(root, pages) as store:
+        assert await store.image("a.pdf", 1)
+        assert await store.image("below/b c.pdf", 2)
+
+
+async def test_a_page_without_a_pdf_and_one_that_cannot_be_rendered_have_no_image(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = str(tmp_path / "storage")
+    rows = artifact.read_rows(read(root, folder))
+    rows[0] |= {"source_uri": None, "source_sha256": None}
+    table = artifact.table_of(rows, "pages/2")
+    pages = artifact.write_table(table, storage.join(root, "some.parquet"), "pages/2", {})
+    async with opened(root, pages) as store:
+        assert await store.image("a.pdf", 1) is None
+        monkeypatch.setattr(images, "render_page", ends_its_process)
+        ended, other = await asyncio.gather(store.image("below/b c.pdf", 1), store.image("below/b c.pdf", 2))
+        monkeypatch.undo()
+        assert (ended, other) == (None, None)
+        assert await store.image("below/b c.pdf", 3)  # others are rendered all the same
+
+
+def ends_its_process(*_: Any) -> str:
+    """In place of what renders, as a PDF that crashes the library."""
+    import os
+
+    os._exit(1)
+
+
+async def test_what_is_kept_in_memory_is_bounded(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = str(tmp_path / "storage")
+    pages = read(root, folder)
+    async with opened(root, pages) as store:
+        found = [await store.image(file, page) for file in ("a.pdf", "below/b c.pdf") for page in (1, 2, 3)]
+        most = 4 * max(image["width"] * image["height"] for image in found if image) // 100
+        monkeypatch.setattr(images, "MOST_KEPT_BYTES", most)
+        for image in found:
+            assert image is not None
+            assert base64.b64decode((await store.url(image)).partition(b",")[2])
+        for image in reversed(found):
+            assert image is not None
+            await store.url(image)
+            assert sum(len(url) for url, _ in store._urls.values()) == store._kept_bytes <= most
