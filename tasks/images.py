@@ -8,12 +8,10 @@ A key is that path below the root. Two machines that want a page at the same mom
 import asyncio
 import base64
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -24,8 +22,7 @@ from tasks.config import Agent
 from tasks.errors import ArtifactError
 from tasks.logs import run_logger
 from tasks.pages import PageStore
-from  import end_with_parent
-
+from tasks.processes import cores, new_pool
 from tasks.render import Rendering, Source, render_page
 
 MOST_KEPT_BYTES = 256 * 1024 * 1024
@@ -181,7 +178,7 @@ class _Renderers:
     """Processes that render. A page that ends its process is found out, and is None."""
 
     def __init__(self) -> None:
-        self._workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._workers = cores()
         self._pool: ProcessPoolExecutor | None = None
         self._at_once = asyncio.Semaphore(self._workers)
         self._alone = asyncio.Lock()
@@ -190,14 +187,14 @@ class _Renderers:
         """`render_page(*job)` in a process of a pool."""
         async with self._at_once:
             try:
-                pool = self._pool = self._pool or _pool(self._workers)
+                pool = self._pool = self._pool or new_pool(self._workers)
                 return await asyncio.wrap_future(pool.submit(render_page, *job))
             except BrokenProcessPool:
                 if self._pool is pool:
                     self._pool = None
         # A dying process takes the pool with it, and all that was under way: each is tried once more, by itself.
         async with self._alone:
-            pool = _pool(1)
+            pool = new_pool(1)
             try:
                 return await asyncio.wrap_future(pool.submit(render_page, *job))
             except BrokenProcessPool:
@@ -208,8 +205,3 @@ class _Renderers:
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # Spawned, because forking a process that has threads (an orchestrator's, S3's) can deadlock.
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent)

@@ -32,7 +32,7 @@ def in_processes(work: Callable[[T], R], items: Iterable[T], workers: int) -> It
     """
     waiting = iter(items)
     under_way: deque[tuple[T, ProcessPoolExecutor, Future[R]]] = deque()
-    pool, alone = _pool(workers), _pool(1)  # their processes start when there is work
+    pool, alone = new_pool(workers), new_pool(1)  # their processes start when there is work
     try:
         while True:
             while len(under_way) < 4 * workers:  # bounds what is held in memory
@@ -49,11 +49,11 @@ def in_processes(work: Callable[[T], R], items: Iterable[T], workers: int) -> It
                 result = future.result()
             except BrokenProcessPool:
                 if its_pool is pool:
-                    pool = _pool(workers)
+                    pool = new_pool(workers)
                 try:
                     result = _submit(alone, work, item).result()
                 except BrokenProcessPool:
-                    alone, result = _pool(1), None
+                    alone, result = new_pool(1), None
             yield item, result
     finally:
         pool.shutdown(cancel_futures=True)
@@ -72,7 +72,8 @@ def cpu_limit(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
+def new_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that start when there is work, and end when this one does, however it ends."""
     # Spawned, because forking a process that has threads (an orchestrator's, S3's) can deadlock.
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
 

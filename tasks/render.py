@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import math
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from tasks import storage
 from tasks.config import Agent
 from tasks.errors import ArtifactError, InputError
+from tasks.processes import cpu_limit
 
 CPU_LIMIT_S = 60.0
 """A page that keeps a core busy for longer cannot be rendered; most take a tenth of a second."""
@@ -107,14 +107,12 @@ def render_page(source: Source, number: int, rendering: Rendering, folder: str) 
         StorageError, ConfigError: the storage does not answer.
     """
     document = _open(source)
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends also what hangs inside the C library
-    signal.setitimer(signal.ITIMER_PROF, CPU_LIMIT_S)
     try:
-        found = next((e for e in encodings(document[number - 1], rendering) if len(e[0]) <= rendering.max_bytes), None)
+        with cpu_limit(CPU_LIMIT_S):
+            made = encodings(document[number - 1], rendering)
+            found = next((e for e in made if len(e[0]) <= rendering.max_bytes), None)
     except Exception:  # noqa: BLE001 - the library has no common base, and the fault lies in the file
         found = None
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
     if found is None:
         return None
     data, suffix, across, down = found
