@@ -31,6 +31,7 @@ import openai
 from tasks import artifact, collect, config, storage
 from tasks.artifact import Artifact
 from tasks.collect import Shard, ShardReport
+from tasks.schemas import TABLES
 from tasks.search.index import build_index
 from tests.model_server import ModelServer, Reply, dutiful_agent
 
@@ -113,7 +114,7 @@ def _inputs(root: str, rollouts: int) -> dict[str, Artifact]:
     ]
 
     def stored(rows: list[dict[str, Any]], name: str) -> Artifact:
-        schema = f"{name}/1"
+        schema = next(known for known in TABLES if known.startswith(f"{name}/"))
         return artifact.write_table(artifact.table_of(rows, schema), storage.join(root, f"{name}.parquet"), schema, {})
 
     made = {"pages": stored(pages, "pages"), "questions": stored(questions, "questions")}
@@ -128,6 +129,7 @@ async def _attempts(url: str, inputs: dict[str, Artifact]) -> AsyncIterator[coll
         search=config.Search(),
         sampling=config.Sampling(),
         server=config.Server(base_url=url, model="base", concurrency=AT_ONCE),
+        root=root,
         fingerprints={"model_fingerprint": "m", "index_fingerprint": "i", "code_fingerprint": "c"},
     ) as attempt:
         yield attempt

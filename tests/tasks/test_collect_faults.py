@@ -20,6 +20,7 @@ import pytest
 from tasks import artifact, collect, config, storage
 from tasks.artifact import Artifact
 from tasks.collect import ShardReport
+from tasks.schemas import TABLES
 from tasks.search.index import build_index
 from tests.model_server import Die, Drop, Hang, ModelServer, Reply, Status, dutiful_agent
 
@@ -49,7 +50,7 @@ def _inputs(root: str) -> dict[str, Artifact]:
     ]
 
     def stored(rows: list[dict[str, Any]], name: str) -> Artifact:
-        schema = f"{name}/1"
+        schema = next(known for known in TABLES if known.startswith(f"{name}/"))
         return artifact.write_table(artifact.table_of(rows, schema), storage.join(root, f"{name}.parquet"), schema, {})
 
     found = {"pages": stored(pages, "pages"), "questions": stored(questions, "questions")}

@@ -13,6 +13,7 @@ from tasks import artifact, collect, config, simulate, storage
 from tasks.artifact import Artifact
 from tasks.collect_events import Flow, failing_calls
 from tasks.errors import ConfigError
+from tasks.schemas import TABLES
 from tasks.search.index import build_index
 from tests.model_server import ModelServer, Reply, Status, dutiful_agent
 
@@ -208,7 +209,7 @@ def test_failing_calls_ascend(share: float, seed: int) -> None:
 
 def _inputs(root: str, questions: int) -> dict[str, Artifact]:
     def stored(rows: list[dict[str, Any]], name: str) -> Artifact:
-        schema = f"{name}/1"
+        schema = next(known for known in TABLES if known.startswith(f"{name}/"))
         return artifact.write_table(artifact.table_of(rows, schema), storage.join(root, f"{name}.parquet"), schema, {})
 
     page = {"file": "a.pdf", "page_number": 1, "total_pages": 1, "title": "a", "text": "The device weighs 4 kg."}
