@@ -129,7 +129,7 @@ async def _attempts(url: str, inputs: dict[str, Artifact]) -> AsyncIterator[coll
         search=config.Search(),
         sampling=config.Sampling(),
         server=config.Server(base_url=url, model="base", concurrency=AT_ONCE),
-        root=root,
+        root=inputs["pages"].uri.rpartition("/")[0],
         fingerprints={"model_fingerprint": "m", "index_fingerprint": "i", "code_fingerprint": "c"},
     ) as attempt:
         yield attempt
