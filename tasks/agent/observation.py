@@ -38,6 +38,11 @@ async def observe(
         if page_image is None:
             raise ConfigError(f"observation {settings.observation!r} needs page images, which are not to be had here")
         images = await asyncio.gather(*(page_image(file, page) for _, file, page, _ in search.results))
+    return as_read(search, settings, page_text, images)
+
+
+def as_read(search: SearchRecord, settings: Agent, page_text: PageText, images: Sequence[Image | None]) -> Observation:
+    """A search's results as the model reads them, given an image or None for each."""
     pages = [
         f"[{rank}] {without_placeholders(file)} page {page}" + _shown(image, page_text, file, page, settings)
         for (rank, file, page, _), image in zip(search.results, images, strict=True)

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from tasks import questions, records, reward
 from tasks.agent import prompts
-from tasks.agent.observation import PageText, observe
+from tasks.agent.observation import PageText, as_read
 from tasks.agent.protocol import Answer, Ask, Step, WireMessage, as_stored
 from tasks.agent.trajectory import Question, SearchRecord, Trajectory, Turn, to_row
 from tasks.config import Agent
@@ -142,7 +142,7 @@ def _tell(
         trajectory.turns.append(_turn(at + 1, step, [search]))
         conversation.append(said)
         if search.shown:
-            conversation += protocol.reply(step, [observe(search, agent, page_text)])
+            conversation += protocol.reply(step, [as_read(search, agent, page_text, [None] * len(search.results)).text])
     if answer is not None:
         said = protocol.answer(None, answer)
         trajectory.turns.append(_turn(len(searches) + 1, Step(as_stored(said)["content"], said, None, (), answer), []))
