@@ -109,8 +109,9 @@ def _reward_model(made_of: Mapping[str, Any]) -> tuple[str, str]:
         f"# A reward model that scores search queries, a LoRA adapter of {made_of['base_model']}",
         f"It reads a question and a search query for it and gives one number: {learned}. Trained by DRAG. What it reads is the "
         "chat template of a user's turn (the question) with the generation prompt, then the query, whose last token's score "
-        "counts. `AutoPeftModelForSequenceClassification.from_pretrained(FOLDER, num_labels=1)` loads it. The base model's "
-        f"fingerprint is {made_of['base_fingerprint']}.",
+        "counts. `AutoPeftModelForSequenceClassification.from_pretrained(FOLDER, num_labels=1)` loads it where transformers has "
+        "the base model in that form; DRAG's `tasks.training.scoring.open_scorer` does everywhere. The base model's fingerprint "
+        f"is {made_of['base_fingerprint']}.",
     )
 
 

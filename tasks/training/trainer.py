@@ -67,8 +67,10 @@ class Trainer(SFTTrainer):
 
     def _columns(self, model: Any, inputs: Batch) -> Columns:
         """What the method computes of a batch."""
+        logits = self._logits(model, inputs)
+        # Not before: FSDP looks at its first pass which parameters learn, and the reference has none.
         reference = self._reference_logits(inputs) if self._method.REFERENCE else None
-        return self._method.columns(self._logits(model, inputs), inputs, self._settings, reference)
+        return self._method.columns(logits, inputs, self._settings, reference)
 
     def _logits(self, model: Any, inputs: Batch) -> torch.Tensor:
         """What the model says where each learned token is predicted, [N, width of its head]."""
