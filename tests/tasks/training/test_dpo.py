@@ -23,6 +23,7 @@ from tasks.training.loading import load_model, load_tokenizer
 from tasks.training.merge import merge
 from tasks.training.spec import Spec, write_spec
 from tasks.training.train import main, train
+from tests.tasks.training.several import SHARDS_ON_A_CPU, inject
 from tests.tasks.training.training_rows import pair_rows
 from tests.tiny_model import tiny_model
 
@@ -168,15 +169,29 @@ def test_an_adapter_that_cannot_be_started_from_is_refused(spec: Spec, start: Ar
         launch.finetune(spec.training_set, other, SETTINGS, "out", spec.work_dir / "work", lambda *_: None, start=start)
 
 
-def test_two_processes_learn_what_one_learns_from_twice_the_batches(spec: Spec) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_learn_what_one_learns_from_twice_the_batches(
+    spec: Spec, start: Artifact, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From an adapter, whose frozen copy is sharded like it."""
     from safetensors.numpy import load_file
 
     one, two = spec.work_dir / "one", spec.work_dir / "two"
     for folder, processes in ((one, 1), (two, 2)):
         folder.mkdir()
-        settings = SETTINGS.model_copy(update={"batch_size": 2, "gradient_accumulation": 2 // processes})
-        write_spec(replace(spec, settings=settings, work_dir=folder, world_size=processes), folder / "spec.json")
+        settings = SETTINGS.model_copy(
+            update={
+                "batch_size": 2,
+                "gradient_accumulation": 2 // processes,
+                "strategy": strategy if processes == 2 else "ddp",
+            }
+        )
+        write_spec(
+            replace(spec, settings=settings, work_dir=folder, world_size=processes, start=start), folder / "spec.json"
+        )
     assert main(["--spec", str(one / "spec.json")]) == 0
+    if strategy == "fsdp":
+        inject(SHARDS_ON_A_CPU, spec.work_dir / "fault", monkeypatch)
     ranks = [sys.executable, "-m", "tasks.training.ranks", "--processes", "2"]
     done = subprocess.run([*ranks, "--spec", str(two / "spec.json")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -187,6 +202,7 @@ def test_two_processes_learn_what_one_learns_from_twice_the_batches(spec: Spec) 
         for value, other in zip(found, expected, strict=True):
             assert value == pytest.approx(other, rel=1e-4)
     first, second = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (one, two))
+    assert first.keys() == second.keys()
     assert max(abs(first[name] - second[name]).max() for name in first) < 1e-5
 
 
