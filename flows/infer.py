@@ -22,7 +22,7 @@ from tasks.agent.rollout import rollout, search_with
 from tasks.agent.sampling import resolve
 from tasks.agent.trajectory import Question, Trajectory
 from tasks.artifact import Artifact, load_ref
-from tasks.errors import DragError, ServerError
+from tasks.errors import ConfigError, DragError, ServerError
 from tasks.images import PageImages
 from tasks.pages import PageStore
 from tasks.search.index import open_index
@@ -89,6 +89,11 @@ def infer(settings: config.InferRun) -> None:
 def _model(settings: config.InferRun, adapter: Artifact | None, root: str) -> Iterator[Opened]:
     """What opens conversations: with a model in this process, or with a server, which is started again if it died."""
     if settings.in_process:
+        if settings.agent.sees_images:
+            raise ConfigError(
+                f"in_process shows no page images: take observation text or none instead of {settings.agent.observation}, "
+                "or ask a server"
+            )
         from tasks.agent.in_process import open_in_process
 
         with Console(stderr=True).status("Loading the model"):

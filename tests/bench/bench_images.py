@@ -1,0 +1,206 @@
+"""What collection with page images costs over the bare openai client that sends the same bytes.
+
+    python -m tests.bench.bench_images [--quick]
+
+The server takes 0.2 s for every call and reads no more of a request than it must. Rollouts of four turns see three pages more
+in each, so a request holds up to nine images, as base64; pages are rendered before anything is timed. The peer is the default
+`openai.AsyncOpenAI`, sending the very same requests, turn after turn. About two minutes on two cores; --quick, half of one.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import openai
+import pymupdf
+from aiohttp import web
+
+from tasks import artifact, collect, config, documents
+from tasks.artifact import Artifact
+from tasks.search.index import build_index
+
+SERVICE_S = 0.2
+AT_ONCE = (8, 64)
+TURNS = 4
+DOCUMENTS, PAGES = 10, 6
+WORDS = [f"word{n}" for n in range(40)]
+AGENT = config.Agent(protocol="tags", observation="image", max_iterations=TURNS, top_k=3)
+
+
+def run(quick: bool = False) -> list[dict[str, Any]]:
+    """Measure; one row a number of rollouts at once: {name, ours, peer, ratio, target, unit}.
+
+    Ours and the peer take turns, and the best round of each counts: what else the machine does can only slow them.
+    """
+    rounds = 1 if quick else 3
+    rows = []
+    with tempfile.TemporaryDirectory() as root, _server() as url:
+        for at_once in AT_ONCE:
+            inputs = _inputs(Path(root) / str(at_once), 32 if at_once == 8 else 64 if quick else 128)
+            conversations = asyncio.run(_recorded(inputs))
+            asyncio.run(_time_peer(url, conversations[:at_once], at_once))
+            ours, peer = [], []
+            for _ in range(rounds):
+                peer.append(asyncio.run(_time_peer(url, conversations, at_once)))
+                ours.append(asyncio.run(_time_ours(url, inputs, at_once)))
+            calls = sum(map(len, conversations))
+            rows.append(
+                {
+                    "name": f"collect with page images, {at_once} rollouts at once, against the bare openai client",
+                    "ours": calls / min(ours),
+                    "peer": calls / min(peer),
+                    "ratio": min(peer) / min(ours),
+                    "target": "≥ 0.95",
+                    "unit": "calls/s",
+                }
+            )
+    return rows
+
+
+def _inputs(folder: Path, rollouts: int) -> dict[str, Artifact]:
+    """PDFs of pages full of words, an index, and a question for each rollout."""
+    draw = random.Random(0)
+    (folder / "pdfs").mkdir(parents=True)
+    for n in range(DOCUMENTS):
+        pdf = pymupdf.open()
+        for _ in range(PAGES):
+            page = pdf.new_page()
+            for line in range(50):
+                page.insert_text((50, 60 + 14 * line), " ".join(draw.choices(WORDS, k=12)))
+        pdf.save(folder / "pdfs" / f"{n}.pdf")
+    settings = config.Ingest(documents=str(folder / "pdfs"))
+    pages, _ = documents.read_documents(settings, f"{folder}/pages.parquet", f"{folder}/aside.parquet")
+    rows = [{"question_id": f"q{n}", "question": f"What of {n}?", "split": "train"} for n in range(rollouts)]
+    table = artifact.table_of(rows, "questions/1")
+    questions = artifact.write_table(table, f"{folder}/questions.parquet", "questions/1", {})
+    return {"pages": pages, "questions": questions, "index": build_index(pages, config.Index(), f"{folder}/index")}
+
+
+async def _time_ours(url: str, inputs: dict[str, Artifact], at_once: int) -> float:
+    """Seconds that all rollouts take, in shards that are stored."""
+    settings = config.Collect(split="all")
+    shards = collect.plan(inputs["questions"], settings, "bench")
+    root = inputs["pages"].uri.rpartition("/")[0]
+    with tempfile.TemporaryDirectory(dir=root) as uri:
+        async with collect.open_attempts(
+            **inputs,
+            agent=AGENT,
+            search=config.Search(),
+            sampling=config.Sampling(),
+            server=config.Server(base_url=url, model="base", concurrency=at_once),
+            root=root,
+            fingerprints={"model_fingerprint": "m", "index_fingerprint": "i", "code_fingerprint": "c"},
+        ) as attempt:
+            start = time.perf_counter()
+            runs = (collect.run_shard(s, uri=uri, flush_every=settings.flush_every, attempt=attempt) for s in shards)
+            await asyncio.gather(*runs)
+            took = time.perf_counter() - start
+        stored = artifact.read_parts(uri, collect.SCHEMA, ["status", "turns"]).to_pylist()
+    assert {row["status"] for row in stored} == {"finished"}
+    assert {tuple(turn["images_shown"] for turn in row["turns"]) for row in stored} == {(3, 3, 3, 0)}
+    return took
+
+
+async def _time_peer(url: str, conversations: Sequence[Sequence[dict[str, Any]]], at_once: int) -> float:
+    """Seconds that the openai client, as it comes, takes for the same requests."""
+    gate = asyncio.Semaphore(at_once)
+    async with openai.AsyncOpenAI(base_url=url, api_key="EMPTY") as client:
+
+        async def converse(requests: Sequence[dict[str, Any]]) -> None:
+            async with gate:
+                for request in requests:
+                    of_vllm = {
+                        k: request[k] for k in request.keys() & {"include_stop_str_in_output", "structured_outputs"}
+                    }
+                    rest = {k: v for k, v in request.items() if k not in of_vllm}
+                    await client.chat.completions.create(**rest, extra_body=of_vllm)
+
+        start = time.perf_counter()
+        await asyncio.gather(*(converse(requests) for requests in conversations))
+        return time.perf_counter() - start
+
+
+async def _recorded(inputs: dict[str, Artifact]) -> list[list[dict[str, Any]]]:
+    """The requests of every rollout, turn after turn, as a server was sent them; images are stored on the way."""
+    bodies: list[bytes] = []
+    runner, url = await _listen(0.0, bodies)
+    await _time_ours(url, inputs, 16)
+    await runner.cleanup()
+    conversations: dict[int, list[dict[str, Any]]] = {}
+    for body in bodies:
+        request = json.loads(body)
+        conversations.setdefault(request["seed"], []).append(request)
+    assert {len(requests) for requests in conversations.values()} == {TURNS}
+    return list(conversations.values())
+
+
+async def _listen(delay_s: float, bodies: list[bytes] | None = None) -> tuple[web.AppRunner, str]:
+    """A server of searches for two words that depend on seed and turn, and of an answer in the last turn."""
+
+    async def chat(request: web.Request) -> web.Response:
+        body = await request.read()
+        if bodies is not None:
+            bodies.append(body)
+        await asyncio.sleep(delay_s)
+        done = body.count(b'"role":"assistant"')
+        seed = re.search(rb'"seed":(\d+)', body)
+        assert seed is not None
+        words = " ".join(random.Random(int(seed[1]) + done).choices(WORDS, k=2))
+        said = "<answer>42</answer>" if done == TURNS - 1 else f"<search>{words}</search>"
+        choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+        head = {"id": "x", "object": "chat.completion", "created": 0, "model": "base"}
+        return web.json_response({**head, "choices": [choice], "usage": None})
+
+    async def models(request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "base"}]})
+
+    app = web.Application(client_max_size=1 << 30)
+    app.add_routes([web.post("/v1/chat/completions", chat), web.get("/v1/models", models)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
+    return runner, f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+
+
+@contextlib.contextmanager
+def _server() -> Iterator[str]:
+    """Address of the server, in a process of its own."""
+    command = [sys.executable, "-m", "tests.bench.bench_images", "--serve"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+async def _serve() -> None:
+    _, url = await _listen(SERVICE_S)
+    print(url, flush=True)
+    await asyncio.Event().wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rollouts, one round")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        asyncio.run(_serve())
+    else:
+        for row in run(args.quick):
+            print("{name}: {ours:.1f} {unit}, peer {peer:.1f}, ratio {ratio:.3f} (target {target})".format(**row))
+
+
+if __name__ == "__main__":
+    main()
