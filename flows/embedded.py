@@ -1,10 +1,12 @@
 """The Prefect server that the command line brings along when PREFECT_API_URL names none.
 
 It is a real server with its UI, on loopback, over a SQLite database in DRAG_HOME (by default ~/.drag), so earlier runs stay
-visible. It ends with the command that started it, also when that is killed.
+visible. It ends with the command that started it, also when that is killed. Of two commands at once each has a server of its
+own over the same database; the second starts its when the first one's is up.
 """
 
 import contextlib
+import fcntl
 import os
 import sys
 import time
@@ -64,17 +66,19 @@ def server_process(home: Path) -> Iterator[str]:
         "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
     }
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with log.open("wb") as output:
-        process = watchdog.start(command, env=env, output=output)
-    try:
-        started = time.monotonic()
-        while not _healthy(port):
-            if process.poll() is not None or time.monotonic() - started > _START_TIMEOUT_S:
-                raise ServerError(f"the Prefect server did not start:\n{log_tail(log)}")
-            time.sleep(0.2)
+    with contextlib.ExitStack() as stack:
+        with (home / "starting.lock").open("wb") as alone, log.open("wb") as output:
+            fcntl.flock(
+                alone, fcntl.LOCK_EX
+            )  # a server brings its database up to date when it starts, which two must not do
+            process = watchdog.start(command, env=env, output=output)
+            stack.callback(watchdog.stop, process)
+            started = time.monotonic()
+            while not _healthy(port):
+                if process.poll() is not None or time.monotonic() - started > _START_TIMEOUT_S:
+                    raise ServerError(f"the Prefect server did not start:\n{log_tail(log)}")
+                time.sleep(0.2)
         yield f"http://127.0.0.1:{port}/api"
-    finally:
-        watchdog.stop(process)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,24 @@
+"""The server that the command line brings along."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+
+from flows.embedded import server_process
+
+
+def test_two_commands_at_once_each_have_one_over_the_same_database(tmp_path: Path) -> None:
+    both_run = threading.Barrier(2, timeout=200)
+
+    def command(name: str) -> list[str]:
+        with server_process(tmp_path / "home") as url:
+            httpx.post(f"{url}/flows/", json={"name": name}, timeout=60).raise_for_status()
+            both_run.wait()
+            found = httpx.post(f"{url}/flows/filter", json={}, timeout=60).raise_for_status().json()
+            both_run.wait()
+        return sorted(flow["name"] for flow in found)
+
+    with ThreadPoolExecutor() as commands:
+        assert list(commands.map(command, ("one", "two"))) == [["one", "two"]] * 2
