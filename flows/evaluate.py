@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from flows.collect import collected
+from flows.finetune import adapter_ref
 from flows.form import settings_flow
 from flows.serving import model_server
 from flows.summary import show_markdown, show_stages
@@ -83,7 +84,8 @@ def search_name(search: config.Search) -> str:
 
 def _rollouts(root: str, settings: config.EvaluateRun, variant: config.Variant, connect: Connect) -> StageRun:
     agent = settings.agent.model_copy(update={"examples": variant.examples})
-    adapter = load_ref(root, "adapter") if variant.model == "adapter" else None
+    newest_or_named = adapter_ref(variant.adapter) if variant.adapter else "adapter"
+    adapter = load_ref(root, newest_or_named) if variant.model == "adapter" else None
     greedy = config.Collect(
         split=settings.evaluate.split,
         limit=settings.evaluate.limit,

@@ -1,6 +1,7 @@
 """finetune: training set → LoRA adapter, or reward model. merge: either and its base → one model.
 
 drag finetune sft --training-set sft_best --epochs 2 --lr 1e-3
+drag finetune sft --training-set sft_context --name context
 drag finetune dpo --from-adapter sft --epochs 1 --lr 2e-4 --margin-scale 0.5
 drag finetune reward --reward-loss pairs
 drag finetune sft --config deployments/recipes/finetune-ddp.yaml
@@ -36,12 +37,14 @@ def finetuned(
     training_set: Artifact,
     trusted: Sequence[str],
     start: Artifact | None,
+    name: str | None = None,
 ) -> StageRun:
     """Train by the settings' method; a killed training goes on from its last checkpoint, which lies below the stage's folder.
 
     Args:
         trusted: names of models whose own code may run.
         start: adapter to go on from.
+        name: what the adapter is kept under; the method when None.
     """
     # How many processes train changes the steps; where they run does not.
     facts = {"model": model_fingerprint(fetch_model(model, trusted)), "world_size": world_size(processes)}
@@ -62,18 +65,18 @@ def finetuned(
         start=start,
         images_root=root,
     )
-    for name, made in run.artifacts.items():
-        artifact.save_ref(root, name, made)
-        if name == "adapter":  # for one that goes on from it, also once another method has made a newer one
-            artifact.save_ref(root, adapter_ref(settings.method), made)
+    for kind, made in run.artifacts.items():
+        artifact.save_ref(root, kind, made)
+        if kind == "adapter":  # for one that goes on from it or is compared with it, also once there is a newer one
+            artifact.save_ref(root, adapter_ref(name or settings.method), made)
     (loss_curve,) = (made for name, made in run.artifacts.items() if name.endswith("loss_curve"))
     _show(artifact.read_table(loss_curve))
     return run
 
 
-def adapter_ref(method: str) -> str:
-    """The ref of the newest adapter that a method made."""
-    return f"adapter-{method}"
+def adapter_ref(name: str) -> str:
+    """The ref of the newest adapter that was kept under a name."""
+    return f"adapter-{name}"
 
 
 def _show(curve: pa.Table) -> None:
@@ -91,8 +94,10 @@ def finetune(settings: config.FinetuneRun) -> list[StageRun]:
     """Train on the newest training set of the chosen method: an adapter, or a reward model."""
     root = storage.resolve(settings.storage)
     training_set, trusted = load_ref(root, settings.learned_from), settings.trusted_remote_code
-    start = load_ref(root, adapter_ref(settings.from_adapter)) if settings.from_adapter != "none" else None
-    runs = [finetuned(root, settings.finetune, settings.launch, settings.model, training_set, trusted, start)]
+    start = load_ref(root, adapter_ref(settings.from_adapter)) if settings.from_adapter else None
+    runs = [
+        finetuned(root, settings.finetune, settings.launch, settings.model, training_set, trusted, start, settings.name)
+    ]
     show_stages(runs)
     return runs
 

@@ -29,12 +29,19 @@ class Evaluate(Settings):
     allow_failed_share: Share = Field(default=0.0, description="Share of rollouts that may fail, counting as misses.")
 
 
+AdapterName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+"""What `finetune` kept an adapter under: a name that it was given, or the method's."""
+
+
 class Variant(Settings):
     """One run of the comparison."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9 -]*$", description="Its name in tables.")
     model: Literal["question", "base", "adapter"] = Field(
         description="'question' searches the raw question, without a model."
+    )
+    adapter: AdapterName | None = Field(
+        default=None, description="Name of the adapter that is asked; the newest when empty."
     )
     examples: bool = Field(default=False, description="Worked examples in the prompt.")
 

@@ -6,13 +6,13 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from tasks.config.base import Settings, as_form, listed
 from tasks.config.documents import Index, Ingest, Search
-from tasks.config.evaluation import VARIANTS, Evaluate, Variants
+from tasks.config.evaluation import VARIANTS, AdapterName, Evaluate, Variants
 from tasks.config.rollouts import Collect, Format, FormatName, Mine, Nights, Process, Source
 from tasks.config.serving import Agent, Sampling, SamplingName, Serve, Server
 from tasks.config.training import LEARNS_FROM, Finetune, Launch, SftName
 
 # What people change first comes first in a form.
-_ORDER = "storage what source target layout nights model training_set from_adapter adapter ingest collect mine server agent collect_agent process format finetune launch evaluate variants"
+_ORDER = "storage what source target layout nights model training_set name from_adapter adapter ingest collect mine server agent collect_agent process format finetune launch evaluate variants"
 
 
 def _as_form(schema: dict[str, Any]) -> None:
@@ -157,10 +157,14 @@ class FinetuneRun(BaseRun):
     training_set: SftName = Field(
         default="sft_best", description="sft: which of its training sets is learned from; dpo and reward have one each."
     )
-    from_adapter: Literal["none", "sft", "dpo"] = Field(
-        default="none",
-        title="Start from the adapter of",
-        description="Go on from the newest adapter that this method made, whose LoRA shape is kept; dpo then compares with it. Otherwise from the base model.",
+    name: AdapterName | None = Field(
+        default=None,
+        description="Name that the adapter is kept under beside being the newest, so that several can be compared; the method's (sft, dpo) when empty.",
+    )
+    from_adapter: AdapterName | None = Field(
+        default=None,
+        title="Start from the adapter",
+        description="Go on from the adapter of this name, whose LoRA shape is kept; dpo then compares with it. From the base model when empty.",
     )
     finetune: Finetune = Field(default=Finetune(), title="Training", description="How the adapter is trained.")
     launch: Launch = Field(
@@ -174,8 +178,8 @@ class FinetuneRun(BaseRun):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "FinetuneRun":
-        if self.finetune.method == "reward" and self.from_adapter != "none":
-            raise ValueError("a reward model starts from the base model: take from_adapter none")
+        if self.finetune.method == "reward" and self.from_adapter:
+            raise ValueError("a reward model starts from the base model: leave from_adapter empty")
         return self
 
 

@@ -55,12 +55,13 @@ def test_dpo_goes_on_from_what_sft_made_and_a_reward_model_takes_no_adapter_s_pl
     settings = config.FinetuneRun(
         storage=root,
         model=model,
+        name="ranked",
         from_adapter="sft",
         finetune=config.Finetune(method="dpo", epochs=1, batch_size=4, lora_r=4, bf16=False),
     )
     (run,) = finetune(settings)
     adapter = artifact.load_ref(root, "adapter")
-    assert adapter == artifact.load_ref(root, "adapter-dpo") == run.artifacts["adapter"]
+    assert adapter == artifact.load_ref(root, "adapter-ranked") == run.artifacts["adapter"]
     assert read_provenance(adapter)["inputs"]["start"] == start.sha256
     assert "Share of pairs held out that are told apart" in capsys.readouterr().err
     (again,) = finetune(settings)
@@ -68,7 +69,7 @@ def test_dpo_goes_on_from_what_sft_made_and_a_reward_model_takes_no_adapter_s_pl
     assert "Share of pairs held out that are told apart" in capsys.readouterr().err
 
     scoring = settings.finetune.model_copy(update={"method": "reward"})
-    finetune(settings.model_copy(update={"from_adapter": "none", "finetune": scoring}))
+    finetune(settings.model_copy(update={"from_adapter": None, "finetune": scoring}))
     assert "Spearman's ρ within a question" in capsys.readouterr().err
     assert artifact.load_ref(root, "adapter") == adapter
     assert artifact.load_ref(root, "reward_model").schema == "reward-model/1"

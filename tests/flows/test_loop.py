@@ -106,7 +106,10 @@ def test_a_report_shows_only_what_the_measured_adapter_was_made_of(tmp_path: Pat
     root = str(tmp_path / "store")
     ingest_small(root, documents)
     model = str(tiny_model(tmp_path / "model"))
-    variants = [config.Variant(name="question", model="question"), config.Variant(name="adapter", model="adapter")]
+    variants = [
+        config.Variant(name="question", model="question"),
+        config.Variant(name="adapter", model="adapter", adapter="sft"),
+    ]
 
     def train(epochs: float) -> None:
         training = config.Finetune(epochs=epochs, batch_size=4, lora_r=4, bf16=False)
