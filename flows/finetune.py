@@ -37,14 +37,14 @@ def finetuned(
     training_set: Artifact,
     trusted: Sequence[str],
     start: Artifact | None,
-    name: str | None = None,
+    name: str = "",
 ) -> StageRun:
     """Train by the settings' method; a killed training goes on from its last checkpoint, which lies below the stage's folder.
 
     Args:
         trusted: names of models whose own code may run.
         start: adapter to go on from.
-        name: what the adapter is kept under; the method when None.
+        name: what the adapter is kept under; the method when empty.
     """
     # How many processes train changes the steps; where they run does not.
     facts = {"model": model_fingerprint(fetch_model(model, trusted)), "world_size": world_size(processes)}

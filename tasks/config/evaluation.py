@@ -29,8 +29,8 @@ class Evaluate(Settings):
     allow_failed_share: Share = Field(default=0.0, description="Share of rollouts that may fail, counting as misses.")
 
 
-AdapterName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
-"""What `finetune` kept an adapter under: a name that it was given, or the method's."""
+AdapterName = Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9-]*)?$")]
+"""What `finetune` kept an adapter under: a name that it was given, or the method's. Empty for none."""
 
 
 class Variant(Settings):
@@ -40,9 +40,7 @@ class Variant(Settings):
     model: Literal["question", "base", "adapter"] = Field(
         description="'question' searches the raw question, without a model."
     )
-    adapter: AdapterName | None = Field(
-        default=None, description="Name of the adapter that is asked; the newest when empty."
-    )
+    adapter: AdapterName = Field(default="", description="Name of the adapter that is asked; the newest when empty.")
     examples: bool = Field(default=False, description="Worked examples in the prompt.")
 
 

@@ -157,12 +157,12 @@ class FinetuneRun(BaseRun):
     training_set: SftName = Field(
         default="sft_best", description="sft: which of its training sets is learned from; dpo and reward have one each."
     )
-    name: AdapterName | None = Field(
-        default=None,
+    name: AdapterName = Field(
+        default="",
         description="Name that the adapter is kept under beside being the newest, so that several can be compared; the method's (sft, dpo) when empty.",
     )
-    from_adapter: AdapterName | None = Field(
-        default=None,
+    from_adapter: AdapterName = Field(
+        default="",
         title="Start from the adapter",
         description="Go on from the adapter of this name, whose LoRA shape is kept; dpo then compares with it. From the base model when empty.",
     )
