@@ -157,7 +157,7 @@ def longest(item: Item) -> int:
 
 
 def _shows_images(rows: Sequence[Row]) -> bool:
-    return any(images_of(message) for row in rows for message in row.get("prompt") or ())
+    return any(images_of(message) for row in rows for part in ("prompt", "completion", "chosen", "rejected") for message in row.get(part) or ())
 
 
 def _arguments(settings: Finetune, work_dir: Path, *, recompute: bool, images: bool) -> SFTConfig:

@@ -1,0 +1,117 @@
+"""Page images from the PDF to the adapter, with nothing scripted: a real vLLM serves a tiny Qwen3-VL, which is asked and trained.
+
+What a model without sense writes is held to the form of an action by guided decoding.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flows.collect import collect
+from flows.finetune import finetune
+from tasks import artifact, config, serve, storage
+from tasks.agent.message import Image, images_of, openai_content
+from tasks.artifact import load_ref, read_provenance, read_rows, table_of, write_table
+from tasks.training.examples import encode
+from tasks.training.loading import load_tokenizer
+from tasks.training.sight import Sight
+from tests.small_collection import ingest_small
+from tests.tiny_vlm import tiny_vlm, torchvision_on_a_cpu
+
+# patience for a machine that runs other tests meanwhile
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
+PARTS: list[config.Part] = ["language", "merger", "vision"]
+AGENT = config.Agent(observation="image", image_min_pixels=64 * 64, image_max_pixels=160 * 160, max_iterations=2, guided=True)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return tiny_vlm(tmp_path / "vlm")
+
+
+@pytest.fixture
+def vllm(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[serve.Served]:
+    settings = config.Serve(max_model_len=4096, max_num_seqs=8, tower_lora=True)
+    with monkeypatch.context() as patch:
+        if not serve.has_gpu():
+            patch.setenv("PYTHONPATH", str(torchvision_on_a_cpu(serve.vllm_python(), tmp_path / "torchvision")))
+        server = serve.serving(str(model), settings, tmp_path / "log")
+        served = server.__enter__()
+    try:
+        yield served
+    finally:
+        server.__exit__(None, None, None)
+
+
+def test_what_is_seen_is_what_is_trained_on(
+    vllm: serve.Served, model: Path, documents: Path, tmp_path: Path
+) -> None:
+    root = storage.resolve(str(tmp_path / "store"))
+    ingest_small(root, documents)
+    run = config.CollectRun(
+        storage=root,
+        agent=AGENT,
+        sampling=config.Sampling(max_tokens=64),
+        server=config.Server(base_url=vllm.base_url, model=serve.BASE_NAME),
+        collect=config.Collect(split="all", limit=6),
+    )
+    collect(run)
+    rows = read_rows(load_ref(root, "trajectories"))
+    assert {row["status"] for row in rows} == {"finished"}
+    asked = [row for row in rows if any(map(images_of, row["messages"]))]
+    assert asked, "no search found a page"
+
+    tokenizer, sight = load_tokenizer(model), Sight(model, root)
+    learned = []
+    for row in asked:
+        last = max(at for at, message in enumerate(row["messages"]) if message["role"] == "assistant")
+        made = {"prompt": row["messages"][:last], "completion": [row["messages"][last]], "tools": row["tools"]}
+        made |= {"question_id": row["question_id"], "split": "train", "format": "sft_context", "rank_score": 1.0}
+        made |= {"effort": 1.0, "gt_rank": 1, "prompt_fingerprint": row["prompt_fingerprint"]}
+        learned.append(made)
+        (example,) = encode(made, tokenizer, "assistant", sight=sight)
+        prompt = [sight.token_id if token < 0 else token for token in example.ids[: example.targets[0]]]
+        assert _tokens(vllm, made["prompt"], root) == prompt
+        assert row["turns"][-1]["prompt_tokens"] == len(prompt)
+
+    facts = artifact.provenance()
+    made_of = write_table(table_of(learned, "sft/2"), storage.join(root, "rows.parquet"), "sft/2", facts)
+    artifact.save_ref(root, "sft_context", made_of)
+    training = config.Finetune(
+        epochs=2, batch_size=4, lora_r=4, lr=0.05, bf16=False, parts=PARTS, mask_strategy="assistant"
+    )
+    finetune(config.FinetuneRun(storage=root, model=str(model), training_set="sft_context", finetune=training))
+    adapter = load_ref(root, "adapter")
+    assert read_provenance(adapter)["parts"] == PARTS
+    assert read_provenance(adapter)["images"] > 0
+
+    name = serve.load_adapter(vllm, adapter)
+    scores = [_log_probability(vllm, served, learned[0]["prompt"], root) for served in (serve.BASE_NAME, name)]
+    assert scores[0] != scores[1]
+
+
+def _wire(messages: list[dict[str, Any]], root: str) -> list[dict[str, Any]]:
+    def url(image: Image) -> str:
+        import base64
+
+        data = storage.read_bytes(storage.join(root, image["key"]))
+        return f"data:image/{image['key'].rpartition('.')[2]};base64,{base64.b64encode(data).decode()}"
+
+    return [{"role": message["role"], "content": openai_content(message, url)} for message in messages]
+
+
+def _tokens(vllm: serve.Served, messages: list[dict[str, Any]], root: str) -> list[int]:
+    body = {"model": serve.BASE_NAME, "messages": _wire(messages, root)}
+    reply = httpx.post(vllm.base_url.removesuffix("/v1") + "/tokenize", json=body, timeout=120)
+    return reply.raise_for_status().json()["tokens"]
+
+
+def _log_probability(vllm: serve.Served, model: str, messages: list[dict[str, Any]], root: str) -> list[float]:
+    """Of the most likely first tokens of an answer."""
+    body = {"model": model, "messages": _wire(messages, root), "max_tokens": 1, "temperature": 0}
+    body |= {"logprobs": True, "top_logprobs": 5}
+    reply = httpx.post(vllm.base_url + "/chat/completions", json=body, timeout=120).raise_for_status().json()
+    return [top["logprob"] for top in reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]]
