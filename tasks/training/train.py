@@ -157,7 +157,8 @@ def longest(item: Item) -> int:
 
 
 def _shows_images(rows: Sequence[Row]) -> bool:
-    return any(images_of(message) for row in rows for part in ("prompt", "completion", "chosen", "rejected") for message in row.get(part) or ())
+    said = (row.get(part) or () for row in rows for part in ("prompt", "completion", "chosen", "rejected"))
+    return any(images_of(message) for messages in said for message in messages)
 
 
 def _arguments(settings: Finetune, work_dir: Path, *, recompute: bool, images: bool) -> SFTConfig:

@@ -24,7 +24,9 @@ from tests.tiny_vlm import tiny_vlm, torchvision_on_a_cpu
 # patience for a machine that runs other tests meanwhile
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 PARTS: list[config.Part] = ["language", "merger", "vision"]
-AGENT = config.Agent(observation="image", image_min_pixels=64 * 64, image_max_pixels=160 * 160, max_iterations=2, guided=True)
+AGENT = config.Agent(
+    observation="image", image_min_pixels=64 * 64, image_max_pixels=160 * 160, max_iterations=2, guided=True
+)
 
 
 @pytest.fixture
@@ -46,15 +48,14 @@ def vllm(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         server.__exit__(None, None, None)
 
 
-def test_what_is_seen_is_what_is_trained_on(
-    vllm: serve.Served, model: Path, documents: Path, tmp_path: Path
-) -> None:
+def test_what_is_seen_is_what_is_trained_on(vllm: serve.Served, model: Path, documents: Path, tmp_path: Path) -> None:
     root = storage.resolve(str(tmp_path / "store"))
     ingest_small(root, documents)
     run = config.CollectRun(
         storage=root,
         agent=AGENT,
-        sampling=config.Sampling(max_tokens=64),
+        search=config.Search(expand="question"),  # or a query without sense would find nothing to be shown
+        sampling=config.Sampling(max_tokens=256),
         server=config.Server(base_url=vllm.base_url, model=serve.BASE_NAME),
         collect=config.Collect(split="all", limit=6),
     )
