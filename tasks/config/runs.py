@@ -326,6 +326,13 @@ class Improve(ModelRun):
             )
         if self.serve.adapters == "lora" and self.finetune.lora_r > self.serve.max_lora_rank:
             raise ValueError("lora_r is above max_lora_rank: the server would refuse the adapter")
+        left_out = self.serve.adapters == "lora" and not self.serve.tower_lora
+        shown = self.agent.sees_images and self.learned_from in ("sft_trajectory", "sft_context")
+        if shown and {"merger", "vision"} & set(self.finetune.parts) and left_out:
+            raise ValueError(
+                "the server would leave out what an adapter changes of what sees: set tower_lora, serve it merged into its base "
+                "(adapters), or adapt the language model alone (parts)"
+            )
         if any(variant.model == "adapter" and variant.examples != self.agent.examples for variant in self.variants):
             raise ValueError(
                 "an adapter is served with the prompt it is trained on: its variant's examples are the agent's"

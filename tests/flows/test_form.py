@@ -93,7 +93,13 @@ def test_what_cannot_be_is_refused_by_form_and_flow_and_not_quoted(filled_in: di
     assert raised.value.__cause__ is None
 
 
-def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
-    parameters = {"ingest": {"documents": str(tmp_path)}, "finetune": {"lora_r": 64}}
-    with pytest.raises(ConfigError, match="lora_r is above max_lora_rank"):
-        improve.validate_parameters(parameters)
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"finetune": {"lora_r": 64}}, "lora_r is above max_lora_rank"),
+        ({"agent": {"observation": "image"}, "format": {"formats": ["sft_context"]}}, "set tower_lora"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=says):
+        improve.validate_parameters({"ingest": {"documents": str(tmp_path)}, **settings})
