@@ -94,7 +94,7 @@ def _model(settings: config.InferRun, adapter: Artifact | None, root: str) -> It
                 f"in_process shows no page images: take observation text or none instead of {settings.agent.observation}, "
                 "or ask a server"
             )
-        from tasks.agent.in_process import open_in_process
+        from tasks.in_process import open_in_process
 
         with Console(stderr=True).status("Loading the model"):
             conversation = open_in_process(settings.server, adapter, settings.serve.max_model_len)

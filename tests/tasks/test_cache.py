@@ -71,6 +71,14 @@ def test_code_counts_as_far_as_the_stage_uses_it(package: Path, file: str, conte
     assert (version("stagecode.stage") != before) == changes
 
 
+def test_how_it_is_trained_does_not_count_for_what_is_collected_nor_the_agent_for_what_is_trained() -> None:
+    collected, trained = cache._closure("tasks.collect"), cache._closure("tasks.training")
+    assert "tasks.agent.rollout" in collected
+    assert not [name for name in collected if name.startswith("tasks.training")]
+    assert "tasks.training.train" in trained
+    assert "tasks.agent.protocol" not in trained
+
+
 def test_what_other_threads_do_to_a_parse_is_outlived(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error that Python 3.11 raises now and then while another thread parses; seen in a killed run's second try."""
     expected, parse, calls = cache.code_version("tasks.process"), ast.parse, itertools.count()

@@ -12,9 +12,9 @@ from transformers import AutoTokenizer
 from tasks import config
 from tasks.agent import prompts
 from tasks.agent.completion import Complete, Completion, CompletionError
-from tasks.agent.in_process import open_in_process
 from tasks.agent.protocol import as_stored
 from tasks.agent.sampling import resolve
+from tasks.in_process import open_in_process
 from tests.tiny_model import tiny_model
 
 AGENT = config.Agent()
