@@ -2,7 +2,7 @@
 
     export PREFECT_API_URL=http://HOST:4200/api      # and what fills the blocks: deployments/pools.yaml names the variables
     drag deploy --storage s3://BUCKET/PREFIX
-    prefect worker start --pool cpu                  # on a machine of each pool: cpu, gpu-serving, gpu-training
+    python -m flows.worker --pool cpu                # on a machine of each pool: cpu, gpu-serving, gpu-training
 
 Pools, queues, limits, blocks, deployments and automations are created, or changed where they differ; run again, it changes
 nothing. A variable that is not set leaves its block alone. What is no longer in the files is not deleted from the server.

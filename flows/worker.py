@@ -7,6 +7,7 @@ what they had not written is lost, and nobody hears that they ended. This one en
 what they have, stop what they started and report; then it stops the worker. Retry goes on with the runs that it ended.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -41,7 +42,8 @@ def _end_runs(worker: int) -> None:
     deadline, asked = time.monotonic() + GRACE_S, set[int]()
     while (runs := _children(worker)) and time.monotonic() < deadline:
         for run in runs - asked:
-            os.kill(run, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(run, signal.SIGTERM)
         asked |= runs
         time.sleep(_LOOK_EVERY_S)
 
