@@ -19,7 +19,7 @@ _CHECK_EVERY_S = 10
 
 @settings_flow(name="serve")
 def serve(settings: config.ServeRun) -> None:
-    """Serve the base model as "base", and the newest adapter under a name of its own; merged into it, as "base" alone.
+    """Serve the base model as "base" and under its own name, and the newest adapter under a name of its own, or merged into it.
 
     A server that ended, hangs or has a dead engine is started again, at the same address and with the same adapter.
 

@@ -32,7 +32,7 @@ def model_server(server: config.Server, settings: config.Serve, root: str) -> It
         ServerError: a server did not start, died more often than `max_restarts`, or refused an adapter.
     """
     if server.base_url:
-        yield _Remote(server)
+        yield _Remote(server, settings)
     else:
         with contextlib.ExitStack() as merged, contextlib.ExitStack() as servers:
             yield _Own(server, settings, root, servers, merged)
@@ -65,7 +65,7 @@ class _Own:
                 base = fetch_model(self._server.model, self._server.trusted_remote_code)
                 check_adapter(fetch_folder(adapter), base, self._settings)
             started = self._serve(self._server.model)
-            name = serve.load_adapter(started, adapter) if adapter else serve.BASE_NAME
+            name = serve.load_adapter(started.base_url, adapter) if adapter else serve.BASE_NAME
         return self._server.model_copy(update={"base_url": [started.base_url], "model": name})
 
     def revive(self) -> bool:
@@ -114,14 +114,14 @@ class _Own:
 class _Remote:
     """Servers that someone else runs."""
 
-    def __init__(self, server: config.Server) -> None:
-        self._server = server
+    def __init__(self, server: config.Server, settings: config.Serve) -> None:
+        self._server, self._settings = server, settings
 
     def __call__(self, adapter: Artifact | None) -> config.Server:
-        """An adapter must be served by each under its own name.
+        """An adapter is served by each under its own name; one that does not yet loads it, if it can read the adapter's files.
 
         Raises:
-            ConfigError: one of them serves something else.
+            ConfigError: one of them serves something else, would leave out a part of the adapter, or does not load it.
             ServerError: none of them answers. One that does not while another does is left out until it does.
         """
         wanted = serve.adapter_name(adapter) if adapter else self._server.model
@@ -132,14 +132,28 @@ class _Remote:
             except ServerError as error:
                 silent.append(error)
                 continue
-            if wanted not in served:
-                hint = f"; load it there as {wanted!r} (vLLM: --lora-modules {wanted}=FOLDER)" if adapter else ""
-                raise ConfigError(f"{base_url} serves {', '.join(served)}, not {wanted}{hint}")
+            if wanted not in served and adapter:
+                self._load(base_url, adapter)
+            elif wanted not in served:
+                raise ConfigError(f"{base_url} serves {', '.join(served)}, not {wanted}")
         if len(silent) == len(self._server.base_url):
             raise silent[-1]
         for reason in silent:
             run_logger().warning("%s", reason)
         return self._server.model_copy(update={"model": wanted})
+
+    def _load(self, base_url: str, adapter: Artifact) -> None:
+        base = fetch_model(self._server.model, self._server.trusted_remote_code)
+        check_adapter(fetch_folder(adapter), base, self._settings)
+        try:
+            serve.load_adapter(base_url, adapter)
+        except ServerError as error:
+            name = serve.adapter_name(adapter)
+            raise ConfigError(
+                f"{base_url} does not serve the adapter: {error}; let it load adapters (vLLM: --enable-lora and "
+                f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, on a machine that can read the folder), or load it there as {name!r} "
+                f"(--lora-modules {name}=FOLDER)"
+            ) from error
 
     def revive(self) -> bool:
         return False

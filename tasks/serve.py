@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,16 +70,17 @@ def command(
     settings: config.Serve,
     adapters: Mapping[str, Path],
     *,
+    names: Sequence[str] = (BASE_NAME,),
     trust_remote_code: bool = False,
     images: Path | None = None,
 ) -> list[str]:
-    """The command line that serves `model` as "base", and each adapter under its name.
+    """The command line that serves `model` under its names, and each adapter under its own.
 
     Args:
         images: folder that requests may name files of.
     """
     args = [vllm_python(), "-m", "vllm.entrypoints.openai.api_server"]
-    args += ["--model", str(model), "--served-model-name", BASE_NAME, "--host", settings.host, "--port", str(port)]
+    args += ["--model", str(model), "--served-model-name", *names, "--host", settings.host, "--port", str(port)]
     args += ["--dtype", "bfloat16", "--load-format", "safetensors"]  # by default it would read pickles too
     if trust_remote_code:
         args += ["--trust-remote-code"]
@@ -162,7 +163,13 @@ def serving(
     if images:
         images.mkdir(parents=True, exist_ok=True)  # vLLM does not start without it
     args = command(
-        fetch_model(model, trusted), port, settings, adapters or {}, trust_remote_code=model in trusted, images=images
+        fetch_model(model, trusted),
+        port,
+        settings,
+        adapters or {},
+        names=(BASE_NAME, model),
+        trust_remote_code=model in trusted,
+        images=images,
     )
     with log.open("wb") as output:
         process = watchdog.start(args, env=environment(), output=output)
@@ -175,18 +182,18 @@ def serving(
         watchdog.stop(process)
 
 
-def load_adapter(served: Served, adapter: Artifact) -> str:
+def load_adapter(base_url: str, adapter: Artifact) -> str:
     """Load an adapter into the running server; returns the name to ask for. Loading it twice is no error.
 
     Raises:
         ServerError: the server refused it (a rank above max_lora_rank, say).
     """
     name = adapter_name(adapter)
-    if name in served_models(served.base_url):
+    if name in served_models(base_url):
         return name
     body = {"lora_name": name, "lora_path": str(fetch_folder(adapter))}
     try:
-        _post(f"{served.base_url}/load_lora_adapter", body, timeout=120)
+        _post(f"{base_url}/load_lora_adapter", body, timeout=120)
     except urllib.error.HTTPError as error:
         raise ServerError(
             f"vLLM refused adapter {adapter.uri}: {error.read().decode(errors='replace')[:500]}"

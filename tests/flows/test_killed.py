@@ -82,7 +82,7 @@ def test_drag_finetune_killed_and_run_again(tmp_path: Path, documents: Path) -> 
     assert int(first_step[1]) > 30
 
     settings = config.Finetune(epochs=60, batch_size=2, lora_r=4, save_steps=10)
-    whole = finetuned(str(tmp_path / "other"), settings, config.Launch(), model, training_set, [])
+    whole = finetuned(str(tmp_path / "other"), settings, config.Launch(), model, training_set, [], None)
     adapter = load_ref(root, "adapter")
     assert adapter.sha256 == whole.artifacts["adapter"].sha256
     steps = [row["step"] for row in read_rows(load_ref(root, "loss_curve"))]

@@ -115,12 +115,28 @@ def test_an_adapter_is_loaded_again(tmp_path: Path, dying: list[list[str]]) -> N
         assert asked.model in serve.served_models(asked.base_url[0])
 
 
+def test_a_server_that_somebody_else_runs_loads_an_adapter_that_it_would_serve_whole(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model")
+    adapter = tiny_adapter(model, tmp_path, {"target_modules": ["q_proj"]})
+    with server_process(tmp_path / "server.log", serve.free_port()) as served:
+        server = config.Server(base_url=[served.base_url], model=str(model))
+        with serving.model_server(server, config.Serve(), str(tmp_path)) as connect:
+            asked = connect(adapter)
+            assert asked.model in serve.served_models(served.base_url)
+            assert connect(adapter) == asked
+        with (
+            serving.model_server(server, config.Serve(max_lora_rank=1), str(tmp_path)) as connect,
+            pytest.raises(ConfigError, match="max_lora_rank"),
+        ):
+            connect(tiny_adapter(model, tmp_path / "other", {"target_modules": ["k_proj"]}))
+
+
 def test_a_merged_model_is_there_as_long_as_it_is_served(tmp_path: Path, dying: list[list[str]]) -> None:
     model = tiny_model(tmp_path / "model")
     facts = {"base_fingerprint": model_fingerprint(model)}
     adapter = tiny_adapter(model, tmp_path, {"target_modules": ["q_proj"]}, **facts)
     server = config.Server(model=str(model))
-    with serving.model_server(server, config.Serve(adapters="merged"), tmp_path) as connect:
+    with serving.model_server(server, config.Serve(adapters="merged"), str(tmp_path)) as connect:
         assert connect(adapter) == connect(adapter)
-        assert len(list(tmp_path.glob("merged-*/model/model.safetensors"))) == 1
-    assert not list(tmp_path.glob("merged-*"))
+        assert len(list(tmp_path.glob("work/merged-*/model/model.safetensors"))) == 1
+    assert not list(tmp_path.glob("work/merged-*"))

@@ -89,7 +89,7 @@ def test_what_is_seen_is_what_is_trained_on(vllm: serve.Served, model: Path, doc
     assert read_provenance(adapter)["parts"] == PARTS
     assert read_provenance(adapter)["images"] > 0
 
-    name = serve.load_adapter(vllm, adapter)
+    name = serve.load_adapter(vllm.base_url, adapter)
     scores = [_log_probability(vllm, served, learned[0]["prompt"], root) for served in (serve.BASE_NAME, name)]
     assert scores[0] != scores[1]
 

@@ -21,6 +21,7 @@ COMMANDS = [
 ACTIONS = {
     "put_object": "s3:PutObject",
     "get_object": "s3:GetObject",
+    "generate_presigned_url": "s3:GetObject",  # it signs a get_object, whoever sends it
     "head_object": "s3:GetObject",
     "delete_object": "s3:DeleteObject",
     "list_objects_v2": "s3:ListBucket",
