@@ -37,6 +37,8 @@ def worker(
         limit: runs that it takes at once.
     """
     folder.mkdir()
+    # A command that an earlier test ran in this process may have quietened the logs that tests of workers read.
+    without = {*without, "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"}
     env = {name: value for name, value in os.environ.items() if name not in without}
     env |= {"PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1", "TMPDIR": str(folder)} | dict(environment)
     log = folder / "worker.log"

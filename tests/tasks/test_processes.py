@@ -10,14 +10,14 @@ from tasks import processes
 MAIN = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from tasks.processes import _pool
+from tasks.processes import new_pool
 
 def work(flag):
     with subprocess.Popen(["sleep", "3600"]):
         Path(flag).touch()
 
 if __name__ == "__main__":
-    _pool(1).submit(work, sys.argv[1])
+    new_pool(1).submit(work, sys.argv[1])
     while not os.path.exists(sys.argv[1]):
         time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -89,7 +89,7 @@ async def test_images_give_way_oldest_first_to_text_and_then_to_names(
     conversation = Conversation([{"role": "user", "content": "Question: So?"}], agent, page_text)
     shown: list[tuple[str, int]] = []
     for found in searches:
-        record = SearchRecord("q", "q", "query", [(n, f, p, 1.0) for n, (f, p) in enumerate(found, 1)], None, 0.0)
+        record = SearchRecord("q", "q", "query", [(n, f, p, 1.0) for n, (f, p) in enumerate(found, 1)], None, 0.0, True)
         seen = await observe(record, agent, page_text, page_image)
         assert (len(seen.images), seen.missing) == (
             sum(p not in without for p in found),
@@ -118,6 +118,6 @@ async def test_images_give_way_oldest_first_to_text_and_then_to_names(
 async def test_without_images_there_is_nothing_to_show_them_by() -> None:
     from tasks.errors import ConfigError
 
-    record = SearchRecord("q", "q", "query", [(1, "a.pdf", 1, 1.0)], None, 0.0)
+    record = SearchRecord("q", "q", "query", [(1, "a.pdf", 1, 1.0)], None, 0.0, True)
     with pytest.raises(ConfigError, match="page images"):
         await observe(record, config.Agent(observation="image"), lambda file, page: "", None)
