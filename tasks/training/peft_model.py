@@ -9,6 +9,7 @@ loads it where transformers has the base model in that form.
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from tasks.artifact import Artifact, fetch_folder
-from tasks.config import Finetune
+from tasks.config import Finetune, Part
 from tasks.errors import TrainingError
-from tasks.training.parts import adapted, lora_modules
+from tasks.training.parts import adapted, lora_modules, part_of
 
 LEARNED, REFERENCE = "default", "reference"  # names of adapters in a model
 _HEAD, _STORED_HEAD = "lm_head", "score"
@@ -48,12 +49,13 @@ def with_adapter(
     """A base model with an adapter to be trained.
 
     Args:
-        start: an adapter to go on from; it stays beside as REFERENCE.
+        start: an adapter to go on from; it stays beside as REFERENCE. What it has of other parts than those that are to be
+            adapted is kept, and learns nothing.
         scalar: the model gives scores.
         images: the training set shows some.
 
     Raises:
-        TrainingError: the settings want LoRA of another shape than that of `start`.
+        TrainingError: the settings want LoRA of another shape than that of `start`, or of parts that it does not have.
     """
     torch.manual_seed(settings.seed)
     if start is None:
@@ -78,7 +80,30 @@ def with_adapter(
             )
     made = PeftModel.from_pretrained(model, folder, LEARNED, is_trainable=True)
     made.load_adapter(folder, REFERENCE)
+    learn_only(made, _of_start(made, settings, adapted(model, settings, images=images)))
     return made
+
+
+def learn_only(model: Any, parts: Collection[Part]) -> None:
+    """Freeze what the adapter has of other parts of the model."""
+    for name, parameter in model.named_parameters():
+        if f".{LEARNED}." in name and part_of(name) not in parts:
+            parameter.requires_grad_(False)
+
+
+def _of_start(model: Any, settings: Finetune, wanted: set[Part]) -> set[Part]:
+    """The parts that are learned of an adapter that is gone on from.
+
+    Those that the settings name by default are learned where it has them; any other choice is what somebody asked for.
+    """
+    has = {part_of(name) for name, _ in model.named_parameters() if f".{LEARNED}." in name}
+    missing = wanted - has
+    if missing and (not wanted & has or settings.parts != Finetune.model_fields["parts"].default):
+        raise TrainingError(
+            f"the adapter to start from has no LoRA of {', '.join(sorted(missing))}, only of {', '.join(sorted(has))}: choose "
+            "parts among these, or start from the base model"
+        )
+    return wanted & has
 
 
 def load_scorer(model: Any, folder: Path) -> PeftModel:

@@ -23,7 +23,7 @@ from tasks.training.examples import Item
 from tasks.training.messages import tell
 from tasks.training.method import Batch, Columns, Method
 from tasks.training.parts import learning_rate, part_of
-from tasks.training.peft_model import LEARNED, REFERENCE
+from tasks.training.peft_model import LEARNED, REFERENCE, learn_only
 
 _OF_MODEL = ("input_ids", "position_ids", "attention_mask", "pixel_values", "image_grid_thw")
 
@@ -36,6 +36,7 @@ class Trainer(SFTTrainer):
         super().__init__(**arguments)
         self.loss_is_scaled_for_ga = True
         self._method, self._settings = method, settings
+        self._parts = {part_of(name) for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         self._positions = torch.empty(0, dtype=torch.long)
         head = self.model.get_output_embeddings()
         head.register_forward_pre_hook(lambda _, inputs: (inputs[0].flatten(0, 1)[self._positions],))
@@ -85,6 +86,7 @@ class Trainer(SFTTrainer):
         adapter = REFERENCE if REFERENCE in self.model.peft_config else None
         with torch.no_grad(), use_adapter(self.model, adapter):
             logits = self._logits(self.model, inputs)
+        learn_only(self.model, self._parts)  # PEFT lets all of an adapter learn that is made the active one
         self.model.train(training)
         return logits
 

@@ -1,6 +1,8 @@
 """Training with page images, on a tiny Qwen3-VL: what is computed is what the model's own code computes, and where it learns."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,9 @@ from tasks.training.loading import load_model, load_tokenizer
 from tasks.training.merge import merge
 from tasks.training.parts import part_of
 from tasks.training.sight import Sight
-from tasks.training.spec import Spec
+from tasks.training.spec import Spec, write_spec
 from tasks.training.train import train
-from tests.tasks.training.training_rows import row, rows
+from tests.tasks.training.training_rows import pair_rows, row, rows
 from tests.tiny_vlm import tiny_vlm
 
 SIZES = [(200, 260), (96, 64), (150, 150)]
@@ -164,6 +166,43 @@ def test_text_alone_teaches_nothing_that_sees(spec: Spec, tmp_path: Path) -> Non
     only = spec.settings.model_copy(update={"parts": ["merger", "vision"]})
     with pytest.raises(TrainingError, match="learn nothing from a training set without images"):
         train(replace(spec, training_set=text, settings=only))
+
+
+def test_going_on_from_an_adapter_on_text_leaves_what_sees_as_it_was(spec: Spec, tmp_path: Path) -> None:
+    """By two processes, which wait for each other over every parameter that is to learn; and again from its last checkpoint."""
+    learned = spec.settings.model_copy(update={"lr": 0.01})
+    train(replace(spec, settings=learned))
+    before = tensors(spec)
+    start = write_folder(spec.work_dir / "adapter", str(tmp_path / "stored"), "adapter/1", 1, {})
+    text = write_table(table_of(pair_rows(6), "dpo/3"), str(tmp_path / "dpo.parquet"), "dpo/3", provenance())
+    settings = learned.model_copy(update={"method": "dpo", "batch_size": 2, "epochs": 1, "save_steps": 1})
+    after = replace(spec, training_set=text, start=start, settings=settings, work_dir=tmp_path / "after", world_size=2)
+    after.work_dir.mkdir()
+    write_spec(after, after.work_dir / "spec.json")
+    ranks = [sys.executable, "-m", "tasks.training.ranks", "--processes", "2"]
+    command = [*ranks, "--spec", str(after.work_dir / "spec.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((after.work_dir / "history.json").read_text())["facts"]["parts"] == ["language"]
+    found = tensors(after)
+    assert found.keys() == before.keys()
+    moved = {part_of(name) for name, value in found.items() if (value != before[name]).any()}
+    assert moved == {"language"}
+    # the last checkpoint was cut off in writing: what goes on from the one before it ends at the same
+    newest = max((after.work_dir / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    (newest / "complete.json").unlink()
+    train(replace(after, world_size=1))
+    assert {part_of(name) for name, value in tensors(after).items() if (value != before[name]).any()} == {"language"}
+
+
+def test_parts_that_the_start_does_not_have_are_refused(spec: Spec, tmp_path: Path) -> None:
+    train(replace(spec, settings=spec.settings.model_copy(update={"parts": ["language"]})))
+    start = write_folder(spec.work_dir / "adapter", str(tmp_path / "stored"), "adapter/1", 1, {})
+    train(replace(spec, start=start))  # by default, of language and merger what there is
+    assert {part_of(name) for name in tensors(spec)} == {"language"}
+    for parts in (["language", "vision"], ["merger"]):
+        with pytest.raises(TrainingError, match=rf"no LoRA of {parts[-1]}, only of language: choose parts among these"):
+            train(replace(spec, start=start, settings=spec.settings.model_copy(update={"parts": parts})))
 
 
 def test_a_model_that_reads_alone_is_not_shown_images(spec: Spec, model: Path) -> None:
