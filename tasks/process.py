@@ -16,7 +16,7 @@ from tasks import artifact, pairs, reward, statistics, storage
 from tasks.agent.message import Message
 from tasks.artifact import Artifact
 from tasks.config import Process
-from tasks.errors import EmptyError
+from tasks.errors import ConfigError, EmptyError
 from tasks.schemas import TABLES
 from tasks.statistics import Rollout
 
@@ -46,8 +46,10 @@ def process(trajectories: Mapping[str, Artifact], settings: Process, uri: str) -
         The processed rollouts, the pairs, and the statistics (tasks/statistics.py).
 
     Raises:
+        ConfigError: the collections searched to different depths, so that their scores cannot be compared.
         EmptyError: no rollout is left.
     """
+    _refuse_other_depths(trajectories)
     rollouts: list[Rollout] = []
     questions: dict[str, Row] = {}
     candidates: dict[_State, dict[str, pairs.Candidate]] = {}
@@ -102,6 +104,23 @@ def process(trajectories: Mapping[str, Artifact], settings: Process, uri: str) -
         statistics.table_of(found), storage.join(uri, "statistics.parquet"), statistics.SCHEMA, facts
     )
     return processed, paired, counted
+
+
+def _refuse_other_depths(trajectories: Mapping[str, Artifact]) -> None:
+    """A rank scores (k − rank + 1) / k, so that the same rank counts more where a search returned more pages."""
+    if len(trajectories) == 1:
+        return
+    depths: dict[str, str] = {}
+    for name, stored in trajectories.items():
+        found = {k for table in artifact.read_batches(stored, ["top_k"]) for k in table["top_k"].to_pylist()}
+        if found - {None}:
+            depths[name] = ", ".join(map(str, sorted(found - {None})))
+    if len(set(depths.values())) > 1:
+        raise ConfigError(
+            "rank scores of searches with different top_k cannot be compared: "
+            + "; ".join(f"{name} has {depth}" for name, depth in depths.items())
+            + "; collect and mine with the same top_k, or process them apart (source, since, until)"
+        )
 
 
 def _once(trajectories: Mapping[str, Artifact], columns: list[str]) -> Iterator[pa.Table]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tasks import artifact, plots, reward, statistics, storage
 from tasks.artifact import Artifact
 from tasks.config import Process
-from tasks.errors import EmptyError
+from tasks.errors import ConfigError, EmptyError
 from tasks.process import process
 
 K = 3
@@ -278,3 +278,14 @@ def test_an_agent_that_changed_between_collections_is_nobodys(tmp_path):
     both = inputs(collected("r1", protocol="tags", top_k=3), collected("r2", protocol="tools", top_k=3))
     processed, _, _ = process(both, Process(), str(tmp_path / "out"))
     assert artifact.read_provenance(processed)["agent"] == {"protocol": ["tags", "tools"], "top_k": 3}
+
+
+def test_scores_of_searches_to_different_depths_are_not_compared(tmp_path):
+    row = trajectory("r1", "q1", [("alpha", 1), ("beta", 2)])
+    shallow, deep = (
+        store(str(tmp_path / "a"), [row]),
+        store(str(tmp_path / "b"), [row | {"rollout_id": "r2", "top_k": 10}]),
+    )
+    with pytest.raises(ConfigError, match="trajectories has 3; mined has 10; collect and mine with the same top_k"):
+        process({"trajectories": shallow, "mined": deep}, Process(), str(tmp_path / "out"))
+    assert process({"mined": deep}, Process(), str(tmp_path / "out"))[0].rows == 1
