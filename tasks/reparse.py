@@ -96,7 +96,9 @@ def read_again(row: Row, search: Search) -> Row:
     for stored in row["turns"]:
         step = protocol.parse(Completion(stored["raw_text"], None, (), stored["finish_reason"], None, None, 0.0))
         is_final = len(turns) + 1 == len(row["turns"])
-        must_answer = is_final and "out_of_turns" in (row["outcome"], _OUTCOME_OF.get(stored["failure"]))
+        out_of_turns = "out_of_turns" in (row["outcome"], _OUTCOME_OF.get(stored["failure"]))
+        # a turn that must answer makes no search: one that did is the last that is known of an imported rollout
+        must_answer = is_final and out_of_turns and not stored["searches"]
         turns.append(_turn(row, stored, step, must_answer, search))
         if answer := step.answer:
             break

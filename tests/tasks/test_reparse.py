@@ -183,3 +183,18 @@ def test_another_index_is_refused_where_it_would_be_searched(
     monkeypatch.undo()
     with pytest.raises(ArtifactError, match="another index"):
         reparse(stored, other, str(tmp_path / "again"))
+
+
+def test_a_rollout_that_ends_with_a_search_keeps_it(index: Artifact, tmp_path: Path) -> None:
+    """Such are imported: what came after its last search is not known."""
+    stored = collected(
+        index, f"{tmp_path}/t.parquet", "tools", [[Reply(None, None, [SEARCH]), Reply(None, None, [ANSWER])]]
+    )
+    (row,) = artifact.read_rows(stored)
+    row |= {"turns": row["turns"][:1], "outcome": "out_of_turns", "answer": [], "citations": []}
+    uri, facts = f"{tmp_path}/ended.parquet", artifact.read_provenance(stored)
+    ended = artifact.write_table(artifact.table_of([row], "trajectories/2"), uri, "trajectories/2", facts)
+    again, changes = reparse(ended, index, str(tmp_path / "again"))
+    assert artifact.read_rows(again) == artifact.read_rows(ended)
+    assert [search["query"] for search in artifact.read_rows(again)[0]["turns"][0]["searches"]] == ["pump degrees"]
+    assert read_changes(changes)["rollouts"] == {"all": 1}
