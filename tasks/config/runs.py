@@ -318,6 +318,11 @@ class Improve(ModelRun):
     def _fits_together(self) -> "Improve":
         """What would else be found out only after hours of collection."""
         method = self.finetune.method
+        if self.collect.dt or (self.mine and self.mine.dt):
+            raise ValueError(
+                "a night's collection is not what improve learns from: leave dt empty, or run collect (and mine), prepare and "
+                "finetune one after the other"
+            )
         if method == "reward":
             raise ValueError("a reward model scores queries and makes none: learn by method sft or dpo")
         if self.learned_from is None:

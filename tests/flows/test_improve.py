@@ -108,3 +108,10 @@ def test_it_learns_by_the_method_that_is_named(tmp_path: Path, method: Any, lear
     named |= {"format": {"formats": ["reward", "dpo", "sft_context"]}, "finetune": {"method": method}}
     (training,) = (chosen for _, chosen in steps(config.Improve(**named)) if isinstance(chosen, config.FinetuneRun))
     assert (training.finetune.method, training.learned_from) == (method, learned)
+
+
+@pytest.mark.parametrize("dated", [{"collect": {"dt": "2026-11-24"}}, {"mine": {"dt": "scheduled"}}])
+def test_a_night_is_not_what_it_learns_from(tmp_path: Path, dated: dict[str, Any]) -> None:
+    named = small_loop(str(tmp_path), tmp_path, "base", "http://127.0.0.1:9/v1").model_dump()
+    with pytest.raises(ValueError, match="leave dt empty"):
+        config.Improve(**named | dated)
