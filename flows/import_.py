@@ -17,6 +17,7 @@ from tasks import artifact, config, storage
 from tasks.artifact import load_ref
 from tasks.cache import content_fingerprint, stage_key
 from tasks.errors import InputError
+from tasks.exchange.rows import provenance_beside
 from tasks.model import fetch_model, model_fingerprint
 from tasks.stage_tasks import import_artifacts
 from tasks.stages import StageRun, run_stage
@@ -42,6 +43,8 @@ def import_(settings: config.ImportRun) -> list[StageRun]:
         facts["model"] = model_fingerprint(fetch_model(settings.model, settings.trusted_remote_code))
     else:
         module, inputs = "tasks.exchange.importing", {made.schema: made for made in (pages, questions) if made}
+        beside = provenance_beside(sources[0])  # says what the rows were made with
+        facts["provenance"] = beside and content_fingerprint(beside)
         facts["names"] = [source.rsplit("/", 1)[-1] for source in sources]
     key = stage_key(module, settings={"agent": settings.agent}, inputs=inputs, facts=facts)
     uri = storage.join(root, "imported", key)

@@ -11,6 +11,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from tasks import artifact, pairs, process, storage
@@ -34,7 +35,7 @@ class _Import:
     ) -> None:
         self.sources, self.agent, self.aside = sources, agent, list[SetAside]()
         self.pages, self.questions, self._store = pages, questions, None if pages is None else PageStore(pages)
-        self.known = _beside(sources[0])
+        self.known = _read_beside(sources[0])
 
     def page_text(self, file: str, page: int) -> str:
         """The text of a page that a rollout saw; none where it saw only names."""
@@ -46,6 +47,7 @@ class _Import:
             )
         return self._store.text(file, page)
 
+    @cached_property
     def splits(self) -> dict[str, str]:
         """The split of each question that is ingested."""
         if self.questions is None:
@@ -53,6 +55,11 @@ class _Import:
         return {
             row["question_id"]: row["split"] for row in artifact.read_rows(self.questions, ["question_id", "split"])
         }
+
+    def native(self, record: Row, kind: str, unknown: Counter[str], derived: Iterable[str] = ()) -> Row:
+        """A row of our own. Its question's split is the ingested one: what it was in elsewhere must not be trained on here."""
+        row = rows.native(record, kind, unknown, derived)
+        return row | {"split": self.splits.get(row["question_id"], row["split"])}
 
     def facts(self, name: str) -> Row:
         """Provenance of what is imported under a name: what it was exported with, where that is known."""
@@ -132,14 +139,14 @@ def import_rows(
 
 def _trajectories(work: _Import, source: str, name: str, uri: str) -> Artifact:
     facts = work.facts(name)
-    splits, numbers = work.splits(), itertools.count(1)
+    numbers = itertools.count(1)
     differing: list[str] = []
 
     def read(record: Row, unknown: Counter[str]) -> Row:
         if "turns" not in record:
             notes = trajectories.Notes(unknown, differing)
-            return trajectories.read(record, next(numbers), work.agent, work.page_text, splits, notes)
-        row = rows.native(record, "trajectories", unknown, derived=["searches"])
+            return trajectories.read(record, next(numbers), work.agent, work.page_text, work.splits, notes)
+        row = work.native(record, "trajectories", unknown, derived=["searches"])
         for field in _TOLD_ALIKE:
             told = facts["settings"]["agent"].get(field)
             if isinstance(told, str) and row[field] != told:
@@ -163,13 +170,13 @@ def _processed(work: _Import, uri: str) -> dict[str, Artifact]:
     facts = work.facts("processed")
     kept = work.write(
         "processed",
-        work.read(work.sources[0], "processed", lambda record, unknown: rows.native(record, "processed", unknown)),
+        work.read(work.sources[0], "processed", lambda record, unknown: work.native(record, "processed", unknown)),
         storage.join(uri, "processed.parquet"),
         facts,
     )
     schema, paired = rows.schema_of("pairs"), storage.join(uri, "pairs.parquet")
     if len(work.sources) > 1 or not storage.is_file(work.sources[0]):
-        found = work.read(work.sources[-1], "pairs", lambda record, unknown: rows.native(record, "pairs", unknown))
+        found = work.read(work.sources[-1], "pairs", lambda record, unknown: work.native(record, "pairs", unknown))
     else:
         found = _paired(kept)
     tables = (artifact.table_of(chunk, schema) for chunk in process.chunks(found))
@@ -214,11 +221,9 @@ def _training_set(work: _Import, what: str, uri: str) -> Artifact:
     return work.write(table, found, storage.join(uri, f"{what}.parquet"), work.facts(what))
 
 
-def _beside(source: str) -> dict[str, Any]:
-    """The provenance.json of an export: in the folder, or beside the file."""
-    folder = source.rsplit("/", 1)[0] if storage.is_file(source) else source
-    uri = storage.join(folder, "provenance.json")
-    if not storage.is_file(uri):
+def _read_beside(source: str) -> dict[str, Any]:
+    uri = rows.provenance_beside(source)
+    if uri is None:
         return {}
     try:
         known = json.loads(storage.read_bytes(uri))

@@ -100,6 +100,10 @@ def test_what_was_imported_is_not_imported_again_unless_it_changed(tmp_path: Pat
     file.write_text(line * 2)
     assert [run.cached for run in import_(settings)] == [False]
     assert load_ref(settings.storage, "sft_best").rows == 2
+    # it says what the rows were made with
+    (tmp_path / "provenance.json").write_text('{"sft_best": {"provenance": {"agent": {"protocol": "tools"}}}}')
+    assert [run.cached for run in import_(settings)] == [False]
+    assert read_provenance(load_ref(settings.storage, "sft_best"))["agent"] == {"protocol": "tools"}
 
 
 def test_what_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

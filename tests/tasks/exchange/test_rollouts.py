@@ -184,3 +184,22 @@ def test_a_row_of_ours_that_was_tampered_with_is_refused(searcher: Any, tmp_path
     assert aside == {
         **{None: "unknown_field", 2: "bad_conversation", 3: "wrong_type", 4: "duplicate_id", 5: "bad_conversation"}
     }
+
+
+def test_a_question_that_is_ingested_is_of_the_split_that_it_has_here(searcher: Any, tmp_path: Path) -> None:
+    agent = Agent()
+    made = collected(searcher, tmp_path, agent)
+    scored = process({"t": made}, Process(), str(tmp_path))[:2]
+    out = tmp_path / "out"
+    out.mkdir()
+    export_tables({"trajectories": made, **dict(zip(("processed", "pairs"), scored, strict=True))}, "jsonl", out)
+    asked = {"question_id": "q0", "question": "What is the figure of q0?", "split": "test"}
+    schema = schema_of("questions")
+    questions = artifact.write_table(artifact.table_of([asked], schema), str(tmp_path / "q.parquet"), schema, {})
+    files = [str(out / f"{name}.jsonl") for name in ("trajectories", "processed", "pairs")]
+    back = import_rows("trajectories", files[:1], agent, None, questions, str(tmp_path / "a"))
+    back |= import_rows("processed", files[1:], agent, None, questions, str(tmp_path / "b"))
+    for name, was in {"trajectories": made, "processed": scored[0], "pairs": scored[1]}.items():
+        splits = {row["question_id"]: row["split"] for row in artifact.read_rows(was)} | {"q0": "test"}
+        assert {row["question_id"]: row["split"] for row in artifact.read_rows(back[name])} == splits
+        assert {row["split"] for row in artifact.read_rows(back[name]) if row["question_id"] == "q0"} == {"test"}
