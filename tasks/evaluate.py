@@ -36,10 +36,12 @@ def score(trajectories: Artifact, searcher: Searcher, settings: config.Evaluate,
         ArtifactError: a search made again ranks the page otherwise than the rollout recorded: another index or settings.
     """
     rows = _one_each(read_rows(trajectories), trajectories)
-    # else the agent was told to search and no more
-    asked = any(row["status"] == "finished" and row["outcome"] != "searched" for row in rows)
-    results = [_scored(row, searcher, settings.depth, run, asked=asked) for row in rows]
     kept = read_provenance(trajectories)
+    # else the agent was told to search and no more
+    asked = kept.get("settings", {}).get("agent", {}).get("answer")
+    if asked is None:
+        asked = any(row["status"] == "finished" and row["outcome"] != "searched" for row in rows)
+    results = [_scored(row, searcher, settings.depth, run, asked=asked) for row in rows]
     facts = provenance({"trajectories": trajectories}, run=run, settings=settings.model_dump(), rollouts=kept)
     return write_table(table_of(results, SCHEMA), uri, SCHEMA, facts)
 

@@ -116,8 +116,14 @@ def rollout(asked: dict[str, Any], *turns: dict[str, Any], **others: Any) -> dic
     )
 
 
-def scored(folder: Path, searcher: Searcher, rows: Sequence[dict[str, Any]], run: str = "base") -> Artifact:
-    facts = provenance(model="tiny")
+def scored(
+    folder: Path,
+    searcher: Searcher,
+    rows: Sequence[dict[str, Any]],
+    run: str = "base",
+    facts: dict[str, Any] | None = None,
+) -> Artifact:
+    facts = facts or provenance(model="tiny")
     stored = write_table(table_of(rows, "trajectories/2"), str(folder / f"t-{run}.parquet"), "trajectories/2", facts)
     return score(stored, searcher, EVALUATE, run, str(folder / f"{run}.parquet"))
 
@@ -344,4 +350,14 @@ def test_a_failed_rollout_is_no_sign_that_answers_were_asked_for(tmp_path: Path,
     searched = rollout(question(0), turn(searcher, question(0), "pumps"), outcome="searched")
     failed = rollout(question(1), status="failed", outcome="deadline")
     rows = read_rows(scored(tmp_path, searcher, [searched, failed]))
+    assert {row["anls"] for row in rows} == {row["page_f1"] for row in rows} == {None}
+
+
+def test_a_rollout_that_ran_out_of_context_does_not_make_a_run_one_that_answers(
+    tmp_path: Path, searcher: Searcher
+) -> None:
+    searched = rollout(question(0), turn(searcher, question(0), "pumps"), outcome="searched")
+    full = rollout(question(1), turn(searcher, question(1), "pumps"), outcome="out_of_context")
+    facts = provenance(settings={"agent": config.Agent(answer=False).model_dump(mode="json")})
+    rows = read_rows(scored(tmp_path, searcher, [searched, full], facts=facts))
     assert {row["anls"] for row in rows} == {row["page_f1"] for row in rows} == {None}
