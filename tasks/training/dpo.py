@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from tasks.config import Finetune
+from tasks.errors import TrainingError
 from tasks.training.examples import Example, Item, Items, Pair, Row, encode, unusable
 from tasks.training.method import Batch, Columns, compared, mean, sums
 from tasks.training.sight import Sight
@@ -35,6 +36,9 @@ def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune, sight: Sight |
     Set aside are pairs of which a side has more than `max_length` tokens ("too long"), none to learn under the mask strategy
     ("nothing to learn"), or the same tokens as the other ("the same"), and pairs to learn from that weigh 0 ("weight 0").
     Those to measure on all weigh 1.
+
+    Raises:
+        TrainingError: a margin is asked for, and a pair has no scores.
     """
     train_rows = [row for row in rows if row["split"] == "train"]
     aside: Counter[str] = Counter()
@@ -63,8 +67,21 @@ def _items(
         prompt = json.dumps([row["question_id"], row["prompt"], row["tools"]])
         places = examples.setdefault(prompt, {})
         better, worse = (places.setdefault(example, len(places)) for example in sides)
-        pairs.setdefault(prompt, []).append(Pair(better, worse, row["chosen_score"] - row["rejected_score"], weight))
+        pairs.setdefault(prompt, []).append(Pair(better, worse, _gap(row, settings), weight))
     return [Item(tuple(places), tuple(pairs[prompt])) for prompt, places in examples.items()]
+
+
+def _gap(row: Row, settings: Finetune) -> float:
+    """How much better the better query scores; 0 where an imported pair does not say."""
+    better, worse = row["chosen_score"], row["rejected_score"]
+    if better is not None and worse is not None:
+        return better - worse
+    if settings.margin_scale > 0:
+        raise TrainingError(
+            f"a pair of question {row['question_id']} has no scores, which margin_scale counts by: set it to 0, or import "
+            "pairs with chosen_score and rejected_score"
+        )
+    return 0.0
 
 
 def _example(row: Row, side: str, tokenizer: Any, settings: Finetune, sight: Sight | None = None) -> Example:

@@ -246,3 +246,12 @@ def test_what_cannot_be_compared_is_set_aside(spec: Spec) -> None:
 def test_another_method_s_training_set_is_refused(training_set: Artifact, model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="method dpo does not learn from a training set of schema sft/2"):
         launch.finetune(training_set, str(model), SETTINGS, str(tmp_path / "out"), tmp_path / "work", lambda *_: None)
+
+
+def test_a_pair_without_scores_has_no_gap_and_no_margin(spec: Spec) -> None:
+    rows = [row | {"rejected_score": None} for row in pair_rows(2)]
+    tokenizer = load_tokenizer(spec.model)
+    loaded = dpo.load(rows, tokenizer, SETTINGS.model_copy(update={"margin_scale": 0.0}))
+    assert {pair.gap for item in [*loaded.train, *loaded.val] for pair in item.pairs} == {0.0}
+    with pytest.raises(TrainingError, match="has no scores, which margin_scale counts by"):
+        dpo.load(rows, tokenizer, SETTINGS)
