@@ -72,7 +72,7 @@ def find(
                 finished = (row for row in table.to_pylist() if row["status"] == "finished")
                 asked = (row for row in finished if settings.split in ("all", row["split"]))
                 yield artifact.table_of([state for row in asked for state in new(row, had_by[name])], SCHEMA)
-        if not known:
+        if not known and settings.states == "trajectories":
             raise EmptyError(
                 "no trajectory has a conversation to go on from: collect with max_iterations of 3 or more, take those that "
                 "have found the page too (found), or mine questions alone"

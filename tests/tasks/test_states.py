@@ -124,6 +124,8 @@ def test_conversations_of_another_kind_or_none_at_all_are_told(searcher: Searche
             states.find(questions, {"t": stored}, mine, other, str(tmp_path))
     with pytest.raises(EmptyError, match="max_iterations of 3 or more"):
         states.find(questions, {"t": stored}, Mine(states="trajectories", split="dev"), Agent(), str(tmp_path))
+    alone = states.find(questions, {"t": stored}, Mine(states="both", split="dev"), Agent(), str(tmp_path))
+    assert states.of_questions(alone) == {id_: [None] for id_ in QUESTIONS}
 
 
 _mined = st.lists(
