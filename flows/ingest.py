@@ -35,8 +35,10 @@ def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[St
         read_documents, root=root, key=key, uri=storage.join(root, "documents", key), settings=settings
     )
     read = documents.artifacts["documents"]
+    tesseract = installed()
+    version = tesseract.version if tesseract else None  # which languages there are changes no page
     key = stage_key(
-        "tasks.ocr", settings={"scans": settings.scans}, inputs={"documents": read}, facts={"tesseract": installed()}
+        "tasks.ocr", settings={"scans": settings.scans}, inputs={"documents": read}, facts={"tesseract": version}
     )
     scans = run_stage(
         read_scans,

@@ -23,7 +23,8 @@ from tasks.errors import ArtifactError
 from tasks.logs import run_logger
 from tasks.pages import PageStore
 from tasks.processes import cores, new_pool
-from tasks.render import Rendering, Source, render_page
+from tasks.render import Rendering, render_page
+from tasks.source import source_of
 
 MOST_KEPT_BYTES = 256 * 1024 * 1024
 """Images kept in memory as they are sent, the ones that were wanted last."""
@@ -102,8 +103,7 @@ class PageImages:
         place = storage.join(folder(self._root), sha256[:32], self._rendering.fingerprint, str(page))
         name = await asyncio.to_thread(_image_in, place)
         if name is None:
-            now = [storage.join(self._documents, file)] if self._documents else []
-            source = Source(file, tuple(dict.fromkeys([uri, *now])), sha256)
+            source = source_of(file, uri, sha256, self._documents)
             name = await self._renderers.run(source, page, self._rendering, place)
         if name is None:
             run_logger().warning("%s, page %d, cannot be rendered and is shown by its text", file, page)

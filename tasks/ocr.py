@@ -11,7 +11,6 @@ not installed, since somebody chose it.
 
 import contextlib
 import functools
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,10 +23,11 @@ from tasks import artifact, storage, tesseract
 from tasks.artifact import Artifact
 from tasks.cache import stage_key
 from tasks.config import Scans
-from tasks.errors import ArtifactError, ConfigError, InputError
+from tasks.errors import ArtifactError, ConfigError
 from tasks.pdf import length
 from tasks.processes import cores, cpu_limit, in_processes
 from tasks.set_aside import SetAside, printable, write_set_aside
+from tasks.source import Source, read_source, source_of
 from tasks.tesseract import Reading, Tesseract
 
 _RENDER_CPU_S = 60.0
@@ -40,8 +40,7 @@ Row = dict[str, Any]
 class Scan(NamedTuple):
     """One page that is to be read."""
 
-    uri: str
-    sha256: str
+    source: Source
     number: int
 
 
@@ -58,6 +57,7 @@ class Method(NamedTuple):
 def read_scans(
     pages: Artifact,
     settings: Scans,
+    documents: str,
     cache: str,
     uri: str,
     set_aside_uri: str,
@@ -68,23 +68,29 @@ def read_scans(
     """Read the pages without a text layer into another pages/2 at `uri`; where there are none to read, `pages` stays.
 
     Args:
+        documents: where the PDFs lie now, should they have moved since their text layer was read.
         cache: folder of what was read, of all collections.
         workers: processes; one per core when empty.
         on_progress: is called with (pages done, pages to read) after each one.
 
     Raises:
         ConfigError: a language is not installed; or Tesseract is not, and no page has text without it.
-        InputError: a PDF has changed since its text layer was read.
+        InputError: a PDF has changed since its text layer was read, or has gone.
     """
     found = tesseract.installed()
     scans = 0 if settings.ocr == "off" else sum(_is_scan(row, settings) for row in _rows(pages))
-    facts = artifact.provenance({"pages": pages}, stage="read scans", settings=settings.model_dump(), tesseract=found)
+    version = found.version if found else None  # which languages there are changes no page
+    facts = artifact.provenance({"pages": pages}, stage="read scans", settings=settings.model_dump(), tesseract=version)
     notes: list[SetAside] = []
     if scans and found is None:
         notes = _waiting(pages, settings)
     elif scans and found is not None:
         method = _method(settings, found, cache)
-        todo = (Scan(r["source_uri"], r["source_sha256"], r["page_number"]) for r in _scans(pages, settings))
+        now = storage.resolve(documents)
+        todo = (
+            Scan(source_of(row["file"], row["source_uri"], row["source_sha256"], now), row["page_number"])
+            for row in _scans(pages, settings)
+        )
         read = in_processes(functools.partial(_read, method=method), todo, workers or cores())
         merged = _merged(pages, settings, read, notes, lambda done: on_progress(done, scans))
         pages = artifact.write_tables(merged, uri, "pages/2", facts)
@@ -141,10 +147,10 @@ def _read(scan: Scan, method: Method) -> Reading | str:
 
     To be called in the main thread of a process of its own: a page that takes too long to render ends that process.
     """
-    kept = storage.join(method.folder, scan.sha256, method.name, f"{scan.number}.json")
+    kept = storage.join(method.folder, scan.source.sha256, method.name, f"{scan.number}.json")
     with contextlib.suppress(ArtifactError, ValueError):  # not there yet, or no JSON
         return Reading(**json.loads(storage.read_bytes(kept)))
-    document = _document(scan.uri, scan.sha256)
+    document = _document(scan.source)
     try:
         with cpu_limit(_RENDER_CPU_S):  # Tesseract's own time is not this process's
             reading = tesseract.read_page(document[scan.number - 1], method.language, method.dpi, method.deadline_s)
@@ -155,10 +161,8 @@ def _read(scan: Scan, method: Method) -> Reading | str:
 
 
 @functools.lru_cache(maxsize=1)  # pages come in their order, so a process opens a document once
-def _document(uri: str, sha256: str) -> Any:
-    data = storage.read_bytes(uri)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise InputError("has changed since its text layer was read: ingest again", file=uri)
+def _document(source: Source) -> Any:
+    data = read_source(source)
     pymupdf.TOOLS.mupdf_display_errors(False)
     pymupdf.TOOLS.mupdf_display_warnings(False)
     return pymupdf.open(stream=data, filetype="pdf")

@@ -4,14 +4,14 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tasks import storage
 from tasks.config import Agent
-from tasks.errors import ArtifactError, InputError
 from tasks.processes import cpu_limit
+from tasks.source import Source, read_source
 
 CPU_LIMIT_S = 60.0
 """A page that keeps a core busy for longer cannot be rendered; most take a tenth of a second."""
@@ -40,15 +40,6 @@ class Rendering:
     def fingerprint(self) -> str:
         content = json.dumps([_METHOD, *asdict(self).values()])
         return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
-@dataclass(frozen=True)
-class Source:
-    """The PDF that a page is rendered from: its document's name, where it may lie, and the hash of its bytes."""
-
-    file: str
-    uris: tuple[str, ...]
-    sha256: str
 
 
 def size_of(width: float, height: float, rendering: Rendering) -> tuple[int, int] | None:
@@ -128,22 +119,4 @@ def _open(source: Source) -> Any:
 
     pymupdf.TOOLS.mupdf_display_errors(False)
     pymupdf.TOOLS.mupdf_display_warnings(False)
-    return pymupdf.open(stream=_read(source), filetype="pdf")
-
-
-def _read(source: Source) -> bytes:
-    said: Sequence[str] = ()
-    for uri in source.uris:
-        try:
-            data = storage.read_bytes(uri)
-        except ArtifactError:
-            said = [*said, f"nothing lies at {uri}"]
-            continue
-        if hashlib.sha256(data).hexdigest() == source.sha256:
-            return data
-        said = [*said, f"{uri} is not what was ingested"]
-    raise InputError(
-        f"its pages cannot be rendered: {'; '.join(said)}. Put it back, or run ingest with the folder where the documents "
-        "lie now",
-        file=source.file,
-    )
+    return pymupdf.open(stream=read_source(source), filetype="pdf")

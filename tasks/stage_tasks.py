@@ -39,6 +39,7 @@ def read_scans(key: str, uri: str, settings: config.Ingest, documents: Artifact,
         pages, aside = ocr.read_scans(
             documents,
             settings.scans,
+            settings.documents,
             cache,
             storage.join(uri, "pages.parquet"),
             storage.join(uri, "set_aside.parquet"),

@@ -76,7 +76,7 @@ def ingested(
     at = functools.partial(storage.join, root)
     documents, _ = read_documents(Ingest(documents=put(root, files), workers=1), at("d.parquet"), at("sd.parquet"))
     made = read_scans(
-        documents, Scans.model_validate(settings), at("ocr"), at("pages.parquet"), at("aside.parquet"),
+        documents, Scans.model_validate(settings), at("in"), at("ocr"), at("pages.parquet"), at("aside.parquet"),
         workers=1, on_progress=lambda *done: seen.append(done),
     )  # fmt: skip
     return *made, seen
@@ -232,8 +232,31 @@ def test_a_pdf_that_changed_meanwhile_is_an_error(tmp_path: Path) -> None:
     folder = put(str(tmp_path), {"a.pdf": scan("one")})
     documents, _ = read_documents(Ingest(documents=folder, workers=1), at("d.parquet"), at("sd.parquet"))
     put(str(tmp_path), {"a.pdf": scan("two")})
-    with pytest.raises(InputError, match="has changed"):
-        read_scans(documents, Scans(), at("ocr"), at("pages.parquet"), at("aside.parquet"), workers=1)
+    with pytest.raises(InputError, match=r"a\.pdf is not what was ingested"):
+        read_scans(documents, Scans(), folder, at("ocr"), at("pages.parquet"), at("aside.parquet"), workers=1)
+
+
+def test_scans_that_moved_since_their_text_layer_was_read_are_read_where_they_lie_now(tmp_path: Path) -> None:
+    at = functools.partial(storage.join, str(tmp_path))
+    folder = put(str(tmp_path), {"below/a.pdf": scan(WORDS["turbine"])})
+    documents, _ = read_documents(Ingest(documents=folder, workers=1), at("d.parquet"), at("sd.parquet"))
+    moved = str(Path(folder).rename(tmp_path / "moved"))
+    rest = at("ocr"), at("pages.parquet"), at("aside.parquet")
+    with pytest.raises(InputError, match=r"below/a\.pdf: .*nothing lies at .*run ingest"):
+        read_scans(documents, Scans(), folder, *rest, workers=1)
+    pages, _ = read_scans(documents, Scans(), moved, *rest, workers=1)
+    assert WORDS["turbine"] in artifact.read_rows(pages)[0]["text"]
+
+
+def test_which_languages_are_installed_changes_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"scan.pdf": scan(WORDS["turbine"])}
+    pages, _, _ = ingested(str(tmp_path), files)
+    found = tesseract.installed()
+    assert found is not None
+    more = found._replace(languages=(*found.languages, "tlh"))
+    monkeypatch.setattr(tesseract, "installed", lambda: more)
+    again, _, _ = ingested(str(tmp_path), files)
+    assert again.sha256 == pages.sha256
 
 
 def test_a_page_of_metres_is_rendered_within_bounds() -> None:
