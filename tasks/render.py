@@ -50,7 +50,7 @@ def size_of(width: float, height: float, rendering: Rendering) -> tuple[int, int
     Args:
         width, height: of the page, in points of 1/72 inch.
     """
-    if not (0 < width < math.inf and 0 < height < math.inf and max(width, height) <= MOST_UNEQUAL * min(width, height)):
+    if not (0 < width < math.inf and 0 < height < math.inf) or _is_line(width, height):
         return None
     scale = rendering.dpi / 72
     pixels = width * height * scale**2
@@ -61,7 +61,11 @@ def size_of(width: float, height: float, rendering: Rendering) -> tuple[int, int
         across, down = math.ceil(width * scale), math.ceil(height * scale)
         if across * down > rendering.max_pixels:  # a range too narrow for whole pixels
             across, down = max(1, math.floor(width * scale)), max(1, math.floor(height * scale))
-    return across, down
+    return None if _is_line(across, down) else (across, down)  # rounding may have made it one
+
+
+def _is_line(width: float, height: float) -> bool:
+    return max(width, height) > MOST_UNEQUAL * min(width, height)
 
 
 def encodings(page: Any, rendering: Rendering) -> Iterator[tuple[bytes, str, int, int]]:
@@ -72,7 +76,7 @@ def encodings(page: Any, rendering: Rendering) -> Iterator[tuple[bytes, str, int
     import pymupdf
 
     size = size_of(page.rect.width, page.rect.height, rendering)
-    while size is not None and min(size) >= 1:
+    while size is not None and min(size) >= 1 and not _is_line(*size):
         across, down = size
         scaled = pymupdf.Matrix(across / page.rect.width, down / page.rect.height)
         pixels = page.get_pixmap(matrix=scaled, alpha=False, colorspace=pymupdf.csRGB)
