@@ -88,10 +88,11 @@ def card(made_of: Mapping[str, Any], data: Mapping[str, Any], losses: Mapping[st
 
 
 def _agent(made_of: Mapping[str, Any]) -> tuple[str, str]:
+    method = made_of["settings"]["method"]
     how = {
         "sft": "trained by DRAG on searches that found the page they were after",
         "dpo": "trained by DRAG (DPO) on pairs of searches of which one ranked the page better than the other",
-    }[made_of["settings"]["method"]]
+    }.get(method, f"trained by DRAG (method {method})")
     return (
         f"# A LoRA adapter of {made_of['base_model']} that searches documents",
         f"It writes search queries for a search engine over pages, {how}. The base model's fingerprint is "

@@ -68,6 +68,10 @@ def test_it_says_data_settings_and_metrics() -> None:
         assert said in text
 
 
+def test_a_method_that_was_added_has_a_card_too() -> None:
+    assert "trained by DRAG (method kto)" in made(SETTINGS.model_copy(update={"method": "kto"}))
+
+
 def test_the_same_training_has_the_same_card_wherever_and_whenever() -> None:
     assert made() == made()
     assert "/home" not in made()
