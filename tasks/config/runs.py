@@ -180,6 +180,8 @@ class FinetuneRun(BaseRun):
     def _fits_together(self) -> "FinetuneRun":
         if self.finetune.method == "reward" and self.from_adapter:
             raise ValueError("a reward model starts from the base model: leave from_adapter empty")
+        if self.finetune.method == "reward" and self.name:
+            raise ValueError("a reward model is kept under no name, only as the newest: leave name empty")
         return self
 
 
@@ -332,7 +334,9 @@ class Improve(ModelRun):
         if self.serve.adapters == "lora" and self.finetune.lora_r > self.serve.max_lora_rank:
             raise ValueError("lora_r is above max_lora_rank: the server would refuse the adapter")
         left_out = self.serve.adapters == "lora" and not self.serve.tower_lora
-        shown = self.agent.sees_images and self.learned_from in ("sft_trajectory", "sft_context")
+        whole = self.learned_from in ("sft_trajectory", "sft_context")
+        # a mined query of a later turn is learned behind what was shown before it
+        shown = self.agent.sees_images and (whole or (self.mine is not None and self.mine.states != "questions"))
         if shown and {"merger", "vision"} & set(self.finetune.parts) and left_out:
             raise ValueError(
                 "the server would leave out what an adapter changes of what sees: set tower_lora, serve it merged into its base "

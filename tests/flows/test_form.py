@@ -9,6 +9,7 @@ from prefect.utilities.schema_tools.validation import validate
 
 from flows import deploy_files
 from flows.collect import collect
+from flows.finetune import finetune
 from flows.form import SettingsFlow
 from flows.improve import improve
 from tasks import config
@@ -98,8 +99,21 @@ def test_what_cannot_be_is_refused_by_form_and_flow_and_not_quoted(filled_in: di
     [
         ({"finetune": {"lora_r": 64}}, "lora_r is above max_lora_rank"),
         ({"agent": {"observation": "image"}, "format": {"formats": ["sft_context"]}}, "set tower_lora"),
+        (
+            {"agent": {"observation": "image"}, "format": {"formats": ["sft_best"]}, "mine": {"states": "both"}},
+            "set tower_lora",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=says):
         improve.validate_parameters({"ingest": {"documents": str(tmp_path)}, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [({"name": "mine"}, "leave name empty"), ({"from_adapter": "sft"}, "leave from_adapter empty")],
+)
+def test_a_reward_model_is_not_kept_or_started_as_an_adapter_is(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        finetune.validate_parameters({"finetune": {"method": "reward"}, **settings})
