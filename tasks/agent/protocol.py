@@ -79,6 +79,12 @@ class Protocol:
     answer: Callable[[str | None, Answer], WireMessage]  # (reasoning, answer) → the assistant's message that answers
 
 
+def tell_last_turn(messages: list[WireMessage], protocol: Protocol) -> None:
+    """Tell the model that it must answer, in the message it reads last, as many chat templates want roles to alternate."""
+    if protocol.last_turn is not None:
+        messages[-1] = {**messages[-1], "content": f"{messages[-1]['content']}\n\n{protocol.last_turn}"}
+
+
 def call_text(name: str, arguments: str) -> str:
     """A tool call as Hermes and Qwen chat templates write it. `arguments` is JSON."""
     return f'<tool_call>\n{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}}}\n</tool_call>'

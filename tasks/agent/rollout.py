@@ -17,7 +17,7 @@ from tasks.agent.conversation import Conversation
 from tasks.agent.message import Image, Message
 from tasks.agent.observation import PageImage, PageText, observe
 from tasks.agent.prompts import PROTOCOLS, prompt_fingerprint, tool_definitions, wire_prompt
-from tasks.agent.protocol import Actions, Protocol, Step, as_stored, as_wire
+from tasks.agent.protocol import Actions, Step, as_stored, as_wire, tell_last_turn
 from tasks.agent.sampling import ResolvedSampling, sampling_fingerprint
 from tasks.agent.trajectory import Action, Question, SearchRecord, Trajectory, Turn, TurnFailure
 from tasks.config import Agent
@@ -125,7 +125,7 @@ async def _converse(
         goes_on = number < settings.max_iterations
         last = settings.answer and not goes_on
         if last:
-            _announce_last_turn(conversation, protocol)
+            tell_last_turn(conversation.messages, protocol)
         options = protocol.options(allowed_actions(settings, last), settings.guided)
         completion, replaced = await _ask(conversation, complete, options, sampling, trajectory.seed)
         step = protocol.parse(completion)
@@ -181,13 +181,6 @@ async def _ask(
                 conversation.messages = [{**as_stored(m)} if "tool_calls" in m else m for m in conversation.messages]
             else:
                 raise
-
-
-def _announce_last_turn(conversation: Conversation, protocol: Protocol) -> None:
-    """Tell the model that it must answer, in the message it reads last, as many chat templates want roles to alternate."""
-    if protocol.last_turn is not None:
-        before = conversation.messages[-1]
-        conversation.messages[-1] = {**before, "content": f"{before['content']}\n\n{protocol.last_turn}"}
 
 
 async def _search(query: str, question: Question, top_k: int, search: Search, shown: bool) -> SearchRecord:

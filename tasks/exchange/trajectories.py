@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 from tasks import questions, records, reward
 from tasks.agent import prompts
 from tasks.agent.observation import PageText, as_read
-from tasks.agent.protocol import Answer, Ask, Step, WireMessage, as_stored
+from tasks.agent.protocol import Answer, Ask, Step, WireMessage, as_stored, clean, one_line, tell_last_turn
 from tasks.agent.trajectory import Question, SearchRecord, Trajectory, Turn, to_row
 from tasks.config import Agent
 from tasks.reward import Page
@@ -88,7 +88,7 @@ def read(
     accepted = _get(row, "answers", optional=True)
     question = Question(
         question_id,
-        records.text(_get(row, "question"), "question"),
+        clean(records.text(_get(row, "question"), "question")),
         [] if accepted is None else questions.answers_of(accepted),
         wanted,
         _text(row, "category"),
@@ -144,6 +144,8 @@ def _tell(
         if search.shown:
             conversation += protocol.reply(step, [as_read(search, agent, page_text, [None] * len(search.results)).text])
     if answer is not None:
+        if agent.answer and len(searches) + 1 == agent.max_iterations:
+            tell_last_turn(conversation, protocol)
         said = protocol.answer(None, answer)
         trajectory.turns.append(_turn(len(searches) + 1, Step(as_stored(said)["content"], said, None, (), answer), []))
         conversation.append(said)
@@ -173,7 +175,7 @@ def _search(item: Any, wanted: list[Page], top_k: int, notes: Notes, *, shown: b
     if not isinstance(item, dict):
         raise Refused("wrong_type", f"a search is a {type(item).__name__}, not an object")
     notes.unknown.update({f"searches.{name}" for name in set(item) - _KNOWN - {"turn", "searched", "read_as"}})
-    query = records.text(_get(item, "query"), "query").strip()
+    query = clean(records.text(_get(item, "query"), "query")).strip()
     if not query:
         raise Refused("missing_field", "a search has no query")
     claimed = _get(item, "rank", optional=True)
@@ -190,15 +192,15 @@ def _search(item: Any, wanted: list[Page], top_k: int, notes: Notes, *, shown: b
         for at, ((file, page), score) in enumerate(zip(pages, scores, strict=False), start=1)
     ]
     read_as = "words" if item.get("read_as") == "words" else "query"
-    searched, score = _text(item, "searched") or query, reward.rank_score(rank, top_k)
+    searched, score = clean(_text(item, "searched") or query), reward.rank_score(rank, top_k)
     record = SearchRecord(query, searched, read_as, hits, rank, score, shown)
     reasoning = _get(item, "reasoning", optional=True)
-    return (records.text(reasoning, "reasoning").strip() or None) if reasoning is not None else None, record
+    return (clean(records.text(reasoning, "reasoning")).strip() or None) if reasoning is not None else None, record
 
 
 def _answer(row: Mapping[str, Any]) -> Answer | None:
     given = _get(row, "answer", optional=True)
-    texts = tuple(line for text in _list(given) if (line := " ".join(records.text(text, "answer").split())))
+    texts = tuple(line for text in _list(given) if (line := one_line(records.text(text, "answer"))))
     cited = [questions.location_of(place) for place in _list(row.get("citations"))]
     return Answer(texts, tuple(dict.fromkeys(cited))) if texts else None
 

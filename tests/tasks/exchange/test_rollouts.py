@@ -112,8 +112,9 @@ def pages(root: Path) -> Artifact:
 
 
 @pytest.mark.parametrize("protocol", ["tags", "tools"])
-def test_others_are_told_as_the_agent_would_have(searcher: Any, tmp_path: Path, protocol: Any) -> None:
-    agent = Agent(protocol=protocol)
+@pytest.mark.parametrize("most", [4, 5])  # the answer is the fourth turn: one that must answer, or one that may search
+def test_others_are_told_as_the_agent_would_have(searcher: Any, tmp_path: Path, protocol: Any, most: int) -> None:
+    agent = Agent(protocol=protocol, max_iterations=most)
     file = tmp_path / "trajectories.jsonl"
     file.write_text(json.dumps(theirs(searcher, "improves", agent)) + "\n")
     made = import_rows("trajectories", [str(file)], agent, pages(tmp_path), None, str(tmp_path / "made"))
@@ -172,17 +173,19 @@ def test_a_row_of_ours_that_was_tampered_with_is_refused(searcher: Any, tmp_path
     out = tmp_path / "out"
     out.mkdir()
     export_tables({"trajectories": collected(searcher, tmp_path, agent)}, "jsonl", out)
-    rows = [json.loads(line) for line in (out / "trajectories.jsonl").read_text().splitlines()][:5]
+    rows = [json.loads(line) for line in (out / "trajectories.jsonl").read_text().splitlines()][:6]
     rows[1]["messages"] = rows[1]["messages"][:2]
     rows[2]["turns"] = "many"
     rows[3]["rollout_id"] = rows[0]["rollout_id"]
     rows[4] |= {"protocol": "tools", "extra": 1}
+    rows[5]["messages"][1]["content"] += "\N{OBJECT REPLACEMENT CHARACTER}"  # an image that is not there
     (out / "trajectories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = import_rows("trajectories", [str(out / "trajectories.jsonl")], agent, None, None, str(tmp_path / "made"))
     assert made["trajectories"].rows == 1
     aside = {row["row"]: row["reason"] for row in artifact.read_rows(made["set_aside_import"])}
     assert aside == {
-        **{None: "unknown_field", 2: "bad_conversation", 3: "wrong_type", 4: "duplicate_id", 5: "bad_conversation"}
+        **{None: "unknown_field", 2: "bad_conversation", 3: "wrong_type", 4: "duplicate_id", 5: "bad_conversation"},
+        6: "bad_conversation",
     }
 
 
@@ -203,3 +206,21 @@ def test_a_question_that_is_ingested_is_of_the_split_that_it_has_here(searcher: 
         splits = {row["question_id"]: row["split"] for row in artifact.read_rows(was)} | {"q0": "test"}
         assert {row["question_id"]: row["split"] for row in artifact.read_rows(back[name])} == splits
         assert {row["split"] for row in artifact.read_rows(back[name]) if row["question_id"] == "q0"} == {"test"}
+
+
+def test_nothing_that_others_said_stands_for_an_image(searcher: Any, tmp_path: Path) -> None:
+    agent, image = Agent(), "\N{OBJECT REPLACEMENT CHARACTER}"
+    plain = theirs(searcher, "improves", agent)
+    del plain["timestamp"]
+    marked = {**plain, "question": image + plain["question"], "final_answer": f"4{image}2"}
+    marked["searches"] = [
+        {**s, "query": s["query"] + image, "thinking": image + s["thinking"], "searched": image + s["query"]}
+        for s in plain["searches"]
+    ]
+    told = []
+    for name, line in (("plain", plain), ("marked", marked)):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text(json.dumps({**line, "rollout_id": "r"}) + "\n")
+        made = import_rows("trajectories", [str(file)], agent, pages(tmp_path), None, str(tmp_path / name))
+        told.append(artifact.read_rows(made["trajectories"]))
+    assert told[0] == told[1]
