@@ -40,8 +40,8 @@ REASONS: dict[str, str] = {
     "unknown_page": "The answer lies on a page that its document does not have.",
     "excluded": "The include or exclude list leaves it out.",
     # rows of what is imported
-    "bad_conversation": "The conversation holds fewer turns of the assistant than the row has.",
-    "bad_example": "The text is no example of its format.",
+    "bad_conversation": "The conversation lacks turns, images, words or its question, or is not told as the agent's.",
+    "bad_example": "The text is no example of its format, or of neither part of a training set.",
     # what is kept
     "unknown_field": "No such field is known, so it was left out.",
     "rank_differs": "The answer's rank is not where it stands in the results, which are what counts.",

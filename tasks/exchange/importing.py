@@ -210,7 +210,10 @@ def _training_set(work: _Import, what: str, uri: str) -> Artifact:
     def reading(part: str) -> Callable[[Row, Counter[str]], Row]:
         def read(record: Row, unknown: Counter[str]) -> Row:
             if isinstance(record.get("prompt"), list) or "query" in record:
-                return rows.native(record, table, unknown)
+                row = rows.native(record, table, unknown)
+                if table != "reward":
+                    training_sets.refuse_unasked(row["prompt"])
+                return row
             return training_sets.read(record, what, part, work.agent, unknown)
 
         return read

@@ -1,7 +1,8 @@
 """Our own rows out of JSONL or Parquet: what an export wrote, checked again as if anybody had.
 
 A row holds the columns of its schema (tasks/schemas.py), whatever is null being optional; other fields are left out and
-counted. What makes it unusable further on, such as a conversation with fewer turns than the row says, refuses it.
+counted. What makes it unusable further on, such as a conversation with fewer turns than the row says, or without
+images that it speaks of, refuses it.
 """
 
 from collections import Counter
@@ -12,9 +13,10 @@ from typing import Any
 import pyarrow as pa
 
 from tasks import records, storage
+from tasks.agent.message import PLACEHOLDER, images_of
 from tasks.errors import InputError
 from tasks.records import Record
-from tasks.schemas import TABLES
+from tasks.schemas import MESSAGE, TABLES
 from tasks.set_aside import Refused, SetAside, printable
 
 _NEEDED = {
@@ -25,6 +27,8 @@ _NEEDED = {
     "dpo": ("question_id", "split", "prompt", "chosen", "rejected"),
     "reward": ("question_id", "split", "question", "query", "score"),
 }
+
+_TRAINED_ON = ("sft", "dpo", "reward")
 
 
 def schema_of(kind: str) -> str:
@@ -83,7 +87,7 @@ def native(row: Mapping[str, Any], kind: str, unknown: Counter[str], derived: It
         derived: fields that an export adds, which are none of these.
 
     Raises:
-        Refused: a column that is needed is missing, or one has another type.
+        Refused: a column that is needed is missing or has another type, or a conversation or split is not as it must be.
     """
     schema = TABLES[schema_of(kind)]
     unknown.update(set(row) - set(schema.names) - set(derived))
@@ -91,12 +95,30 @@ def native(row: Mapping[str, Any], kind: str, unknown: Counter[str], derived: It
         raise Refused("missing_field", f"no {', '.join(missing)}")
     made = {name: row.get(name) for name in schema.names}
     try:
-        pa.Table.from_pylist([made], schema=schema)
+        (made,) = pa.Table.from_pylist([made], schema=schema).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError, TypeError) as error:
         raise Refused("wrong_type", printable(str(error))) from None
+    if kind in _TRAINED_ON and made["split"] not in ("train", "val"):
+        raise Refused(
+            "bad_example", f"split {printable(made['split'])}: a training set has train, and val for measuring the loss"
+        )
+    for name in schema.names:
+        if schema.field(name).type == pa.list_(MESSAGE):
+            _shows_its_images(made[name] or [])
     if kind == "trajectories":
         _has_its_turns(made)
     return made
+
+
+def _shows_its_images(messages: Iterable[Mapping[str, Any] | None]) -> None:
+    for message in messages:
+        if message is None or message["role"] is None or message["content"] is None:
+            raise Refused("bad_conversation", "a message has no role or no content")
+        places, images = message["content"].count(PLACEHOLDER), len(images_of(message))
+        if places != images:
+            raise Refused(
+                "bad_conversation", f"a message has {images} images and U+FFFC, which stands for one, {places} times"
+            )
 
 
 def _has_its_turns(row: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from tasks.agent.completion import Completion
 from tasks.agent.message import Message, without_placeholders
 from tasks.agent.protocol import as_stored
 from tasks.config import Agent
+from tasks.errors import ArtifactError
 from tasks.exchange.rows import schema_of
 from tasks.schemas import TABLES
 from tasks.set_aside import Refused, printable
@@ -167,16 +168,35 @@ def _only_query(text: str) -> str:
 
 
 def write(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a training set as a line of JSONL: what `format --jsonl` writes of the same example."""
+    """A row of a training set as a line of JSONL: what `format --jsonl` writes of the same example.
+
+    Raises:
+        ArtifactError: its prompt asks no question.
+    """
     if "query" in row:
         return jsonl.record(row)
     asked, earlier = _split(row["prompt"])
     return jsonl.record({**row, "question": asked, "earlier": earlier})
 
 
+def refuse_unasked(prompt: Sequence[Message]) -> None:
+    """Refuse an example whose question is not known.
+
+    Raises:
+        Refused: no message of its prompt asks as the agent's prompt does.
+    """
+    if not any(map(_asks, prompt)):
+        raise Refused("bad_conversation", f"no message of the prompt is of the user and begins with {_PREFIX!r}")
+
+
 def _split(prompt: Sequence[Message]) -> tuple[str, list[Message]]:
     """The question of a prompt, and what was said since; worked examples stand before it."""
-    at = next(at for at in reversed(range(len(prompt))) if _asks(prompt[at]))
+    at = next((at for at in reversed(range(len(prompt))) if _asks(prompt[at])), None)
+    if at is None:
+        raise ArtifactError(
+            f"a prompt has no message of the user that begins with {_PREFIX!r}, so that its question is not known: make the "
+            "training set again, or export it with layout hf"
+        )
     return prompt[at]["content"].removeprefix(_PREFIX), list(prompt[at + 1 :])
 
 

@@ -15,7 +15,7 @@ from tasks import artifact
 from tasks.agent import prompts
 from tasks.agent.protocol import as_stored
 from tasks.config import Agent, Format, FormatName
-from tasks.errors import InputError
+from tasks.errors import ArtifactError, InputError
 from tasks.exchange import training_sets
 from tasks.exchange.export import export_tables
 from tasks.exchange.importing import import_rows
@@ -139,3 +139,25 @@ def test_nothing_breaks_the_reader(line: dict[str, str]) -> None:
         with contextlib.suppress(Refused):
             row = training_sets.read(line, kind, "train", Agent(protocol="tools"), Counter())
             assert artifact.table_of([row], schema_of(training_sets.table_of(kind))).num_rows == 1
+
+
+def test_a_row_of_ours_that_nobody_can_learn_from_is_refused(tmp_path: Path) -> None:
+    line = {"input": "<question>How much?</question>", "output": "<search>fee</search>", "question_id": "q"}
+    row = training_sets.read(line, "sft_best", "train", Agent(), Counter())
+    image = "\N{OBJECT REPLACEMENT CHARACTER}"
+    unasked = {**row, "prompt": row["prompt"][:1]}
+    rows = [
+        row,
+        {**row, "split": "test"},
+        unasked,
+        {**row, "completion": [{"role": "assistant", "content": f"<search>{image}</search>"}]},
+        {**row, "completion": [{"role": "assistant", "content": None}]},
+    ]
+    file = tmp_path / "sft_best.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    made = import_rows("sft_best", [str(file)], Agent(), None, None, str(tmp_path / "made"))
+    assert made["sft_best"].rows == 1
+    aside = {found["row"]: found["reason"] for found in artifact.read_rows(made["set_aside_import"])}
+    assert aside == {2: "bad_example", **dict.fromkeys((3, 4, 5), "bad_conversation")}
+    with pytest.raises(ArtifactError, match="its question is not known"):
+        training_sets.write(unasked)
