@@ -8,11 +8,14 @@ A mined query is a rollout of one turn: what holds for `drag collect` (shards, r
 holds here. As there, the prompt of an untrained model has worked examples, and that of the training sets those of `drag format`.
 """
 
+from rich.console import Console
+from rich.markdown import Markdown
+
 from flows.collect import collected, dated
 from flows.form import settings_flow
 from flows.serving import model_server
-from flows.summary import show_stages
-from tasks import artifact, config, nights, storage
+from flows.summary import show_markdown, show_stages
+from tasks import artifact, config, nights, statistics, storage
 from tasks.artifact import load_ref
 from tasks.cache import stage_key
 from tasks.stage_tasks import find_states, mine_queries
@@ -71,5 +74,8 @@ def mine(settings: config.MineRun) -> list[StageRun]:
         runs.append(collected(root, _of_one_turn(settings), connect, adapter, title, stage=mine_queries, began=began))
     if settings.mine.dt is None:  # nights are found by their dates
         artifact.save_ref(root, "mined", runs[-1].artifacts["mined"])
+    turns = statistics.turns_markdown(runs[-1].artifacts["mined"])
+    show_markdown("Turns of the mined queries", turns)
+    Console(stderr=True).print(Markdown(turns))
     show_stages(runs)
     return runs

@@ -47,12 +47,15 @@ def _rows(run: StageRun) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("expand", ["none", "question"])
-def test_queries_rank_as_searching_directly_ranks_them(tmp_path: Path, documents: Path, expand: Any) -> None:
+def test_queries_rank_as_searching_directly_ranks_them(
+    tmp_path: Path, documents: Path, expand: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     root, search = str(tmp_path / "store"), config.Search(expand=expand)
     ingest_small(root, documents)
     with ModelServer(sampled) as server:
         (run,) = mine(_mine(root, server.url, limit=6, search=search))
         asked = server.requests[SELF_TEST:]
+    assert "with a valid action" in capsys.readouterr().err
     rows = _rows(run)
     assert len(rows) == len(asked) == 6 * config.Mine().samples
     assert {row["sampling"] for row in rows} == set(config.Mine().sampling_config)
