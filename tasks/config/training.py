@@ -86,6 +86,11 @@ class Finetune(Settings):
     )
     bf16: bool = Field(default=True, title="bfloat16", description="bfloat16 autocast.")
     seed: int = Field(default=0, description="Seed of weights and order.")
+    recompute: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        title="Compute activations again",
+        description="In the backward pass, rather than keep them (gradient checkpointing): less memory, slower steps. auto: from a billion parameters.",
+    )
     strategy: Literal["ddp", "fsdp"] = Field(
         default="ddp",
         description="Several processes: each holds the model (ddp), or it is sharded over their GPUs (fsdp), for one that a GPU cannot hold.",

@@ -45,7 +45,7 @@ from tasks.training.spec import Spec, read_spec
 from tasks.training.trainer import Record, Trainer, of_all_processes
 
 METHODS: dict[str, Method] = {"sft": sft, "dpo": dpo, "reward": reward}
-_CHECKPOINTING_FROM = 1_000_000_000  # parameters from which activations are recomputed rather than kept
+_CHECKPOINTING_FROM = 1_000_000_000  # parameters from which activations are recomputed where that is left open
 
 
 def train(spec: Spec) -> None:
@@ -97,7 +97,8 @@ def train(spec: Spec) -> None:
         laid_out = batches.lay_out(batch, settings.batching, base.dtype, sight)
         return laid_out | method.terms(batch, laid_out, settings)
 
-    recompute = base.num_parameters() >= _CHECKPOINTING_FROM
+    large = base.num_parameters() >= _CHECKPOINTING_FROM
+    recompute = settings.recompute == "on" or (settings.recompute == "auto" and large)
     arguments = _arguments(settings, spec.work_dir, recompute=recompute, images=sight is not None)
     trainer = Trainer(
         method,

@@ -21,6 +21,7 @@ from tasks.training.parts import part_of
 from tasks.training.sight import Sight
 from tasks.training.spec import Spec, write_spec
 from tasks.training.train import train
+from tests.tasks.training.recomputed import assert_recompute_changes_nothing
 from tests.tasks.training.training_rows import pair_rows, row, rows
 from tests.tiny_vlm import tiny_vlm
 
@@ -193,6 +194,15 @@ def test_going_on_from_an_adapter_on_text_leaves_what_sees_as_it_was(spec: Spec,
     (newest / "complete.json").unlink()
     train(replace(after, world_size=1))
     assert {part_of(name) for name, value in tensors(after).items() if (value != before[name]).any()} == {"language"}
+
+
+def test_activations_that_are_computed_again_are_those_that_were_kept(
+    spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the tower too, whose features enter several layers."""
+    parts: list[Part] = ["language", "merger", "vision"]
+    settings = spec.settings.model_copy(update={"parts": parts})
+    assert_recompute_changes_nothing(replace(spec, settings=settings), monkeypatch)
 
 
 def test_parts_that_the_start_does_not_have_are_refused(spec: Spec, tmp_path: Path) -> None:

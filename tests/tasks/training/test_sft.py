@@ -16,6 +16,7 @@ from tasks.training import sft
 from tasks.training.loading import load_model, load_tokenizer
 from tasks.training.spec import Spec, read_spec, write_spec
 from tasks.training.train import main, train
+from tests.tasks.training.recomputed import assert_recompute_changes_nothing
 from tests.tasks.training.training_rows import row
 
 
@@ -50,6 +51,12 @@ def test_the_first_loss_is_the_mean_over_learned_tokens(spec: Spec, batching: st
             total -= example.weight * torch.log_softmax(logits[target - 1], 0)[example.ids[target]].item()
             count += 1
     assert history[-2]["loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_activations_that_are_computed_again_are_those_that_were_kept(
+    spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_recompute_changes_nothing(spec, monkeypatch)
 
 
 def test_what_a_kill_may_leave_behind_gives_the_same_adapter(spec: Spec) -> None:
