@@ -14,19 +14,21 @@ from typing import Any
 from tasks.agent.message import PLACEHOLDER, Image, images_of, without_placeholders
 from tasks.agent.protocol import as_stored
 
-BYTES_A_TOKEN = 3
+BYTES_A_TOKEN = 2
 """English prose has four to five bytes a token, tables of figures about two."""
 
 _A_MESSAGE = 16  # tokens around a message: its role, its ends
 _A_PROMPT = 64  # before the first message and after the last
 _TOOLS = 512  # how a template introduces tools
-_MIN_PIXELS, _MAX_PIXELS = 56 * 56, 16384 * 28 * 28  # what Qwen's processors leave an image as it is within
+# What Qwen3-VL's processor leaves an image as it is within. Qwen2.5-VL's bounds, 56 * 56 and 16384 * 28 * 28, are lower, so
+# that no image has more tokens there.
+_MIN_PIXELS, _MAX_PIXELS = 256 * 256, 4096 * 4096
 
 Message = Mapping[str, Any]
 
 
 def image_tokens(image: Image, side: int) -> int:
-    """Tokens of an image in Qwen2.5-VL and Qwen3-VL: a token a square, and the two tokens that enclose it.
+    """Tokens of an image in Qwen3-VL, and at most in Qwen2.5-VL: a token a square, and the two tokens that enclose it.
 
     Sides are first rounded to whole squares, as in `smart_resize` of transformers' Qwen2VLImageProcessor, which both use.
 
