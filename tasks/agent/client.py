@@ -14,6 +14,7 @@ import random
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import openai
@@ -33,6 +34,7 @@ from tasks.serve import context_length
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _LONGEST_RETRY_AFTER_S = 0.5, 30.0, 120.0
 _MOST_TOKENS = 10**8
 _TOKENIZE_S = 30.0
+_ASK_AGAIN_S = 5.0
 # request fields that are vLLM's own, not OpenAI's
 _EXTENSIONS = frozenset({"structured_outputs", "include_stop_str_in_output", "repetition_penalty"})
 _CAN_PASS = frozenset({408, 409, 429})  # and every 5xx
@@ -65,7 +67,7 @@ async def open_client(server: config.Server, image_url: ImageUrl | None = None) 
     async with contextlib.AsyncExitStack() as stack:
         clients = {url: await stack.enter_async_context(_connected(url, server.concurrency)) for url in server.base_url}
         fleet = await stack.enter_async_context(open_fleet(clients, server.model))
-        context = server.context_length or await asyncio.to_thread(_context_length, server)
+        context = await stack.enter_async_context(_open_context(server))
 
         def conversation() -> Complete:
             at: Member | None = None
@@ -75,8 +77,8 @@ async def open_client(server: config.Server, image_url: ImageUrl | None = None) 
                 messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], sampling: ResolvedSampling, seed: int
             ) -> Completion:
                 nonlocal at
-                if context:
-                    room = context - sampling.max_tokens
+                if context.tokens:
+                    room = context.tokens - sampling.max_tokens
                     counts = fleet.choose(at, []).client if server.extensions else None
                     await _refuse_too_long(messages, options.get("tools"), count, room, counts)
                 body = _body(server.model, messages, options, sampling, seed, server.extensions)
@@ -133,15 +135,45 @@ class _TryError(Exception):
         self.final, self.can_pass, self.retry_after = final, can_pass, retry_after
 
 
-def _context_length(server: config.Server) -> int | None:
-    """The shortest context of the servers that say theirs."""
-    found = []
-    for base_url in server.base_url:
-        try:
-            found.append(context_length(base_url))
-        except ServerError as error:  # it may come back; what it then refuses as too long is made shorter all the same
-            run_logger().warning("the length of the model's context is not known: %s", error)
-    return min((length for length in found if length), default=None)
+@dataclass
+class _Context:
+    """How long a request and its answer may be together: the shortest context of the servers that say theirs."""
+
+    tokens: int | None
+
+    async def silent(self, base_urls: Sequence[str]) -> list[str]:
+        """Ask servers for theirs; returns those that did not answer."""
+        left = []
+        for base_url in base_urls:
+            try:
+                length = await asyncio.to_thread(context_length, base_url)
+            except ServerError as error:
+                run_logger().debug("the length of the model's context is not known: %s", error)
+                left.append(base_url)
+            else:
+                self.tokens = min((tokens for tokens in (self.tokens, length) if tokens), default=None)
+        return left
+
+    async def ask_again(self, base_urls: Sequence[str]) -> None:
+        """Ask until all have answered. What a server refuses meanwhile as too long is made shorter all the same."""
+        while base_urls:
+            await asyncio.sleep(_ASK_AGAIN_S)
+            base_urls = await self.silent(base_urls)
+
+
+@contextlib.asynccontextmanager
+async def _open_context(server: config.Server) -> AsyncIterator[_Context]:
+    """The context's length as the settings say, else as the servers do, which are asked until they answer."""
+    context = _Context(server.context_length)
+    silent = [] if context.tokens else await context.silent(server.base_url)
+    if silent:
+        run_logger().warning("the length of the model's context is not known until %s answers", ", ".join(silent))
+    asking = asyncio.create_task(context.ask_again(silent))
+    try:
+        yield context
+    finally:
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
 
 
 async def _refuse_too_long(

@@ -124,6 +124,36 @@ async def test_too_long_a_conversation_is_told_apart() -> None:
     assert (error.out_of_context, calls) == (True, 1)
 
 
+async def test_a_server_that_was_silent_at_first_is_asked_again_for_its_context(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_ASK_AGAIN_S", 0.01)
+    silent, server = True, ModelServer(replies(Reply("ja")))
+    of_server = module.context_length
+
+    def asked(base_url: str) -> int | None:
+        return of_server("http://127.0.0.1:9/v1" if silent else base_url)  # where nobody listens
+
+    monkeypatch.setattr(module, "context_length", asked)
+    server.max_model_len = 600
+    long = [{"role": "user", "content": "word " * 2000}]
+    sampling = resolve("default", config.Sampling(max_tokens=9))
+    with server:
+        settings = config.Server(base_url=server.url, model="base", max_retries=0)
+        async with open_client(settings) as conversation:
+            with pytest.raises(CompletionError) as refused:
+                await conversation()(long, {}, sampling, 5)
+            assert (refused.value.out_of_context, server.refused) == (True, 1)  # the server has said so
+            silent = False
+            async with asyncio.timeout(60):
+                while server.asked_for_models == 0:
+                    await asyncio.sleep(0.01)
+                while "not sent" not in refused.value.detail:
+                    with pytest.raises(CompletionError) as refused:
+                        await conversation()(long, {}, sampling, 5)
+    assert refused.value.out_of_context
+
+
 async def test_nobody_listens() -> None:
     with ModelServer() as server:
         url = server.url
