@@ -205,6 +205,26 @@ def test_activations_that_are_computed_again_are_those_that_were_kept(
     assert_recompute_changes_nothing(replace(spec, settings=settings), monkeypatch)
 
 
+def test_two_processes_that_see_learn_what_one_learns_from_twice_the_batches(spec: Spec, tmp_path: Path) -> None:
+    """With activations computed again, as large models are trained; some batches show no image to one of them."""
+    for processes in (1, 2):
+        update = {"batch_size": 1, "gradient_accumulation": 2 // processes, "recompute": "on", "lr": 0.01}
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        settings = spec.settings.model_copy(update=update)
+        given = replace(spec, settings=settings, work_dir=folder, world_size=processes)
+        if processes == 1:
+            train(given)
+            continue
+        write_spec(given, folder / "spec.json")
+        command = [sys.executable, "-m", "tasks.training.ranks", "--processes", "2", "--spec", str(folder / "spec.json")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (tensors(replace(spec, work_dir=tmp_path / name)) for name in ("1", "2"))
+    assert one.keys() == two.keys()
+    assert max(abs(one[name] - two[name]).max() for name in one) < 1e-5
+
+
 def test_parts_that_the_start_does_not_have_are_refused(spec: Spec, tmp_path: Path) -> None:
     train(replace(spec, settings=spec.settings.model_copy(update={"parts": ["language"]})))
     start = write_folder(spec.work_dir / "adapter", str(tmp_path / "stored"), "adapter/1", 1, {})
