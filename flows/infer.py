@@ -22,7 +22,7 @@ from tasks.agent.rollout import rollout, search_with
 from tasks.agent.sampling import resolve
 from tasks.agent.trajectory import Question, Trajectory
 from tasks.artifact import Artifact, load_ref
-from tasks.errors import ConfigError, DragError, ServerError
+from tasks.errors import DragError, ServerError
 from tasks.images import PageImages
 from tasks.pages import PageStore
 from tasks.search.index import open_index
@@ -89,15 +89,11 @@ def infer(settings: config.InferRun) -> None:
 def _model(settings: config.InferRun, adapter: Artifact | None, root: str) -> Iterator[Opened]:
     """What opens conversations: with a model in this process, or with a server, which is started again if it died."""
     if settings.in_process:
-        if settings.agent.sees_images:
-            raise ConfigError(
-                f"in_process shows no page images: take observation text or none instead of {settings.agent.observation}, "
-                "or ask a server"
-            )
         from tasks.in_process import open_in_process
 
         with Console(stderr=True).status("Loading the model"):
-            conversation = open_in_process(settings.server, adapter, settings.serve.max_model_len)
+            images_root = root if settings.agent.sees_images else None
+            conversation = open_in_process(settings.server, adapter, settings.serve.max_model_len, images_root)
         yield lambda image_url: contextlib.nullcontext(conversation)
         return
     with model_server(settings.server, settings.serve, root) as connect:

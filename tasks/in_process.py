@@ -1,6 +1,6 @@
 """Ask a model in this process, by transformers, one request at a time: no server is needed, and much speed is lost.
 
-The prompt is the stored form of the conversation under the model's chat template, as in training. Of a request, sampling,
+The prompt is the stored form of the conversation under the model's chat template, and its images, as in training. Of a request, sampling,
 seed, stop strings and tools are honoured as a server does; what only guided decoding can force (an answer's form, a certain
 tool) is left to the model. Nothing is parsed here: the raw text is all that comes back.
 
@@ -16,34 +16,40 @@ from typing import Any
 
 from tasks import config
 from tasks.agent.completion import Complete, Completion, CompletionError, OpenConversation
+from tasks.agent.message import Image, chat_content, images_of
 from tasks.agent.protocol import as_stored
 from tasks.agent.sampling import ResolvedSampling
 from tasks.artifact import Artifact
 from tasks.model import fetch_model
 from tasks.training.adapted import load_adapted
 from tasks.training.loading import load_model, load_tokenizer
+from tasks.training.sight import Sight, shown
 
 
-def open_in_process(server: config.Server, adapter: Artifact | None, max_model_len: int | None) -> OpenConversation:
+def open_in_process(
+    server: config.Server, adapter: Artifact | None, max_model_len: int | None, images_root: str | None = None
+) -> OpenConversation:
     """Load `server.model`, with an adapter on it if one is given, on the GPU if there is one.
 
     Args:
         server: names the model, and says how long a request may take.
         max_model_len: tokens of prompt and answer at most; the model's own limit when None.
+        images_root: storage root that page images lie below, where conversations show any.
 
     Raises:
         ConfigError: `fetch_model` or `load_adapted` refuses model or adapter.
-        TrainingError: it is no causal language model with a chat template.
+        TrainingError: it is no causal language model with a chat template, or is to see images and is not of the Qwen-VL series.
     """
     import torch
 
     device, trusted = "cuda" if torch.cuda.is_available() else "cpu", server.trusted_remote_code
     folder, trust, bf16 = fetch_model(server.model, trusted), server.model in trusted, device == "cuda"
+    sight = None if images_root is None else Sight(folder, images_root)
     if adapter:
         model = load_adapted(adapter, server.model, trusted, bf16=bf16)
     else:
         model = load_model(folder, bf16=bf16, trust_remote_code=trust)
-    running = _Running(model.to(device).eval(), load_tokenizer(folder, trust_remote_code=trust), max_model_len)
+    running = _Running(model.to(device).eval(), load_tokenizer(folder, trust_remote_code=trust), max_model_len, sight)
 
     async def complete(
         messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], sampling: ResolvedSampling, seed: int
@@ -66,7 +72,8 @@ def open_in_process(server: config.Server, adapter: Artifact | None, max_model_l
 class _Running:
     """A loaded model. Requests from several threads are answered one after the other."""
 
-    def __init__(self, model: Any, tokenizer: Any, max_model_len: int | None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, max_model_len: int | None, sight: Sight | None) -> None:
+        self._sight = sight
         self._model, self._tokenizer, self._one_at_a_time = model, tokenizer, threading.Lock()
         own = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._context = min(limit for limit in (own, max_model_len, 2**31) if limit)
@@ -137,19 +144,24 @@ class _Running:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def _prompt(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> Any:
-        """The conversation as tensors. Page images would go in here, by the model's processor."""
+        """The conversation as tensors, its images as the model is trained on them."""
         from jinja2 import TemplateError
 
+        stored = [as_stored(message) for message in messages]
         try:
-            return self._tokenizer.apply_chat_template(
-                [as_stored(message) for message in messages],
+            text = self._tokenizer.apply_chat_template(
+                [{"role": message["role"], "content": chat_content(message)} for message in stored],
                 tools=None if tools is None else [dict(tool) for tool in tools],
                 add_generation_prompt=True,
-                return_dict=True,
-                return_tensors="pt",
-            ).to(self._model.device)
+                tokenize=False,
+            )
         except TemplateError as error:
             raise CompletionError("http_status", f"the chat template refuses the conversation: {error}") from error
+        prompt = self._tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        if images := [image for message in stored for image in images_of(message)]:
+            assert self._sight
+            prompt = _with_images(prompt["input_ids"][0].tolist(), images, self._sight)
+        return {name: tensor.to(self._model.device) for name, tensor in prompt.items()}
 
     def _drawing(self, sampling: ResolvedSampling) -> dict[str, Any]:
         """How tokens are drawn; what the settings leave open is as the model's own generation settings say."""
@@ -161,6 +173,23 @@ class _Running:
         if sampling.repetition_penalty is not None:
             drawn["repetition_penalty"] = sampling.repetition_penalty
         return drawn
+
+
+def _with_images(ids: Sequence[int], images: Sequence[Image], sight: Sight) -> dict[str, Any]:
+    """What the model is given of a prompt in which one token stands for each image."""
+    import torch
+
+    if ids.count(sight.token_id) != len(images):
+        raise CompletionError("http_status", "a text of the conversation holds the token that stands for an image")
+    tokens = iter([sight.tokens(image) for image in images])
+    whole = [one for token in ids for one in (next(tokens) if token == sight.token_id else [token])]
+    seen = torch.tensor([whole]) < 0
+    return {
+        "input_ids": torch.tensor([whole]).masked_fill(seen, sight.token_id),
+        "attention_mask": torch.ones_like(seen, dtype=torch.long),
+        "mm_token_type_ids": seen.int(),
+        **sight.inputs(shown(whole)),
+    }
 
 
 def _first_stop(text: str, stops: Sequence[str], *, keep: bool) -> int | None:

@@ -16,8 +16,8 @@ from tasks.agent.message import Image
 from tasks.errors import TrainingError
 
 _NOT_SEEING = (
-    "the training set shows page images, and {} is no model of the Qwen-VL series, which alone are trained with them: take one "
-    "that is, or collect with observation text"
+    "page images are shown, and {} is no model of the Qwen-VL series, which alone are trained with them, and asked in process: "
+    "take one that is, or observation text"
 )
 _KEPT = 64  # images whose pixels are kept, as the queries of a question show the same ones
 

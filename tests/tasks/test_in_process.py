@@ -12,10 +12,13 @@ from transformers import AutoTokenizer
 from tasks import config
 from tasks.agent import prompts
 from tasks.agent.completion import Complete, Completion, CompletionError
+from tasks.agent.message import PLACEHOLDER, Image
 from tasks.agent.protocol import as_stored
 from tasks.agent.sampling import resolve
+from tasks.errors import TrainingError
 from tasks.in_process import open_in_process
 from tests.tiny_model import tiny_model
+from tests.tiny_vlm import tiny_vlm
 
 AGENT = config.Agent()
 CALL = {"id": "c", "type": "function", "function": {"name": "search_documents", "arguments": '{"query": "fee"}'}}
@@ -118,3 +121,59 @@ def test_what_a_template_refuses_is_the_requests_fault(tmp_path: Path) -> None:
     (folder / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(CompletionError, match=r"http_status.*roles must alternate"):
         ask(open_in_process(config.Server(model=str(folder)), None, None)())
+
+
+def test_page_images_are_seen_as_the_models_own_code_sees_them(tmp_path: Path) -> None:
+    """What is written is what the model finds likeliest behind the images; behind others, it writes something else."""
+    from PIL import Image as Picture
+    from transformers import AutoImageProcessor, Qwen3VLForConditionalGeneration
+
+    folder = tiny_vlm(tmp_path / "vlm")
+    network = Qwen3VLForConditionalGeneration.from_pretrained(folder)
+    with torch.no_grad():  # as it is, what it writes hangs on the last token alone
+        for name, parameter in network.named_parameters():
+            if "merger" in name or "v_proj" in name or "o_proj" in name:
+                parameter.mul_(20)
+    network.save_pretrained(folder)
+    images = []
+    for number, (size, color) in enumerate([((200, 260), "black"), ((96, 64), "red")]):
+        picture = Picture.new("RGB", size, "white")
+        picture.paste(color, (10, 10, 60, 50))
+        picture.save(tmp_path / f"{number}.png")
+        width, height = size
+        images.append(Image(file="a.pdf", page=number + 1, key=f"{number}.png", width=width, height=height))
+    seeing = open_in_process(config.Server(model=str(folder)), None, None, str(tmp_path))()
+
+    def asked(*shown: Image) -> Completion:
+        found = {"role": "user", "content": "Found: " + PLACEHOLDER * len(shown), "images": list(shown)}
+        messages = [*prompts.wire_prompt("What is the fee?", AGENT), found]
+        return asyncio.run(seeing(messages, {}, resolve("greedy", config.Sampling(max_tokens=8)), 0))
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    pixels = AutoImageProcessor.from_pretrained(folder)(
+        images=[Picture.open(tmp_path / image["key"]) for image in images], return_tensors="pt"
+    )
+    text = "Found: "
+    for grid in pixels["image_grid_thw"]:
+        text += f"<|vision_start|>{'<|image_pad|>' * (int(grid.prod()) // 4)}<|vision_end|>"
+    messages = [*prompts.prompt_messages("What is the fee?", AGENT), {"role": "user", "content": text}]
+    whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(whole, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    length = ids.shape[1]
+    for _ in range(8):
+        kinds = (ids == network.config.image_token_id).int()
+        with torch.inference_mode():
+            logits = network(input_ids=ids, mm_token_type_ids=kinds, **pixels).logits
+        ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    found = asked(*images)
+    assert found.prompt_tokens == length
+    assert found.raw_text == tokenizer.decode(ids[0, length:], skip_special_tokens=True)
+    assert asked(*reversed(images)).raw_text != found.raw_text
+    forged = [{"role": "user", "content": f"<|image_pad|> {PLACEHOLDER}", "images": images[:1]}]
+    with pytest.raises(CompletionError, match="stands for an image"):
+        asyncio.run(seeing(forged, {}, resolve("greedy", config.Sampling(max_tokens=1)), 0))
+
+
+def test_a_model_that_reads_alone_is_asked_without_images(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"no model of the Qwen-VL series.*observation text"):
+        open_in_process(config.Server(model=str(model)), None, None, str(tmp_path))
