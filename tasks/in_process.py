@@ -1,8 +1,8 @@
 """Ask a model in this process, by transformers, one request at a time: no server is needed, and much speed is lost.
 
-The prompt is the stored form of the conversation under the model's chat template, and its images, as in training. Of a request, sampling,
-seed, stop strings and tools are honoured as a server does; what only guided decoding can force (an answer's form, a certain
-tool) is left to the model. Nothing is parsed here: the raw text is all that comes back.
+The prompt is the stored form of the conversation under the model's chat template, and its images, as in training. Of a
+request, sampling, seed, stop strings and tools are honoured as a server does; what only guided decoding can force (an answer's
+form, a certain tool) is left to the model. Nothing is parsed here: the raw text is all that comes back.
 
 It lies in neither package that it joins: the code of `tasks.agent` counts for what is collected, that of `tasks.training` for
 what is trained, and neither is to change with the other.

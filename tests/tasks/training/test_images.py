@@ -217,15 +217,8 @@ def test_two_processes_that_see_learn_what_one_learns_from_twice_the_batches(spe
             train(given)
             continue
         write_spec(given, folder / "spec.json")
-        command = [
-            sys.executable,
-            "-m",
-            "tasks.training.ranks",
-            "--processes",
-            "2",
-            "--spec",
-            str(folder / "spec.json"),
-        ]
+        ranks = [sys.executable, "-m", "tasks.training.ranks", "--processes", "2"]
+        command = [*ranks, "--spec", str(folder / "spec.json")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (tensors(replace(spec, work_dir=tmp_path / name)) for name in ("1", "2"))
