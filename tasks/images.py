@@ -2,7 +2,8 @@
 
     <root>/page-images/<PDF's hash>/<settings' hash>/<page>/843x1192.png
 
-A key is that path below the root. Two machines that want a page at the same moment both render it, to the same bytes.
+A key is that path below the root. A page that cannot be rendered has an empty file `no-image` there instead. Two machines that
+want a page at the same moment both render it, to the same bytes.
 """
 
 import asyncio
@@ -30,6 +31,7 @@ MOST_KEPT_BYTES = 256 * 1024 * 1024
 """Images kept in memory as they are sent, the ones that were wanted last."""
 
 _FOLDER = "page-images"
+_NONE = "no-image"  # lies in place of the image of a page that cannot be rendered, which is found out but once
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 _SIGNED_FOR_S = 6 * 3600  # longer than a rollout may sensibly take
 _SIGN_AGAIN_S = 3600.0
@@ -105,8 +107,12 @@ class PageImages:
         if name is None:
             source = source_of(file, uri, sha256, self._documents)
             name = await self._renderers.run(source, page, self._rendering, place)
-        if name is None:
-            run_logger().warning("%s, page %d, cannot be rendered and is shown by its text", file, page)
+            if name is None:
+                name = _NONE
+                await asyncio.to_thread(storage.write_bytes, storage.join(place, _NONE), b"")
+        if name == _NONE:
+            said = "%s, page %d, cannot be rendered and is shown by its text; without %s it is tried again"
+            run_logger().warning(said, file, page, storage.join(place, _NONE))
             return None
         width, height = map(int, PurePosixPath(name).stem.split("x"))
         return Image(
@@ -159,8 +165,9 @@ async def _once(
 
 
 def _image_in(place: str) -> str | None:
+    """The name of the image in a page's folder, or `_NONE`; None where the page was not rendered yet."""
     names = [storage.relative(uri, place) for uri in storage.iter_files(place)]
-    return next((name for name in names if PurePosixPath(name).suffix in _TYPES), None)
+    return next((name for name in names if PurePosixPath(name).suffix in _TYPES), _NONE if _NONE in names else None)
 
 
 def _data_url(uri: str) -> bytes:

@@ -123,6 +123,13 @@ async def test_a_page_without_a_pdf_and_one_that_cannot_be_rendered_have_no_imag
         monkeypatch.undo()
         assert (ended, other) == (None, None)
         assert await store.image("below/b c.pdf", 3)  # others are rendered all the same
+    markers = [uri for uri in stored(root) if uri.endswith("/no-image")]
+    assert len(markers) == 2
+    async with opened(root, pages) as store:  # another run does not try again what cost so much
+        assert await store.image("below/b c.pdf", 1) is None
+    storage.delete(markers[0])
+    async with opened(root, pages) as store:
+        assert await store.image("below/b c.pdf", 1)
 
 
 def ends_its_process(*_: Any) -> str:
