@@ -69,7 +69,7 @@ def test_dpo_goes_on_from_what_sft_made_and_a_reward_model_takes_no_adapter_s_pl
     assert "Share of pairs held out that are told apart" in capsys.readouterr().err
 
     scoring = settings.finetune.model_copy(update={"method": "reward"})
-    finetune(settings.model_copy(update={"from_adapter": "", "finetune": scoring}))
+    finetune(settings.model_copy(update={"name": "", "from_adapter": "", "finetune": scoring}))
     assert "Spearman's ρ within a question" in capsys.readouterr().err
     assert artifact.load_ref(root, "adapter") == adapter
     assert artifact.load_ref(root, "reward_model").schema == "reward-model/1"
