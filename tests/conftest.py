@@ -12,6 +12,9 @@ from moto.server import ThreadedMotoServer
 from tasks import storage
 from tests import servers
 
+# Tiny models are fastest on one thread, here and in what tests start; those of several test processes would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
