@@ -119,13 +119,13 @@ class _Declare(MetaPathFinder):
             sys.meta_path.remove(self)
             import torch
 
-            self.library = torch.library.Library("torchvision", "DEF")
-            self.library.define("nms(Tensor dets, Tensor scores, float threshold) -> Tensor")
-            self.library.define("qnms(Tensor dets, Tensor scores, float threshold) -> Tensor")
-            self.library.define(
+            self.operators = torch.library.Library("torchvision", "DEF")
+            self.operators.define("nms(Tensor dets, Tensor scores, float threshold) -> Tensor")
+            self.operators.define("qnms(Tensor dets, Tensor scores, float threshold) -> Tensor")
+            self.operators.define(
                 "roi_align(Tensor input, Tensor rois, float scale, int height, int width, int ratio, bool aligned) -> Tensor"
             )
-            declared.append(self.library)
+            declared.append(self.operators)
 
 
 declared = []
@@ -138,7 +138,7 @@ def torchvision_on_a_cpu(python: str, folder: Path) -> Path:
 
     On a machine with a GPU it is part of the serving environment, where torch and torchvision match.
     """
-    command = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), "torchvision"]
+    command = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), "torchvision<0.30"]
     subprocess.run(command, check=True, capture_output=True)
     (folder / "sitecustomize.py").write_text(_ON_A_CPU)
     return folder
