@@ -117,9 +117,9 @@ class _Declare(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name == "torchvision" and self in sys.meta_path:
             sys.meta_path.remove(self)
-            import torch
+            from torch import library
 
-            self.operators = torch.library.Library("torchvision", "DEF")
+            self.operators = library.Library("torchvision", "DEF")
             self.operators.define("nms(Tensor dets, Tensor scores, float threshold) -> Tensor")
             self.operators.define("qnms(Tensor dets, Tensor scores, float threshold) -> Tensor")
             self.operators.define(
