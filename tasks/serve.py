@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import re
 import socket
 import subprocess
@@ -252,10 +253,17 @@ def is_loopback(host: str) -> bool:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A TCP port on loopback that nothing listens on now, and that no connection will be given as its own end.
+
+    Systems take those from 32768 up (Linux; others higher). What is started here listens only after seconds, and a port from
+    up there is then sometimes gone. Raises ServerError if a hundred are taken.
+    """
+    # not the seeded generator: two processes with one seed would be given the same port
+    for port in random.SystemRandom().sample(range(10_000, 32_768), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ServerError("a hundred ports on 127.0.0.1 are all taken or forbidden; free some, or name one by --port")
 
 
 def _request(url: str, body: Any = None) -> urllib.request.Request:

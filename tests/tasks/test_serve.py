@@ -2,6 +2,7 @@
 
 import ast
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -116,3 +117,12 @@ def test_the_logs_of_the_last_servers_are_kept(tmp_path: Path, monkeypatch: pyte
     *kept, new = sorted(path.name for path in tmp_path.glob("vllm-*.log"))
     assert kept == names[10:]
     assert new not in names
+
+
+def test_a_free_port_is_none_that_a_connection_takes_meanwhile() -> None:
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    random.seed(0)
+    ports = {serve.free_port() for _ in range(20)}
+    assert max(ports) < lowest
+    random.seed(0)
+    assert {serve.free_port() for _ in range(20)} != ports  # two test processes seed alike
