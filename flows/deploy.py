@@ -9,6 +9,7 @@ nothing. A variable that is not set leaves its block alone. What is no longer in
 """
 
 import os
+from collections.abc import Collection
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import PrefectHTTPStatusError
@@ -63,13 +64,15 @@ def _settle_all(client: SyncPrefectClient, settings: config.Deploy) -> list[Sett
         deploy_server.block(client, name, spec, os.environ.get(spec.variable)) for name, spec in pools.blocks.items()
     ]
     missing = {made.name for made in settled if made.outcome == "missing"}
+    job_variables: dict[str, Collection[str]] = {}
     for name, spec in pools.pools.items():
         environment = {v: ref for v, ref in spec.environment.items() if deploy_files.referred_block(ref) not in missing}
         template = deploy_files.job_template(name, settings.pool_type, environment)
+        job_variables[name] = deploy_files.variables(template)
         settled.append(deploy_server.pool(client, name, spec, settings.pool_type, template))
         settled += [deploy_server.queue(client, name, queue, wanted) for queue, wanted in spec.queues.items()]
     settled += [deploy_server.limit(client, name, slots) for name, slots in pools.limits.items()]
-    settled += [deploy_server.deployment(client, spec) for spec in deployments]
+    settled += [deploy_server.deployment(client, spec, job_variables[spec.work_pool.name]) for spec in deployments]
     webhooks = {
         name: client.read_block_document_by_name(name, spec.type).id
         for name, spec in pools.blocks.items()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -92,6 +93,9 @@ class WorkPoolRef(Settings):
 
     name: str = Field(description="Work pool.")
     work_queue_name: str = Field(description="Its queue.")
+    job_variables: dict[str, Any] = Field(
+        default={}, description="What its jobs get, where they are to have other than the pool's jobs on a cluster."
+    )
 
 
 class ScheduleSpec(Settings):
@@ -165,7 +169,7 @@ def read_deployments(storage: str) -> list[DeploymentSpec]:
     """prefect.yaml, its templates filled in; every deployment's settings name the storage root.
 
     Raises:
-        ConfigError: it says something that cannot be, or a flow would refuse the parameters.
+        ConfigError: it says something that cannot be, or a flow would refuse the parameters, or a pool the job variables.
     """
     content = load_recipe(str(FOLDER / "prefect.yaml"))
     recipes = {file.stem: load_recipe(str(file)) for file in sorted((FOLDER / "recipes").glob("*.yaml"))}
@@ -174,7 +178,20 @@ def read_deployments(storage: str) -> list[DeploymentSpec]:
         if placeholder.name not in ("storage", *(f"recipes.{name}" for name in recipes)):
             raise ConfigError(f"prefect.yaml: nothing fills in {placeholder.full_match}")
     filled = _read(DeploymentsFile, "prefect.yaml", apply_values(content, values))
+    pools = read_pools().pools
+    for spec in filled.deployments:
+        _refuse_other_jobs(spec, pools)
     return [_with_storage(spec, storage) for spec in filled.deployments]
+
+
+def _refuse_other_jobs(spec: DeploymentSpec, pools: Collection[str]) -> None:
+    pool = spec.work_pool
+    if pool.name not in pools:
+        raise ConfigError(f"prefect.yaml, {spec.name}: pools.yaml has no pool {pool.name}")
+    if unknown := pool.job_variables.keys() - variables(job_template(pool.name, "kubernetes", {})):
+        raise ConfigError(
+            f"prefect.yaml, {spec.name}: jobs of the pool {pool.name} have no {', '.join(sorted(unknown))}"
+        )
 
 
 def _with_storage(spec: DeploymentSpec, storage: str) -> DeploymentSpec:
@@ -198,9 +215,14 @@ def job_template(pool: str, pool_type: PoolType, environment: dict[str, str]) ->
         from prefect.workers.process import ProcessWorker
 
         template = ProcessWorker.get_default_base_job_template()
-    variable = template["variables"]["properties"]["env"]
+    variable = variables(template)["env"]
     variable["default"] = variable.get("default", {}) | environment
     return template
+
+
+def variables(template: dict[str, Any]) -> dict[str, Any]:
+    """What can be set for a pool's jobs: name → JSON schema."""
+    return template["variables"]["properties"]
 
 
 def _read(model: type[M], name: str, content: dict[str, Any]) -> M:

@@ -1,11 +1,12 @@
 """What a Prefect server holds, brought to what deployments/ says: read first, written only where it differs.
 
 Each function settles one object and tells what it did. What the files do not speak of stays as the server has it: a schedule
-or automation that was paused in the UI, a pool's pause, the job variables (memory, GPUs, image …) that a deployment was given
-there. What they do speak of, such as a deployment's parameters, is brought back to what they say. Nothing is deleted.
+or automation that was paused in the UI, a pool's pause. What they do speak of, such as a deployment's parameters, is brought
+back to what they say, but for a deployment's job variables (memory, GPUs, image …): it is given those that it lacks, and one
+that it has stays, as it may have been set in the UI. Nothing is deleted.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
@@ -119,17 +120,23 @@ def limit(client: SyncPrefectClient, name: str, slots: int) -> Settled:
     return _settle("limit", name, wanted, dict(found), update)
 
 
-def deployment(client: SyncPrefectClient, spec: DeploymentSpec) -> Settled:
-    """Create or change a deployment with its schedules."""
+def deployment(client: SyncPrefectClient, spec: DeploymentSpec, settable: Collection[str]) -> Settled:
+    """Create or change a deployment with its schedules.
+
+    Args:
+        settable: job variables that its pool's job template has: processes have no GPUs of their own.
+    """
     flow = spec.flow()
     name = f"{flow.name}/{spec.name}"
     one_at_a_time = spec.concurrency_limit
+    job_variables = {name: value for name, value in spec.work_pool.job_variables.items() if name in settable}
     wanted: dict[str, Any] = {
         "entrypoint": spec.entrypoint,
         "description": spec.description,
         "tags": spec.tags,
         "work_pool_name": spec.work_pool.name,
         "work_queue_name": spec.work_pool.work_queue_name,
+        "job_variables": job_variables,
         "parameters": spec.parameters,
         "parameter_openapi_schema": parameter_schema(flow).model_dump(exclude_unset=True),
         "enforce_parameter_schema": True,
@@ -146,6 +153,7 @@ def deployment(client: SyncPrefectClient, spec: DeploymentSpec) -> Settled:
         first = [DeploymentScheduleCreate(slug=slug, schedule=schedule) for slug, schedule in schedules.items()]
         client.create_deployment(client.create_flow_from_name(flow.name), spec.name, schedules=first, **wanted)
         return Settled("deployment", name, "created", f"in {spec.work_pool.name}")
+    wanted["job_variables"] = job_variables | found.job_variables
     has = dict(found) | {"concurrency_limit": found.global_concurrency_limit and found.global_concurrency_limit.limit}
     if (found.work_pool_name, found.work_queue_name) != (spec.work_pool.name, spec.work_pool.work_queue_name):
         has |= {

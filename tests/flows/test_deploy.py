@@ -170,8 +170,30 @@ def test_kubernetes_jobs_get_image_gpus_and_references_to_secrets(whole_server: 
     assert gpus == {"cpu": None, "gpu-serving": 1, "gpu-training": 8}
 
 
+def test_only_a_training_takes_a_training_host(whole_server: str) -> None:
+    from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+
+    template = deploy_files.job_template("gpu-training", "kubernetes", {})
+    got = {}
+    for spec in deploy_files.read_deployments("s3://bucket/drag"):
+        if spec.work_pool.name == "gpu-training":
+            given = spec.work_pool.job_variables
+            resolved = asyncio.run(KubernetesWorkerJobConfiguration.from_template_and_values(template, given))
+            job = resolved.job_manifest["spec"]["template"]["spec"]
+            resources = job["containers"][0]["resources"]
+            assert resources["requests"]["memory"] == resources["limits"]["memory"]
+            got[spec.name] = (resources["limits"]["nvidia.com/gpu"], resources["requests"], job["nodeSelector"])
+    gpus, anywhere = {"nvidia.com/gpu.present": "true"}, {"kubernetes.io/arch": "amd64"}
+    assert got == {
+        "finetune": (8, {"cpu": "64", "memory": "512Gi"}, gpus),
+        "merge": (0, {"cpu": "8", "memory": "64Gi"}, anywhere),
+        "import": (0, {"cpu": "4", "memory": "16Gi"}, anywhere),
+    }
+
+
 def test_pools_change_their_type_when_they_are_deleted_as_advised(whole_server: str) -> None:
     deploy(config.Deploy(storage="s3://bucket/drag"))
+    assert _deployed(whole_server, "merge/merge")["job_variables"] == {}  # processes have no GPUs of their own
     settings = config.Deploy(storage="s3://bucket/drag", pool_type="kubernetes")
     with pytest.raises(ConfigError, match="prefect work-pool delete cpu"):
         deploy(settings)
@@ -182,6 +204,15 @@ def test_pools_change_their_type_when_they_are_deleted_as_advised(whole_server: 
     assert {m.outcome for m in made if m.kind == "deployment"} == {"changed"}
     again = deploy(settings)
     assert _outcomes(again, "created") == _outcomes(again, "changed") == []
+
+    merge = _deployed(whole_server, "merge/merge")
+    assert merge["job_variables"]["gpus"] == 0
+    assert _deployed(whole_server, "finetune/finetune")["job_variables"] == {}
+    of_people = {"gpus": 1, "image": "registry.example.com/ours:1"}
+    API.patch(f"{whole_server}/deployments/{merge['id']}", json={"job_variables": of_people})
+    assert _outcomes(deploy(settings), "changed") == ["deployment merge/merge"]
+    assert _deployed(whole_server, "merge/merge")["job_variables"] == merge["job_variables"] | of_people
+    assert _outcomes(deploy(settings), "changed") == []
 
 
 def test_every_flow_has_a_deployment_in_a_pool_and_queue_that_exist() -> None:
@@ -209,6 +240,8 @@ def test_what_cannot_be_is_refused_before_the_server_is_asked(files: Path) -> No
     refused("recipes/nightly.yaml", "split: train", "split: midnight", "nightly")
     refused("prefect.yaml", "{{ recipes.nightly }}", "{{ recipes.nightlife }}", "nothing fills in")
     refused("prefect.yaml", 'cron: "0 1 * * *"', "krone: 1", "krone")
+    refused("prefect.yaml", "{gpus: 0, ", "{gpu: 0, ", "gpu-training have no gpu$")
+    refused("prefect.yaml", "cpu: &cpu {name: cpu,", "cpu: &cpu {name: cpus,", "no pool cpus")
     refused("pools.yaml", "secret.drag-hf-token", "secret.drag-hf-tokens", "no secret block")
     refused("pools.yaml", '"{{ prefect.blocks.secret.drag-hf-token }}"', "hf-plain-text", "no secret block")
     refused("automations.yaml", "[drag.collect.failed-share]", "drag", "expect")
