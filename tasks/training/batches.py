@@ -15,6 +15,7 @@ Two ways, neither pads to a fixed length:
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tasks.training.examples import Example, Item
@@ -102,6 +103,19 @@ def _arranged(items: Sequence[Item], batching: str) -> list[list[int]]:
     prefix = common(min(sequences), max(sequences))  # in lexical order: what these two share, all share
     rows = rows_of([_tokens(item.examples) for item in items], prefix)
     return [[i for item in row for i in range(starts[item], starts[item + 1])] for row in rows]
+
+
+def with_image(items: Sequence[Item], sight: Sight) -> Sequence[Item]:
+    """The items of a batch, showing one image at least.
+
+    Where they show none, a white one stands behind the first example's last token: nothing that is learned looks at it, but what
+    sees is computed, with a gradient of zero.
+    """
+    if any(shown(example.ids) for item in items for example in item.examples):
+        return items
+    first, *others = items[0].examples
+    seeing = replace(first, ids=(*first.ids, *sight.blank()))
+    return [replace(items[0], examples=(seeing, *others)), *items[1:]]
 
 
 def size(items: Sequence[Item], batching: str) -> tuple[int, int, int]:

@@ -20,6 +20,7 @@ _NOT_SEEING = (
     "take one that is, or observation text"
 )
 _KEPT = 64  # images whose pixels are kept, as the queries of a question show the same ones
+_BLANK = Image(file="", page=0, key="", width=32, height=32)  # which a processor makes as large as images are at least
 
 
 class Sight:
@@ -49,8 +50,8 @@ class Sight:
 
     @property
     def count(self) -> int:
-        """How many images there are."""
-        return len(self._images)
+        """How many images there are, of pages."""
+        return len(self._images) - (_BLANK["key"] in self._numbers)
 
     def bind(self, model: Any) -> None:
         """Take from the loaded model how it places images.
@@ -69,6 +70,10 @@ class Sight:
             self._images.append(image)
         patches = self._processor.get_number_of_image_patches(image["height"], image["width"])
         return [-1 - number] * (patches // self._processor.merge_size**2)
+
+    def blank(self) -> list[int]:
+        """The tokens of a white image, of no page."""
+        return self.tokens(_BLANK)
 
     def positions(self, ids: Sequence[int]) -> Any:
         """Where an example's tokens lie, [4, T]: in their order, and in time, height and width."""
@@ -93,8 +98,13 @@ class Sight:
     def _read(self, number: int) -> Mapping[str, Any]:
         from PIL import Image as Picture
 
-        data = storage.read_bytes(storage.join(self._root, self._images[number]["key"]))
-        return dict(self._processor(images=Picture.open(io.BytesIO(data)).convert("RGB"), return_tensors="pt"))
+        image = self._images[number]
+        if image["key"] == _BLANK["key"]:
+            picture = Picture.new("RGB", (image["width"], image["height"]), "white")
+        else:
+            data = storage.read_bytes(storage.join(self._root, image["key"]))
+            picture = Picture.open(io.BytesIO(data)).convert("RGB")
+        return dict(self._processor(images=picture, return_tensors="pt"))
 
 
 def shown(ids: Sequence[int]) -> list[int]:

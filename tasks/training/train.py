@@ -63,10 +63,6 @@ def train(spec: Spec) -> None:
     tokenizer = load_tokenizer(spec.model, trust_remote_code=spec.trust_remote_code)
     rows = read_rows(spec.training_set)
     sight = Sight(Path(spec.model), spec.images_root) if _shows_images(rows) else None
-    if sight and settings.strategy == "fsdp":
-        raise TrainingError(
-            "strategy fsdp trains on text alone: take --strategy ddp, or --quantize 4bit to save memory"
-        )
     items = method.load(rows, tokenizer, settings, sight)
     if not items.train:
         raise TrainingError(
@@ -80,8 +76,13 @@ def train(spec: Spec) -> None:
     measured_on = sorted(items.val, key=longest)
     val = [measured_on[i : i + settings.batch_size] for i in range(0, len(measured_on), settings.batch_size)]
     batched = [[items.train[i] for i in batch] for batch in plan]
-    sizes = [batches.size(batch, settings.batching) for batch in batched]
-    longest_row = max(width for width, _, _ in [*sizes, *(batches.size(batch, settings.batching) for batch in val)])
+
+    def computed(batch: Sequence[Item]) -> Sequence[Item]:
+        # Shards are gathered by all processes together, those of what sees as well: so each has to see, whatever its batch.
+        return batches.with_image(batch, sight) if sight and settings.strategy == "fsdp" else batch
+
+    sizes = [batches.size(computed(batch), settings.batching) for batch in batched]
+    longest_row = max(width for width, _, _ in [*sizes, *(batches.size(computed(b), settings.batching) for b in val)])
 
     base = load_model(
         spec.model,
@@ -94,7 +95,7 @@ def train(spec: Spec) -> None:
         sight.bind(base)
 
     def lay_out(batch: Sequence[Item]) -> Batch:
-        laid_out = batches.lay_out(batch, settings.batching, base.dtype, sight)
+        laid_out = batches.lay_out(computed(batch), settings.batching, base.dtype, sight)
         return laid_out | method.terms(batch, laid_out, settings)
 
     large = base.num_parameters() >= _CHECKPOINTING_FROM
@@ -134,7 +135,8 @@ def train(spec: Spec) -> None:
     trainer.save_model(str(adapter))
     if trainer.accelerator.is_main_process:
         store(adapter, spec.base_name, scalar=method.SCALAR)
-        computed = sum(size[1] for size in sizes)
+        all_tokens = sum(size[1] for size in sizes)
+        real_tokens = sum(batches.size(batch, settings.batching)[2] for batch in batched)
         learned = [example for batch in batched for item in batch for example in item.examples]
         facts = {
             "examples": sum(item.count for item in items.train),
@@ -145,8 +147,8 @@ def train(spec: Spec) -> None:
             "steps": trainer.state.max_steps,
             "tokens": sum(tokens),
             "learned_tokens": sum(len(example.targets) for example in learned),
-            "computed_tokens": computed,
-            "real_share": sum(size[2] for size in sizes) / computed,
+            "computed_tokens": all_tokens,
+            "real_share": real_tokens / all_tokens,
             "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         }
         (spec.work_dir / "history.json").write_text(json.dumps({"facts": facts, "history": trainer.state.log_history}))
@@ -181,7 +183,8 @@ def _arguments(settings: Finetune, work_dir: Path, *, recompute: bool, images: b
         bf16=settings.bf16,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
-        gradient_checkpointing=recompute and not sharded,
+        # Not accelerate's for FSDP: under that PEFT saves nothing of the layers, and dropout falls otherwise the second time.
+        gradient_checkpointing=recompute,
         seed=settings.seed,
         save_strategy="steps",
         save_steps=settings.save_steps,
@@ -189,9 +192,7 @@ def _arguments(settings: Finetune, work_dir: Path, *, recompute: bool, images: b
         ddp_find_unused_parameters=images,
         fsdp=sharded or None,
         # Whole state dictionaries: a checkpoint is the adapter and its optimizer alone, and any machine reads it.
-        fsdp_config={"version": 2, "state_dict_type": "FULL_STATE_DICT", "activation_checkpointing": recompute}
-        if sharded
-        else None,
+        fsdp_config={"version": 2, "state_dict_type": "FULL_STATE_DICT"} if sharded else None,
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to=[],

@@ -22,6 +22,7 @@ from tasks.training.sight import Sight
 from tasks.training.spec import Spec, write_spec
 from tasks.training.train import train
 from tests.tasks.training.recomputed import assert_recompute_changes_nothing
+from tests.tasks.training.several import SHARDS_ON_A_CPU, inject
 from tests.tasks.training.training_rows import pair_rows, row, rows
 from tests.tiny_vlm import tiny_vlm
 
@@ -205,10 +206,17 @@ def test_activations_that_are_computed_again_are_those_that_were_kept(
     assert_recompute_changes_nothing(replace(spec, settings=settings), monkeypatch)
 
 
-def test_two_processes_that_see_learn_what_one_learns_from_twice_the_batches(spec: Spec, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_that_see_learn_what_one_learns_from_twice_the_batches(
+    spec: Spec, strategy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With activations computed again, as large models are trained; some batches show no image to one of them."""
+    if strategy == "fsdp":
+        inject(SHARDS_ON_A_CPU, tmp_path / "fault", monkeypatch)
+    parts: list[Part] = ["language", "merger", "vision"]
     for processes in (1, 2):
-        update = {"batch_size": 1, "gradient_accumulation": 2 // processes, "recompute": "on", "lr": 0.01}
+        update: dict[str, Any] = {"batch_size": 1, "gradient_accumulation": 4 // processes, "epochs": 3}
+        update |= {"recompute": "on", "lr": 0.01, "parts": parts}
         folder = tmp_path / str(processes)
         folder.mkdir()
         settings = spec.settings.model_copy(update=update)
@@ -216,6 +224,7 @@ def test_two_processes_that_see_learn_what_one_learns_from_twice_the_batches(spe
         if processes == 1:
             train(given)
             continue
+        given = replace(given, settings=settings.model_copy(update={"strategy": strategy}))
         write_spec(given, folder / "spec.json")
         ranks = [sys.executable, "-m", "tasks.training.ranks", "--processes", "2"]
         command = [*ranks, "--spec", str(folder / "spec.json")]
@@ -223,7 +232,12 @@ def test_two_processes_that_see_learn_what_one_learns_from_twice_the_batches(spe
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (tensors(replace(spec, work_dir=tmp_path / name)) for name in ("1", "2"))
     assert one.keys() == two.keys()
+    assert {part_of(name) for name, value in two.items() if ".lora_B." in name and value.any()} == set(parts)
     assert max(abs(one[name] - two[name]).max() for name in one) < 1e-5
+    left = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("1", "2")]
+    assert left[0]["facts"]["images"] == left[1]["facts"]["images"] == 3
+    measured = [[entry["measured"]["loss"] for entry in of["history"] if "measured" in entry] for of in left]
+    assert measured[0] == pytest.approx(measured[1], abs=1e-5)
 
 
 def test_parts_that_the_start_does_not_have_are_refused(spec: Spec, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_sharded_it_learns_the_same_and_goes_on_from_its_checkpoint(
     from safetensors.torch import load_file
 
     inject(SHARDS_ON_A_CPU, tmp_path / "fault", monkeypatch)
-    sharded = SETTINGS.model_copy(update={"strategy": "fsdp"})
+    sharded = SETTINGS.model_copy(update={"strategy": "fsdp", "recompute": "on"})
     called = (training_set, str(model), sharded, str(tmp_path / "out"), tmp_path / "work")
     seen = Followed()
 
