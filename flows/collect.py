@@ -19,7 +19,7 @@ from rich.markdown import Markdown
 from flows.form import settings_flow
 from flows.serving import model_server, refuse_other_prompt
 from flows.summary import show_markdown, show_stages
-from tasks import artifact, config, nights, statistics, storage
+from tasks import adapter_names, artifact, config, nights, statistics, storage
 from tasks import collect as shards
 from tasks.artifact import Artifact, load_ref
 from tasks.cache import stage_key
@@ -143,9 +143,9 @@ def _weights(server: config.Server) -> str:
 
 @settings_flow(name="collect", about=lambda settings: settings.collect.split)
 def collect(settings: config.CollectRun) -> list[StageRun]:
-    """Collect search trajectories of the base model, or of the newest adapter."""
+    """Collect search trajectories of the base model, or of an adapter."""
     root = storage.resolve(settings.storage)
-    adapter = load_ref(root, "adapter") if settings.adapter else None
+    adapter = adapter_names.chosen(root, settings.adapter)
     settings = settings.model_copy(update={"collect": dated(settings.collect)})
     title = f"{settings.collect.split} questions" + (f" of {settings.collect.dt}" if settings.collect.dt else "")
     with model_server(settings.server, settings.serve, root) as connect:

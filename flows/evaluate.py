@@ -14,12 +14,11 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from flows.collect import collected
-from flows.finetune import adapter_ref
 from flows.form import settings_flow
 from flows.serving import model_server
 from flows.summary import show_markdown, show_stages
 from flows.verbose import show_ends, show_questions
-from tasks import artifact, breakdown, config, storage
+from tasks import adapter_names, artifact, breakdown, config, storage
 from tasks.artifact import Artifact, load_ref, read_provenance, read_rows
 from tasks.cache import stage_key
 from tasks.collect import select
@@ -84,8 +83,7 @@ def search_name(search: config.Search) -> str:
 
 def _rollouts(root: str, settings: config.EvaluateRun, variant: config.Variant, connect: Connect) -> StageRun:
     agent = settings.agent.model_copy(update={"examples": variant.examples})
-    newest_or_named = adapter_ref(variant.adapter) if variant.adapter else "adapter"
-    adapter = load_ref(root, newest_or_named) if variant.model == "adapter" else None
+    adapter = _adapter(root, variant)
     greedy = config.Collect(
         split=settings.evaluate.split,
         limit=settings.evaluate.limit,
@@ -105,6 +103,10 @@ def _rollouts(root: str, settings: config.EvaluateRun, variant: config.Variant, 
         check_first=False,
         only=settings.evaluate.question_id,
     )
+
+
+def _adapter(root: str, variant: config.Variant) -> Artifact | None:
+    return adapter_names.named(root, variant.adapter) if variant.model == "adapter" else None
 
 
 def _scored(root: str, settings: config.EvaluateRun, variant: config.Variant, source: dict[str, Any]) -> StageRun:
@@ -241,6 +243,8 @@ def evaluate(settings: config.EvaluateRun) -> list[StageRun]:
     root = storage.resolve(settings.storage)
     chosen, single = settings.evaluate, bool(settings.evaluate.question_id)
     select(load_ref(root, "questions"), chosen.split, chosen.limit, chosen.question_id)  # before a server is started
+    for variant in settings.variants:
+        _adapter(root, variant)
     runs: list[StageRun] = []
     ends = {}
     with model_server(settings.server, settings.serve, root) as connect:

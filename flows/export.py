@@ -4,7 +4,9 @@ drag export trajectories FOLDER                        # trajectories.jsonl
 drag export processed FOLDER                           # processed.jsonl, pairs.jsonl, stats.json
 drag export training-sets FOLDER                       # sft_best_train.jsonl, sft_best_val.jsonl, dpo_train.jsonl, …
 drag export training-sets FOLDER --layout hf           # a data set: Parquet, and a card
-drag export adapter FOLDER                             # PEFT's layout, with a model card
+drag export adapter FOLDER                             # the newest, in PEFT's layout, with a model card
+drag export adapter FOLDER --adapter NAME              # the one that was kept under a name
+drag export reward-model FOLDER                        # alike
 
 FOLDER may be an s3:// prefix. To put a data set or an adapter on a hub, with HF_TOKEN in the environment:
 
@@ -20,7 +22,7 @@ from rich.console import Console
 
 from flows.form import settings_flow
 from flows.summary import show_markdown
-from tasks import artifact, config, storage
+from tasks import adapter_names, artifact, config, storage
 from tasks.artifact import load_ref
 from tasks.errors import ArtifactError
 from tasks.exchange.adapter import export_adapter
@@ -43,8 +45,10 @@ def export(settings: config.ExportRun) -> dict[str, int]:
     root, target = storage.resolve(settings.storage), storage.resolve(settings.target)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        if settings.what == "adapter":
-            export_adapter(load_ref(root, "adapter"), folder)
+        if settings.what in ("adapter", "reward-model"):
+            of_reward = settings.what == "reward-model"
+            made = load_ref(root, "reward_model") if of_reward else adapter_names.named(root, settings.adapter)
+            export_adapter(made, folder)
             written = {path.name: 1 for path in sorted(folder.iterdir())}
         else:
             wanted = _TABLES[settings.what]

@@ -5,7 +5,7 @@ drag finetune sft --training-set sft_context --name context
 drag finetune dpo --from-adapter sft --epochs 1 --lr 2e-4 --margin-scale 0.5
 drag finetune reward --reward-loss pairs
 drag finetune sft --config deployments/recipes/finetune-ddp.yaml
-drag merge
+drag merge --adapter context
 drag merge --source reward_model
 """
 
@@ -18,7 +18,7 @@ from rich.markdown import Markdown
 
 from flows.form import settings_flow
 from flows.summary import show_markdown, show_picture, show_stages, work_dir
-from tasks import artifact, config, plots, storage
+from tasks import adapter_names, artifact, config, plots, storage
 from tasks.artifact import Artifact, load_ref
 from tasks.cache import stage_key
 from tasks.model import fetch_model, model_fingerprint
@@ -66,17 +66,13 @@ def finetuned(
         images_root=root,
     )
     for kind, made in run.artifacts.items():
-        artifact.save_ref(root, kind, made)
-        if kind == "adapter":  # for one that goes on from it or is compared with it, also once there is a newer one
-            artifact.save_ref(root, adapter_ref(name or settings.method), made)
+        if kind == "adapter":
+            adapter_names.keep(root, made, name or settings.method)
+        else:
+            artifact.save_ref(root, kind, made)
     (loss_curve,) = (made for name, made in run.artifacts.items() if name.endswith("loss_curve"))
     _show(artifact.read_table(loss_curve))
     return run
-
-
-def adapter_ref(name: str) -> str:
-    """The ref of the newest adapter that was kept under a name."""
-    return f"adapter-{name}"
 
 
 def _show(curve: pa.Table) -> None:
@@ -94,7 +90,7 @@ def finetune(settings: config.FinetuneRun) -> list[StageRun]:
     """Train on the newest training set of the chosen method: an adapter, or a reward model."""
     root = storage.resolve(settings.storage)
     training_set, trusted = load_ref(root, settings.learned_from), settings.trusted_remote_code
-    start = load_ref(root, adapter_ref(settings.from_adapter)) if settings.from_adapter else None
+    start = adapter_names.chosen(root, settings.from_adapter)
     runs = [
         finetuned(root, settings.finetune, settings.launch, settings.model, training_set, trusted, start, settings.name)
     ]
@@ -104,9 +100,11 @@ def finetune(settings: config.FinetuneRun) -> list[StageRun]:
 
 @settings_flow(name="merge")
 def merge(settings: config.MergeRun) -> list[StageRun]:
-    """Merge the newest adapter, or reward model, into its base model."""
+    """Merge an adapter, or the newest reward model, into its base model."""
     root = storage.resolve(settings.storage)
-    adapter, trusted = load_ref(root, settings.source), settings.trusted_remote_code
+    of_reward = settings.source == "reward_model"
+    adapter = load_ref(root, "reward_model") if of_reward else adapter_names.named(root, settings.adapter)
+    trusted = settings.trusted_remote_code
     facts = {"model": model_fingerprint(fetch_model(settings.model, trusted))}
     key = stage_key("tasks.training.merge", inputs={"adapter": adapter}, facts=facts)
     uri = storage.join(root, "merged", key)

@@ -2,7 +2,8 @@
 
 `--max-iterations` sets `agent.max_iterations`: where a name stands once among a command's settings, no more is needed; where
 it stands twice (`limit` of collect and of evaluate), the section goes before it (`--collect-limit`). A recipe (`--config`)
-gives values that flags override. Values are checked by the model alone, so the command line, recipes and forms agree.
+gives values that flags override. Where settings give a value to a flag that stands alone (`Alone`), it need not have one
+(`--adapter`, `--adapter context`). Values are checked by the model alone, so the command line, recipes and forms agree.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from tasks.config.adapters import Alone
 from tasks.config.base import Location, checked, dotted
 from tasks.errors import InputError
 
@@ -72,7 +74,10 @@ def add_flags(
             flags.append(f"--{also}")
         options: dict[str, Any] = {"dest": ".".join(path), "default": argparse.SUPPRESS, "help": _help(info)}
         kind = _without_none(info.annotation)
-        if kind is bool:
+        alone = next((marker.value for marker in info.metadata if isinstance(marker, Alone)), None)
+        if alone is not None:
+            options |= {"nargs": "?", "const": alone, "metavar": names[path].upper().replace("-", "_")}
+        elif kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif typing.get_origin(kind) is list:
             options |= {"nargs": "+", "metavar": names[path].upper().replace("-", "_")}
@@ -88,7 +93,7 @@ def _help(info: FieldInfo) -> str:
         text += f" One of: {', '.join(choices)}."
     if not info.is_required() and info.default is not None and not isinstance(info.default, BaseModel):
         shown = " ".join(map(str, info.default)) if isinstance(info.default, list) else info.default
-        text += f" Default: {shown}."
+        text += f" Default: {shown}." if shown != "" else ""
     return text.replace("%", "%%")
 
 

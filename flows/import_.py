@@ -13,7 +13,7 @@ texts of the pages that they saw: ingest these first, or import with `--observat
 from flows.form import settings_flow
 from flows.ingest import show_set_aside
 from flows.summary import show_stages
-from tasks import artifact, config, storage
+from tasks import adapter_names, artifact, config, storage
 from tasks.artifact import load_ref
 from tasks.cache import content_fingerprint, stage_key
 from tasks.errors import InputError
@@ -54,7 +54,10 @@ def import_(settings: config.ImportRun) -> list[StageRun]:
     for name in _GONE.get(settings.what, ()):
         artifact.drop_ref(root, name)
     for name, made in runs[0].artifacts.items():
-        artifact.save_ref(root, name, made)
+        if name == "adapter":
+            adapter_names.keep(root, made, settings.name)
+        else:
+            artifact.save_ref(root, name, made)
     show_set_aside(runs)
     show_stages(runs)
     return runs

@@ -1,7 +1,7 @@
 """infer: ask questions and watch the agent search; without --question, those that are typed in, until an empty line.
 
 drag infer --question "How loud is the HX-40 pump?" "And how heavy?"
-drag infer --adapter
+drag infer --adapter                                           # the newest; --adapter NAME for another
 drag infer --adapter --in-process                              # by transformers, without vLLM
 drag infer --base-url http://host:8000/v1 --model NAME
 """
@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from flows.serving import model_server, refuse_other_prompt
 from flows.show import show_answer, show_turn
-from tasks import config, storage
+from tasks import adapter_names, config, storage
 from tasks.agent.client import ImageUrl, open_client
 from tasks.agent.completion import OpenConversation
 from tasks.agent.rollout import rollout, search_with
@@ -43,7 +43,7 @@ def infer(settings: config.InferRun) -> None:
     root = storage.resolve(settings.storage)
     searcher = open_index(load_ref(root, "index"), settings.search)
     pages = PageStore(load_ref(root, "pages"))
-    adapter = load_ref(root, "adapter") if settings.adapter else None
+    adapter = adapter_names.chosen(root, settings.adapter)
     if adapter:
         refuse_other_prompt(adapter, settings.agent)
     sampling = resolve(settings.sampling_config, settings.sampling)

@@ -15,7 +15,7 @@ from flows.collect import collected, dated
 from flows.form import settings_flow
 from flows.serving import model_server
 from flows.summary import show_markdown, show_stages
-from tasks import artifact, config, nights, statistics, storage
+from tasks import adapter_names, artifact, config, nights, statistics, storage
 from tasks.artifact import load_ref
 from tasks.cache import stage_key
 from tasks.stage_tasks import find_states, mine_queries
@@ -63,9 +63,9 @@ def _of_one_turn(settings: config.MineRun) -> config.CollectRun:
 
 @settings_flow(name="mine", about=lambda settings: settings.mine.split)
 def mine(settings: config.MineRun) -> list[StageRun]:
-    """Sample queries of the base model, or of the newest adapter, and score each by what a search for it finds."""
+    """Sample queries of the base model, or of an adapter, and score each by what a search for it finds."""
     root = storage.resolve(settings.storage)
-    adapter = load_ref(root, "adapter") if settings.adapter else None
+    adapter = adapter_names.chosen(root, settings.adapter)
     settings = settings.model_copy(update={"mine": dated(settings.mine)})
     runs = [_found(root, settings)] if settings.mine.states != "questions" else []
     began = runs[0].artifacts["states"] if runs else None

@@ -1,4 +1,4 @@
-"""serve: hold a model server, with the newest adapter if there is one, until it is cancelled or interrupted.
+"""serve: hold a model server, with an adapter if one is named, until it is cancelled or interrupted.
 
 drag serve --port 8000
 """
@@ -11,7 +11,7 @@ from rich.console import Console
 
 from flows.form import settings_flow
 from flows.serving import model_server
-from tasks import artifact, config, storage
+from tasks import adapter_names, config, storage
 from tasks.serve import served_models
 
 _CHECK_EVERY_S = 10
@@ -19,7 +19,7 @@ _CHECK_EVERY_S = 10
 
 @settings_flow(name="serve")
 def serve(settings: config.ServeRun) -> None:
-    """Serve the base model as "base" and under its own name, and the newest adapter under a name of its own, or merged into it.
+    """Serve the base model as "base" and under its own name, and an adapter under a name of its own, or merged into it.
 
     A server that ended, hangs or has a dead engine is started again, at the same address and with the same adapter.
 
@@ -27,7 +27,7 @@ def serve(settings: config.ServeRun) -> None:
         ServerError: the server did not start, or died more often than `max_restarts`.
     """
     root = storage.resolve(settings.storage)
-    adapter = artifact.load_ref(root, "adapter") if settings.adapter else None
+    adapter = adapter_names.chosen(root, settings.adapter)
     asked = config.Server(model=settings.model, trusted_remote_code=settings.trusted_remote_code)
     with model_server(asked, settings.serve, root) as connect:
         while True:

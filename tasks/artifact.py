@@ -286,6 +286,12 @@ def has_ref(root: str, name: str) -> bool:
     return storage.exists(storage.join(root, "refs", f"{name}.json"))
 
 
+def ref_names(root: str) -> list[str]:
+    """The names of all references, sorted."""
+    folder = storage.join(root, "refs")
+    return [storage.relative(uri, folder).removesuffix(".json") for uri in storage.iter_files(folder)]
+
+
 def load_ref(root: str, name: str) -> Artifact:
     """The artifact that `refs/<name>` points to.
 

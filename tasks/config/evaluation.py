@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from tasks.config.adapters import NEWEST, AdapterName
 from tasks.config.base import Settings, Share, Split
 from tasks.config.documents import Search
 
@@ -29,10 +30,6 @@ class Evaluate(Settings):
     allow_failed_share: Share = Field(default=0.0, description="Share of rollouts that may fail, counting as misses.")
 
 
-AdapterName = Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9-]*)?$")]
-"""What `finetune` kept an adapter under: a name that it was given, or the method's. Empty for none."""
-
-
 class Variant(Settings):
     """One run of the comparison."""
 
@@ -40,7 +37,11 @@ class Variant(Settings):
     model: Literal["question", "base", "adapter"] = Field(
         description="'question' searches the raw question, without a model."
     )
-    adapter: AdapterName = Field(default="", description="Name of the adapter that is asked; the newest when empty.")
+    adapter: AdapterName = Field(
+        default=NEWEST,
+        min_length=1,
+        description="Name of the adapter that is asked, where one is: 'newest', or what finetune kept it under.",
+    )
     examples: bool = Field(default=False, description="Worked examples in the prompt.")
 
 

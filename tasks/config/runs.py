@@ -4,15 +4,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from tasks.config.adapters import NEWEST, AdapterName, AskedAdapter, refuse_reserved
 from tasks.config.base import Settings, as_form, listed
 from tasks.config.documents import Index, Ingest, Search
-from tasks.config.evaluation import VARIANTS, AdapterName, Evaluate, Variants
+from tasks.config.evaluation import VARIANTS, Evaluate, Variants
 from tasks.config.rollouts import Collect, Format, FormatName, Mine, Nights, Process, Source
 from tasks.config.serving import Agent, Sampling, SamplingName, Serve, Server
 from tasks.config.training import LEARNS_FROM, Finetune, Launch, SftName
 
 # What people change first comes first in a form.
 _ORDER = "storage what source target layout nights model training_set name from_adapter adapter ingest collect mine server agent collect_agent process format finetune launch evaluate variants"
+
+_WHICH = "'newest', or the name that it was kept under"
 
 
 def _as_form(schema: dict[str, Any]) -> None:
@@ -96,7 +99,9 @@ class CollectRun(ModelRun):
     """Parameters of the flow `collect`."""
 
     collect: Collect = Field(default=Collect(), title="Collection", description="Which rollouts are run.")
-    adapter: bool = Field(default=False, description="Collect with the newest adapter instead of the base model.")
+    adapter: AskedAdapter = Field(
+        default="", description=f"Collect with this adapter instead of the base model: {_WHICH}."
+    )
 
 
 class ReparseRun(Run):
@@ -119,7 +124,9 @@ class MineRun(ModelRun):
         title="Nights",
         description="Whose trajectories are gone on from, where any are; without a date, the newest.",
     )
-    adapter: bool = Field(default=False, description="Mine with the newest adapter instead of the base model.")
+    adapter: AskedAdapter = Field(
+        default="", description=f"Mine with this adapter instead of the base model: {_WHICH}."
+    )
 
 
 class ProcessRun(Run):
@@ -164,7 +171,7 @@ class FinetuneRun(BaseRun):
     from_adapter: AdapterName = Field(
         default="",
         title="Start from the adapter",
-        description="Go on from the adapter of this name, whose LoRA shape is kept; dpo then compares with it. From the base model when empty.",
+        description=f"Go on from this adapter, whose LoRA shape is kept: {_WHICH}; dpo then compares with it. From the base model when empty.",
     )
     finetune: Finetune = Field(default=Finetune(), title="Training", description="How the adapter is trained.")
     launch: Launch = Field(
@@ -178,6 +185,7 @@ class FinetuneRun(BaseRun):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "FinetuneRun":
+        refuse_reserved(self.name)
         if self.finetune.method == "reward" and self.from_adapter:
             raise ValueError("a reward model starts from the base model: leave from_adapter empty")
         if self.finetune.method == "reward" and self.name:
@@ -189,14 +197,21 @@ class MergeRun(BaseRun):
     """Parameters of the flow `merge`."""
 
     source: Literal["adapter", "reward_model"] = Field(
-        default="adapter", title="What is merged", description="The newest adapter, or the newest reward model."
+        default="adapter", title="What is merged", description="An adapter, or the newest reward model."
     )
+    adapter: AdapterName = Field(default=NEWEST, min_length=1, description=f"Which adapter: {_WHICH}.")
+
+    @model_validator(mode="after")
+    def _only_adapters_have_names(self) -> "MergeRun":
+        if self.source == "reward_model" and self.adapter != NEWEST:
+            raise ValueError("a reward model is kept under no name: leave adapter out")
+        return self
 
 
 class ServeRun(BaseRun):
     """Parameters of the flow `serve`."""
 
-    adapter: bool = Field(default=False, description="Serve the newest adapter beside the base model.")
+    adapter: AskedAdapter = Field(default="", description=f"Serve this adapter beside the base model: {_WHICH}.")
     serve: Serve = Field(default=Serve(), title="vLLM", description="How vLLM is started, where no base URL is given.")
 
 
@@ -206,7 +221,7 @@ class InferRun(ModelRun):
     question: Annotated[list[str], BeforeValidator(listed)] = Field(
         default=[], title="Questions", description="Questions to ask; asks for questions when empty."
     )
-    adapter: bool = Field(default=False, description="Ask the newest adapter instead of the base model.")
+    adapter: AskedAdapter = Field(default="", description=f"Ask this adapter instead of the base model: {_WHICH}.")
     in_process: bool = Field(
         default=False,
         description="Run the model in this process by transformers, which needs the training packages but no vLLM and no server.",
@@ -227,15 +242,24 @@ class InferRun(ModelRun):
 class ExportRun(Run):
     """Parameters of the flow `export`."""
 
-    what: Literal["trajectories", "processed", "training-sets", "adapter"] = Field(
+    what: Literal["trajectories", "processed", "training-sets", "adapter", "reward-model"] = Field(
         title="What is exported",
         description="The newest of it: 'processed' with its pairs and statistics, 'training-sets' all that there are.",
+    )
+    adapter: AdapterName = Field(
+        default=NEWEST, min_length=1, description=f"Which adapter, where one is exported: {_WHICH}."
     )
     target: str = Field(title="Where to", description="Folder or s3:// prefix that it is written to.")
     layout: Literal["jsonl", "hf"] = Field(
         default="jsonl",
-        description="'jsonl': the reference pipeline's files. 'hf': a Hugging Face data set, Parquet with a card. An adapter is in PEFT's layout either way.",
+        description="'jsonl': the reference pipeline's files. 'hf': a Hugging Face data set, Parquet with a card. An adapter or reward model is in PEFT's layout either way.",
     )
+
+    @model_validator(mode="after")
+    def _only_adapters_have_names(self) -> "ExportRun":
+        if self.what != "adapter" and self.adapter != NEWEST:
+            raise ValueError(f"{self.what} have no names: leave adapter out")
+        return self
 
 
 class ImportRun(BaseRun):
@@ -244,6 +268,9 @@ class ImportRun(BaseRun):
     what: Literal[
         "trajectories", "processed", "sft_best", "sft_trajectory", "sft_context", "dpo", "reward", "adapter"
     ] = Field(title="What is imported", description="It becomes the newest of its kind, which later stages take.")
+    name: AdapterName = Field(
+        default="", description="Name that an adapter is kept under beside being the newest; none when empty."
+    )
     source: Annotated[list[str], BeforeValidator(listed)] = Field(
         min_length=1,
         max_length=2,
@@ -255,6 +282,13 @@ class ImportRun(BaseRun):
         title="Agent",
         description="The agent whose conversations rollouts and examples of others become, as it will be served.",
     )
+
+    @model_validator(mode="after")
+    def _only_adapters_have_names(self) -> "ImportRun":
+        refuse_reserved(self.name)
+        if self.name and self.what != "adapter":
+            raise ValueError("only an adapter is kept under a name: leave name empty")
+        return self
 
 
 class EvaluateRun(ModelRun):

@@ -101,5 +101,5 @@ def _is_copy(said: Any) -> bool:
 
 
 def export_adapter(adapter: Artifact, folder: Path) -> None:
-    """Copy an adapter, with its card and provenance, into a local folder."""
+    """Copy an adapter, or reward model, with its card and provenance, into a local folder."""
     shutil.copytree(artifact.fetch_folder(adapter), folder, dirs_exist_ok=True)

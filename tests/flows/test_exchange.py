@@ -78,13 +78,19 @@ def test_the_references_files_go_through_every_stage_and_out_again(
     assert main(["export", "adapter", f"{elsewhere}/out", "--storage", elsewhere]) == 0
     assert any(file.endswith("out/README.md") for file in storage.iter_files(f"{elsewhere}/out"))
 
-    drag("import", "adapter", f"{elsewhere}/out", "--model", model)
+    drag("import", "adapter", f"{elsewhere}/out", "--model", model, "--name", "theirs")
     ours, theirs = load_ref(storage_root, "adapter"), load_ref(elsewhere, "adapter")
     tensors = "adapter_model.safetensors"
     assert (fetch_folder(ours) / tensors).read_bytes() == (fetch_folder(theirs) / tensors).read_bytes()
     assert read_provenance(ours)["prompt_fingerprints"] == read_provenance(theirs)["prompt_fingerprints"]
-    drag("merge", "--model", model)
+    drag("merge", "--model", model, "--adapter", "theirs")
     assert has_ref(storage_root, "merged_model")
+    drag("finetune", "reward", "--reward-loss", "pairs", "--model", model, *QUICK)
+    drag("export", "reward-model", str(tmp_path / "reward"))
+    assert "Spearman" in (tmp_path / "reward" / "README.md").read_text()
+    capsys.readouterr()
+    assert main(["merge", "--model", model, "--adapter", "ours", "--storage", storage_root]) == 2
+    assert "holds no adapter ours; there are theirs" in capsys.readouterr().err
 
     assert main(["import", "processed", str(out / "processed.jsonl"), "--storage", elsewhere]) == 0
     assert read_rows(load_ref(elsewhere, "processed")) == read_rows(load_ref(storage_root, "processed"))

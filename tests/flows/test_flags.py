@@ -83,6 +83,38 @@ def test_a_flag_overrides_the_recipe_and_leaves_the_rest(tmp_path: Path) -> None
     assert (settings.storage, settings.finetune.epochs, settings.finetune.lr) == ("here", 3, 0.02)
 
 
+@pytest.mark.parametrize("command", ["collect", "mine", "infer", "serve", "merge", "export"])
+def test_an_adapter_is_the_newest_or_one_by_its_name(command: str, tmp_path: Path) -> None:
+    words = [command, *(["adapter", "folder"] if command == "export" else [])]
+
+    def told(*flags: str) -> str:
+        return settings_from(COMMANDS[command].settings, _parser().parse_args([*words, *flags])).adapter
+
+    alone = [] if command in ("merge", "export") else ["--adapter"]  # these two take one in any case
+    assert [told(), told(*alone), told("--adapter", "context")] == [told(), "newest", "context"]
+    assert told() == ("" if alone else "newest")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"adapter": "context"}))
+    assert told("--config", str(recipe)) == "context"
+    with pytest.raises(ConfigError, match="--adapter"):
+        told("--adapter", "../context")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["finetune", "sft", "--name", "newest"], "choose another name"),
+        (["import", "adapter", "folder", "--name", "newest"], "choose another name"),
+        (["import", "dpo", "file.jsonl", "--name", "mine"], "leave name empty"),
+        (["merge", "--source", "reward_model", "--adapter", "mine"], "leave adapter out"),
+        (["export", "reward-model", "folder", "--adapter", "mine"], "leave adapter out"),
+    ],
+)
+def test_a_name_that_says_nothing_is_refused(words: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        settings_from(COMMANDS[words[0]].settings, _parser().parse_args(words))
+
+
 def test_one_server_or_several(tmp_path: Path) -> None:
     a, b = "http://a:8000/v1", "http://b:8000/v1"
     recipe = tmp_path / "recipe.yaml"

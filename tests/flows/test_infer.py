@@ -136,7 +136,7 @@ def test_a_model_with_its_adapter_in_this_process(
     facts = provenance(base_fingerprint=model_fingerprint(model), prompt_fingerprints=[prompt_fingerprint(AGENT)])
     save_ref(root, "adapter", write_folder(tmp_path / "adapter", f"{root}/adapters/a", "adapter/1", 1, facts))
     shown = []
-    for adapter in (False, True, False):
+    for adapter in ("", "newest", ""):
         settings = config.InferRun(
             storage=root,
             agent=AGENT,

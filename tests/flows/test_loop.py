@@ -151,9 +151,9 @@ def test_an_adapter_is_not_asked_under_another_prompt(tmp_path: Path, documents:
         with pytest.raises(ConfigError, match="trained on prompt"):
             evaluate(config.EvaluateRun(storage=root, agent=other, server=run.server, variants=runs))
         with pytest.raises(ConfigError, match="trained on prompt"):
-            collect(run.model_copy(update={"agent": other, "adapter": True}))
+            collect(run.model_copy(update={"agent": other, "adapter": "newest"}))
         with pytest.raises(ConfigError, match="trained on prompt"):
-            infer(config.InferRun(storage=root, agent=other, server=run.server, question="Why?", adapter=True))
+            infer(config.InferRun(storage=root, agent=other, server=run.server, question="Why?", adapter="newest"))
 
 
 def test_failed_rollouts_are_told_and_only_they_are_redone(tmp_path: Path, documents: Path) -> None:
