@@ -13,7 +13,6 @@ question has five queries, which make ten pairs.
 About three minutes on two cores; --quick, one.
 """
 
-import argparse
 import json
 import os
 import random
@@ -28,6 +27,7 @@ from tasks.agent.prompts import prompt_fingerprint, prompt_messages, search_mess
 from tasks.artifact import Artifact, read_rows, table_of, write_table
 from tasks.config import Agent, Finetune
 from tasks.model import fetch_model
+from tests.bench import harness
 from tests.tiny_model import tiny_model
 
 AGENT = Agent(protocol="tags")
@@ -36,8 +36,8 @@ _PAIRS = 10  # of a question's five queries
 _WORDS = ("revenue", "income", "report", "warranty", "pump", "contract", "delivery", "annual", "voltage", "meeting")
 
 
-def run(quick: bool = False) -> list[dict[str, Any]]:
-    """Measure; one row a number: {name, ours, peer, ratio, target, unit}."""
+def run(quick: bool = False) -> list[harness.Row]:
+    """Measure; one row a number."""
     steps, rounds = (6, 1) if quick else (8, 3)
     settings = Finetune(epochs=1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -67,15 +67,11 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     rows = []
     for batching, speeds in ours.items():
         speed = statistics.median(speeds)
-        rows.append(_row(f"finetune, {batching}, against TRL's SFTTrainer", speed, trl, "≥ 1.0", "tokens/s"))
-        rows.append(_row(f"computed tokens that are real, {batching}", real[batching], 1.0, "≥ 0.9", "share"))
+        rows.append(harness.row(f"finetune, {batching}, against TRL's SFTTrainer", speed, trl, "≥ 1.0", "tokens/s"))
+        rows.append(harness.row(f"computed tokens that are real, {batching}", real[batching], 1.0, "≥ 0.9", "share"))
     speed, trl = statistics.median(ours_dpo), statistics.median(peer_dpo)
-    rows.append(_row("finetune, DPO, against TRL's DPOTrainer", speed, trl, "≥ 1.0", "pairs/s"))
+    rows.append(harness.row("finetune, DPO, against TRL's DPOTrainer", speed, trl, "≥ 1.0", "pairs/s"))
     return rows
-
-
-def _row(name: str, ours: float, peer: float, target: str, unit: str) -> dict[str, Any]:
-    return {"name": name, "ours": ours, "peer": peer, "ratio": ours / peer, "target": target, "unit": unit}
 
 
 def _training_set(folder: Path, count: int) -> Artifact:
@@ -197,12 +193,5 @@ def _plain(message: dict[str, Any]) -> dict[str, str]:
     return {"role": message["role"], "content": message["content"]}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer steps, one round")
-    for row in run(parser.parse_args().quick):
-        print("{name}: {ours:.2f} {unit}, peer {peer:.2f}, ratio {ratio:.3f} (target {target})".format(**row))
-
-
 if __name__ == "__main__":
-    main()
+    harness.main(__doc__, run)

@@ -7,27 +7,23 @@ in each, so a request holds up to nine images, as base64; pages are rendered bef
 `openai.AsyncOpenAI`, sending the very same requests, turn after turn. About two minutes on two cores; --quick, half of one.
 """
 
-import argparse
 import asyncio
-import contextlib
 import json
 import random
 import re
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import openai
 import pymupdf
 from aiohttp import web
 
 from tasks import artifact, collect, config, documents
 from tasks.artifact import Artifact
 from tasks.search.index import build_index
+from tests.bench import harness
 
 SERVICE_S = 0.2
 AT_ONCE = (8, 64)
@@ -37,33 +33,25 @@ WORDS = [f"word{n}" for n in range(40)]
 AGENT = config.Agent(protocol="tags", observation="image", max_iterations=TURNS, top_k=3)
 
 
-def run(quick: bool = False) -> list[dict[str, Any]]:
-    """Measure; one row a number of rollouts at once: {name, ours, peer, ratio, target, unit}.
+def run(quick: bool = False) -> list[harness.Row]:
+    """Measure; one row a number of rollouts at once.
 
     Ours and the peer take turns, and the best round of each counts: what else the machine does can only slow them.
     """
     rounds = 1 if quick else 3
     rows = []
-    with tempfile.TemporaryDirectory() as root, _server() as url:
+    with tempfile.TemporaryDirectory() as root, harness.served("tests.bench.bench_images") as url:
         for at_once in AT_ONCE:
             inputs = _inputs(Path(root) / str(at_once), 32 if at_once == 8 else 64 if quick else 128)
-            conversations = asyncio.run(_recorded(inputs))
-            asyncio.run(_time_peer(url, conversations[:at_once], at_once))
+            sent = asyncio.run(_recorded(inputs))
+            asyncio.run(harness.time_peer(url, sent[:at_once], at_once))
             ours, peer = [], []
             for _ in range(rounds):
-                peer.append(asyncio.run(_time_peer(url, conversations, at_once)))
+                peer.append(asyncio.run(harness.time_peer(url, sent, at_once)))
                 ours.append(asyncio.run(_time_ours(url, inputs, at_once)))
-            calls = sum(map(len, conversations))
-            rows.append(
-                {
-                    "name": f"collect with page images, {at_once} rollouts at once, against the bare openai client",
-                    "ours": calls / min(ours),
-                    "peer": calls / min(peer),
-                    "ratio": min(peer) / min(ours),
-                    "target": "≥ 0.95",
-                    "unit": "calls/s",
-                }
-            )
+            name = f"collect with page images, {at_once} rollouts at once, against the bare openai client"
+            calls = sum(map(len, sent))
+            rows.append(harness.row(name, calls / min(ours), calls / min(peer), "≥ 0.95", "calls/s"))
     return rows
 
 
@@ -111,37 +99,13 @@ async def _time_ours(url: str, inputs: dict[str, Artifact], at_once: int) -> flo
     return took
 
 
-async def _time_peer(url: str, conversations: Sequence[Sequence[dict[str, Any]]], at_once: int) -> float:
-    """Seconds that the openai client, as it comes, takes for the same requests."""
-    gate = asyncio.Semaphore(at_once)
-    async with openai.AsyncOpenAI(base_url=url, api_key="EMPTY") as client:
-
-        async def converse(requests: Sequence[dict[str, Any]]) -> None:
-            async with gate:
-                for request in requests:
-                    of_vllm = {
-                        k: request[k] for k in request.keys() & {"include_stop_str_in_output", "structured_outputs"}
-                    }
-                    rest = {k: v for k, v in request.items() if k not in of_vllm}
-                    await client.chat.completions.create(**rest, extra_body=of_vllm)
-
-        start = time.perf_counter()
-        await asyncio.gather(*(converse(requests) for requests in conversations))
-        return time.perf_counter() - start
-
-
-async def _recorded(inputs: dict[str, Artifact]) -> list[list[dict[str, Any]]]:
+async def _recorded(inputs: dict[str, Artifact]) -> list[list[Mapping[str, Any]]]:
     """The requests of every rollout, turn after turn, as a server was sent them; images are stored on the way."""
     bodies: list[bytes] = []
     runner, url = await _listen(0.0, bodies)
     await _time_ours(url, inputs, 16)
     await runner.cleanup()
-    conversations: dict[int, list[dict[str, Any]]] = {}
-    for body in bodies:
-        request = json.loads(body)
-        conversations.setdefault(request["seed"], []).append(request)
-    assert {len(requests) for requests in conversations.values()} == {TURNS}
-    return list(conversations.values())
+    return harness.conversations(map(json.loads, bodies), TURNS)
 
 
 async def _listen(delay_s: float, bodies: list[bytes] | None = None) -> tuple[web.AppRunner, str]:
@@ -172,35 +136,10 @@ async def _listen(delay_s: float, bodies: list[bytes] | None = None) -> tuple[we
     return runner, f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
 
 
-@contextlib.contextmanager
-def _server() -> Iterator[str]:
-    """Address of the server, in a process of its own."""
-    command = [sys.executable, "-m", "tests.bench.bench_images", "--serve"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield process.stdout.readline().strip()
-        finally:
-            process.kill()
-
-
-async def _serve() -> None:
+async def _serve() -> str:
     _, url = await _listen(SERVICE_S)
-    print(url, flush=True)
-    await asyncio.Event().wait()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rollouts, one round")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.serve:
-        asyncio.run(_serve())
-    else:
-        for row in run(args.quick):
-            print("{name}: {ours:.1f} {unit}, peer {peer:.1f}, ratio {ratio:.3f} (target {target})".format(**row))
+    return url
 
 
 if __name__ == "__main__":
-    main()
+    harness.main(__doc__, run, _serve)

@@ -13,14 +13,13 @@ same query as an object that was made beforehand, and looks up file and page in 
 The second: `build_index`, from Parquet to stored artifact, against tantivy indexing the same fields from the same Parquet.
 """
 
-import argparse
 import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -31,6 +30,7 @@ from tasks import artifact, config
 from tasks.artifact import Artifact
 from tasks.search import analysis
 from tasks.search.index import Searcher, build_index, open_index
+from tests.bench import harness
 
 WORDS_A_PAGE, WORDS_A_QUESTION, VOCABULARY = 450, 12, 60_000
 TOP_K = 10
@@ -39,8 +39,8 @@ T = TypeVar("T")
 WEIGHTS = {"text": 1.0, "file": SEARCH.file_boost, "title": SEARCH.title_boost}
 
 
-def run(quick: bool = False) -> list[dict[str, Any]]:
-    """Measure; one row a number: {name, ours, peer, ratio, target, unit}.
+def run(quick: bool = False) -> list[harness.Row]:
+    """Measure; one row a number.
 
     Each number is the median of rounds in which ours and the peer take turns, so that both meet the same machine.
     """
@@ -62,15 +62,11 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
             mine, its = _time_searches(searcher, peer_searcher, [(q, _peer_query(peer, q)) for q in asked])
             searched.append(n_questions / mine)
             peer_searched.append(n_questions / its)
+    first, second = f"search, {n_pages} pages, OR of a question's words", f"index build, {n_pages} pages"
     return [
-        _row(f"search, {n_pages} pages, OR of a question's words", searched, peer_searched, "≥ 0.8", "questions/s"),
-        _row(f"index build, {n_pages} pages", built, peer_built, "≤ 1.3", "s"),
+        harness.row(first, statistics.median(searched), statistics.median(peer_searched), "≥ 0.8", "questions/s"),
+        harness.row(second, statistics.median(built), statistics.median(peer_built), "≤ 1.3", "s"),
     ]
-
-
-def _row(name: str, ours: list[float], peer: list[float], target: str, unit: str) -> dict[str, Any]:
-    mine, its = statistics.median(ours), statistics.median(peer)
-    return {"name": name, "ours": mine, "peer": its, "ratio": mine / its, "target": target, "unit": unit}
 
 
 def _time_searches(ours: Searcher, peer: tantivy.Searcher, asked: list[tuple[str, Query]]) -> tuple[float, float]:
@@ -165,9 +161,4 @@ def _peer_search(searcher: tantivy.Searcher, query: Query) -> list[tuple[float, 
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer pages and rounds")
-    for row in run(parser.parse_args().quick):
-        print(
-            f"{row['name']}: {row['ours']:.2f} / {row['peer']:.2f} {row['unit']} = {row['ratio']:.2f} ({row['target']})"
-        )
+    harness.main(__doc__, run)
