@@ -34,7 +34,7 @@ GatheringStage = Task[..., dict[str, Artifact]]
 # How fast a run goes changes no rollout. How it is cut into shards changes none either, but parts lie in shards' folders.
 _PACE = {"concurrency", "request_timeout", "rollout_timeout", "max_retries", "send_images"}
 _RESUMING = {"resume", "flush_every", "allow_failed_share", "notify_failed_share"}
-# a model is known by its name, wherever it is served: a server that moved changes no rollout
+# a server of the user's own that moved changes no rollout; what it serves is known by its name alone
 _WHERE = {"base_url", "trusted_remote_code"}
 # it says which day `dt` is, and `dt` counts
 _MEANING = {"time_zone"}
@@ -76,16 +76,19 @@ def collected(
     if adapter:
         refuse_other_prompt(adapter, settings.agent)
         inputs["adapter"] = adapter
-    fingerprint = settings.server.model if settings.server.base_url else _weights(settings.server)
+    own = bool(settings.server.base_url)
+    fingerprint = settings.server.model if own else _weights(settings.server)
+    # weights that we serve are known by their bytes, wherever they lie
+    where = _WHERE if own else _WHERE | {"model"}
 
     def key(without: set[str], **chosen_by: Artifact) -> str:
         chosen: dict[str, Any] = {
             "collect": settings.collect.model_dump(mode="json", exclude=_RESUMING | _MEANING | without),
-            "server": settings.server.model_dump(mode="json", exclude=_PACE | _WHERE),
+            "server": settings.server.model_dump(mode="json", exclude=_PACE | where),
         }
         if "only" not in without:
             chosen["only"] = sorted(only)
-        if not settings.server.base_url:
+        if not own:
             chosen["serve"] = settings.serve.model_dump(mode="json", include=_SERVED)
         fixed = {"agent": settings.agent, "search": settings.search, "sampling": settings.sampling}
         return stage_key(

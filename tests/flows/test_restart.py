@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -87,6 +88,22 @@ def test_with_no_restart_left_the_run_ends_and_the_next_goes_on(
     attempts = _attempts(root)
     assert {attempts[rollout, "finished"] for rollout in kept} == {1}
     assert sum(status == "finished" for _, status in attempts) == ROLLOUTS
+
+
+def test_a_model_that_moved_is_not_asked_again_and_one_that_changed_is(
+    root: str, tmp_path: Path, dying: list[list[str]]
+) -> None:
+    settings = _settings(root, tmp_path)
+    first = collect(settings)[0].artifacts
+    moved = shutil.copytree(settings.server.model, tmp_path / "moved")
+    elsewhere = settings.model_copy(update={"server": settings.server.model_copy(update={"model": str(moved)})})
+    (again,) = collect(elsewhere)
+    assert again.cached
+    assert again.artifacts == first
+    (moved / "generation_config.json").write_text('{"temperature": 0.5}')
+    (anew,) = collect(elsewhere)
+    assert not anew.cached
+    assert anew.artifacts["trajectories"].uri != first["trajectories"].uri
 
 
 def test_an_adapter_that_would_not_be_served_whole_starts_no_server(tmp_path: Path, dying: list[list[str]]) -> None:
