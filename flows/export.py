@@ -4,6 +4,7 @@ drag export trajectories FOLDER                        # trajectories.jsonl
 drag export processed FOLDER                           # processed.jsonl, pairs.jsonl, stats.json
 drag export training-sets FOLDER                       # sft_best_train.jsonl, sft_best_val.jsonl, dpo_train.jsonl, …
 drag export training-sets FOLDER --layout hf           # a data set: Parquet, and a card
+drag export results FOLDER                             # results-base.jsonl, …, comparison.jsonl: as last compared
 drag export adapter FOLDER                             # the newest, in PEFT's layout, with a model card
 drag export adapter FOLDER --adapter NAME              # the one that was kept under a name
 drag export reward-model FOLDER                        # alike
@@ -23,7 +24,7 @@ from rich.console import Console
 from flows.form import settings_flow
 from flows.summary import show_markdown
 from tasks import adapter_names, artifact, config, storage
-from tasks.artifact import load_ref
+from tasks.artifact import Artifact, load_ref, read_provenance
 from tasks.errors import ArtifactError
 from tasks.exchange.adapter import export_adapter
 from tasks.exchange.export import export_tables
@@ -33,6 +34,31 @@ _TABLES = {
     "processed": ["processed", "pairs", "statistics"],
     "training-sets": list(get_args(config.FormatName)),
 }
+
+
+def _made(root: str, what: str) -> dict[str, Artifact]:
+    tables = {name: load_ref(root, name) for name in _TABLES[what] if artifact.has_ref(root, name)}
+    if not tables:
+        raise ArtifactError(f"{root} holds no {what} yet; run the stage that makes them first")
+    return tables
+
+
+def _measured(root: str) -> dict[str, Artifact]:
+    """The newest comparison, and the results of its runs: as they ran, and with their first queries ranked again."""
+    comparison = load_ref(root, "comparison")
+    compared: dict[str, str] = read_provenance(comparison)["inputs"]
+    tables = {"comparison": comparison}
+    for name in artifact.ref_names(root):
+        if name.startswith("results-"):
+            results = load_ref(root, name)
+            if {results.sha256, read_provenance(results)["inputs"].get("results")} & set(compared.values()):
+                tables[name.replace(" ", "_")] = results
+    there = {table.sha256 for table in tables.values()}
+    if gone := [run for run, sha256 in compared.items() if sha256 not in there]:
+        raise ArtifactError(
+            f"{', '.join(gone)}: measured again since the newest comparison; run drag compare, naming all runs that it is to hold"
+        )
+    return tables
 
 
 @settings_flow(name="export", about=lambda settings: settings.what)
@@ -51,10 +77,7 @@ def export(settings: config.ExportRun) -> dict[str, int]:
             export_adapter(made, folder)
             written = {path.name: 1 for path in sorted(folder.iterdir())}
         else:
-            wanted = _TABLES[settings.what]
-            tables = {name: load_ref(root, name) for name in wanted if artifact.has_ref(root, name)}
-            if not tables:
-                raise ArtifactError(f"{root} holds no {settings.what} yet; run the stage that makes them first")
+            tables = _measured(root) if settings.what == "results" else _made(root, settings.what)
             written = export_tables(tables, settings.layout, folder)
         storage.upload_folder(folder, target)
     lines = [f"| {name} | {rows:,} |" for name, rows in written.items()]

@@ -242,9 +242,9 @@ class InferRun(ModelRun):
 class ExportRun(Run):
     """Parameters of the flow `export`."""
 
-    what: Literal["trajectories", "processed", "training-sets", "adapter", "reward-model"] = Field(
+    what: Literal["trajectories", "processed", "training-sets", "results", "adapter", "reward-model"] = Field(
         title="What is exported",
-        description="The newest of it: 'processed' with its pairs and statistics, 'training-sets' all that there are.",
+        description="The newest of it: 'processed' with its pairs and statistics, 'training-sets' all that there are, 'results' those of the runs that were last compared, with the comparison.",
     )
     adapter: AdapterName = Field(
         default=NEWEST, min_length=1, description=f"Which adapter, where one is exported: {_WHICH}."

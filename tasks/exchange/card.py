@@ -1,5 +1,6 @@
 """The card of a data set: README.md in its folder, in the hub's form. Its head is what `datasets.load_dataset` reads."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ _ABOUT = {
     "pairs": "Two queries for the same question, of which one ranked the answer's page better.",
     "sft": "A conversation and what is to be said next, in TRL's conversational prompt-completion form.",
     "dpo": "A conversation and two ways to go on, in TRL's conversational preference form.",
+    "results": "How a run did on a question: ranks of the answer's pages, the answer's likeness, citations, cost.",
+    "comparison": "How far a run differs from another on a metric, with a 95 % interval, a p-value and a verdict.",
     "reward": "A question, a query, and how well the query ranked the answer's page.",
 }
 
@@ -35,7 +38,7 @@ def card(parts: Mapping[str, Mapping[str, int]], made_of: Mapping[str, Mapping[s
         "tags": ["drag", "document-retrieval", "search"],
     }
     rows = [
-        (name, split, f"{count:,}", _ABOUT[name.partition("_")[0]])
+        (name, split, f"{count:,}", _ABOUT[re.split("[_-]", name)[0]])
         for name, splits in parts.items()
         for split, count in splits.items()
     ]
@@ -55,10 +58,11 @@ def card(parts: Mapping[str, Mapping[str, int]], made_of: Mapping[str, Mapping[s
 
 
 def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a reader wants to know of a provenance: model, settings, inputs, versions."""
+    """What a reader wants to know of a provenance: model, settings, inputs, versions. Results say what their rollouts are of."""
     settings = facts.get("settings", {})
-    agent = facts.get("agent") or settings.get("agent") or {}
-    shown = {"model": facts.get("model"), "prompt": facts.get("prompt_fingerprint"), **agent}
+    made = facts.get("results", facts).get("rollouts", facts)
+    agent = made.get("agent") or made.get("settings", {}).get("agent") or {}
+    shown = {"model": made.get("model"), "prompt": made.get("prompt_fingerprint"), **agent}
     shown |= {name: value for name, value in settings.items() if not isinstance(value, dict | list)}
     shown |= {f"made from {name}": f"sha256 {digest}" for name, digest in facts.get("inputs", {}).items()}
     shown |= {"drag": facts.get("packages", {}).get("drag")}

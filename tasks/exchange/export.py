@@ -1,6 +1,7 @@
 """Artifacts out of the storage, for people and programs that know nothing of DRAG.
 
-    jsonl  trajectories.jsonl · processed.jsonl, pairs.jsonl, stats.json · sft_best_train.jsonl, sft_best_val.jsonl, …
+    jsonl  trajectories.jsonl · processed.jsonl, pairs.jsonl, stats.json · sft_best_train.jsonl, sft_best_val.jsonl, … ·
+           results-base.jsonl, …, comparison.jsonl
     hf     NAME/SPLIT.parquet for each of these, and a card: what `datasets.load_dataset` reads, and a hub takes
 
 Both hold every column, so that `drag import` gives back what was exported; but training sets as JSONL are the reference's
@@ -24,7 +25,7 @@ from tasks.artifact import Artifact
 from tasks.exchange import training_sets
 from tasks.exchange.card import card
 
-_WHOLE = ("trajectories", "processed", "pairs")
+_LEARNED_FROM = ("sft", "dpo", "reward")
 _NO_SPLIT = "unsplit"
 
 
@@ -32,7 +33,7 @@ def export_tables(tables: Mapping[str, Artifact], layout: str, folder: Path) -> 
     """Write tables into a local folder.
 
     Args:
-        tables: by the name that each is to have: "trajectories", "processed", "pairs", or a format's; and "statistics".
+        tables: by the name that each is to have: its reference's, or, with spaces, one without. "statistics" is none of rows.
         layout: "jsonl" or "hf".
 
     Returns:
@@ -64,7 +65,7 @@ def _reference(table: Artifact) -> dict[str, Any]:
 
 
 def _jsonl(name: str, table: Artifact, folder: Path) -> dict[str, int]:
-    if name not in _WHOLE:
+    if table.schema.partition("/")[0] in _LEARNED_FROM:
         parts = {f"{name}_{part}.jsonl": training_sets.lines(_rows(table), part) for part in ("train", "val")}
         return {file: _write(lines, folder / file) for file, lines in parts.items()}
     line: Callable[[dict[str, Any]], dict[str, Any]] = _trajectory if name == "trajectories" else dict
@@ -101,7 +102,8 @@ def _parquet(name: str, table: Artifact, folder: Path) -> dict[str, int]:
     with ExitStack() as stack:
         writers: dict[str, pq.ParquetWriter] = {}
         for batch in artifact.read_batches(table):
-            splits = pc.fill_null(batch["split"], _NO_SPLIT)
+            known = batch["split"] if "split" in batch.column_names else pa.nulls(batch.num_rows, pa.string())
+            splits = pc.fill_null(known, _NO_SPLIT)
             for split in dict.fromkeys(splits.to_pylist()):
                 file = f"{name}/{split}.parquet"
                 if file not in writers:

@@ -1,14 +1,17 @@
 """Single questions of an evaluation: asked alone, shown turn by turn, and without a trace in what was compared."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from flows.evaluate import compare, evaluate
+from flows.export import export
 from tasks import config
-from tasks.artifact import load_ref, read_rows
-from tasks.errors import InputError
+from tasks.artifact import load_ref, read_rows, save_ref
+from tasks.errors import ArtifactError, InputError
 from tests.model_server import Hang, ModelServer, Reply
 from tests.small_collection import ingest_small, searcher
 
@@ -32,7 +35,7 @@ def _wrong(request: dict[str, Any], call: int) -> Reply:
 
 
 def test_single_questions_are_asked_alone_and_shown_and_share_rollouts_with_a_whole_evaluation(
-    tmp_path: Path, documents: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, documents: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = str(tmp_path / "store")
     ingest_small(root, documents)
@@ -64,9 +67,31 @@ def test_single_questions_are_asked_alone_and_shown_and_share_rollouts_with_a_wh
         assert server.calls == 30
         assert {name: load_ref(root, name) for name in REFS} == whole
     assert {row["fate"] for row in read_rows(whole["results-base"])} == {"not_cited"}
+    _exported(root, tmp_path, monkeypatch)
 
     with pytest.raises(InputError, match="no question q77 in split 'all'"):
         evaluate(_settings(root, server.url, "q77"))
+
+
+def _exported(root: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured, as files and as a data set; nothing of a comparison whose runs were measured again since."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+    names = ["comparison", "results-base", "results-question"]
+    jsonl = config.ExportRun(storage=root, what="results", target=str(folder / "jsonl"))
+    hf = config.ExportRun(storage=root, what="results", target=str(folder / "hf"), layout="hf")
+    assert set(export(jsonl)) == {f"{name}.jsonl" for name in names}
+    export(hf)
+    assert set(datasets.get_dataset_config_names(hf.target)) == set(names)
+    for name in names:
+        rows = read_rows(load_ref(root, name))
+        lines = (folder / "jsonl" / f"{name}.jsonl").read_text().splitlines()
+        assert list(map(json.loads, lines)) == rows
+        loaded = [row for part in datasets.load_dataset(hf.target, name).values() for row in part]
+        assert sorted(loaded, key=str) == sorted(rows, key=str)
+    assert "| protocol | tags |" in (folder / "hf" / "README.md").read_text()
+    save_ref(root, "results-base", load_ref(root, "results-question"))
+    with pytest.raises(ArtifactError, match="base: measured again since"):
+        export(jsonl)
 
 
 def test_a_question_that_takes_longer_than_its_time_is_given_up_as_errored(tmp_path: Path, documents: Path) -> None:
