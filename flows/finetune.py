@@ -26,7 +26,7 @@ from tasks.stage_tasks import finetune_adapter, merge_adapter
 from tasks.stages import StageRun, run_stage
 from tasks.training.card import measures
 from tasks.training.curve import summary
-from tasks.training.launch import world_size
+from tasks.training.launch import NOT_LEARNED, forget_checkpoints, world_size
 
 
 def finetuned(
@@ -47,24 +47,29 @@ def finetuned(
         name: what the adapter is kept under; the method when empty.
     """
     # How many processes train changes the steps; where they run does not.
-    facts = {"model": model_fingerprint(fetch_model(model, trusted)), "world_size": world_size(processes)}
-    learned = settings.model_copy(update={"save_steps": 1})  # how often it is saved changes nothing that is learned
+    facts = {
+        "finetune": settings.model_dump(mode="json", exclude=NOT_LEARNED),
+        "model": model_fingerprint(fetch_model(model, trusted)),
+        "world_size": world_size(processes),
+    }
     inputs = {"training_set": training_set} | ({"start": start} if start else {})
-    key = stage_key("tasks.training", settings={"finetune": learned}, inputs=inputs, facts=facts)
+    key = stage_key("tasks.training", inputs=inputs, facts=facts)
+    uri, scratch = storage.join(root, "adapters", key), work_dir(root) / "training" / key
     run = run_stage(
         finetune_adapter,
         root=root,
         key=key,
-        uri=storage.join(root, "adapters", key),
+        uri=uri,
         settings=settings,
         processes=processes,
         model=model,
         trusted=trusted,
         training_set=training_set,
-        work_dir=work_dir(root) / "training" / key,
+        work_dir=scratch,
         start=start,
         images_root=root,
     )
+    forget_checkpoints(uri, scratch)
     for kind, made in run.artifacts.items():
         if kind == "adapter":
             adapter_names.keep(root, made, name or settings.method)

@@ -23,13 +23,16 @@ _USER = re.compile(r"(?<=://)[^/@\s\"'<>]+@")  # user and password of an address
 
 
 def without_secrets(text: str) -> str:
-    """The text with the name of the variable in place of each secret. Call it before the text is cut."""
+    """The text with the name of the variable in place of each secret, and no user and password in an address.
+
+    Call it before the text is cut.
+    """
     values = {name: value for name in _SECRET if len(value := os.environ.get(name, "")) >= _SHORTEST}
     for name, value in sorted(values.items(), key=lambda item: -len(item[1])):
         text = text.replace(value, f"[{name}]")
-    return text
+    return _USER.sub("[user]@", text)
 
 
 def quoted(text: str, most: int) -> str:
-    """An error's text, to be stored and shown: without secrets, without a user and password in an address, cut at `most`."""
-    return _USER.sub("[user]@", without_secrets(text))[:most]
+    """An error's text, to be stored and shown: without secrets, cut at `most`."""
+    return without_secrets(text)[:most]

@@ -25,6 +25,7 @@ from tasks import config, watchdog
 from tasks.artifact import Artifact, fetch_folder
 from tasks.errors import ConfigError, ServerError
 from tasks.model import fetch_model
+from tasks.secrets import without_secrets
 
 BASE_NAME = "base"
 _POLL_S = 0.5
@@ -306,7 +307,7 @@ def _wait_until_it_answers(served: Served, timeout_s: float, on_wait: Callable[[
 
 
 def log_tail(log: Path, lines: int = 25) -> str:
-    """The end of a server's log, errors first, without terminal colours."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace")).splitlines()
+    """The end of a server's log, errors first, without terminal colours and without secrets."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", without_secrets(log.read_text(errors="replace"))).splitlines()
     errors = [line for line in text if "Error" in line][-5:]
     return "\n".join([*errors, "…", *text[-lines:]])

@@ -4,7 +4,6 @@ Every one takes `key` (it is cached by that), `uri` (the folder to write to), se
 imported when it runs, so that the command line starts fast and ingest needs no training packages.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from prefect.logging import get_run_logger
 from tasks import config, storage
 from tasks.artifact import Artifact
 from tasks.progress import progress
+from tasks.secrets import without_secrets
 from tasks.stages import stage
 from tasks.supervise import Connect
 
@@ -193,13 +193,10 @@ def finetune_adapter(
             lambda step, total, loss: on_progress(step, total),
             processes=processes,
             trusted=trusted,
-            on_line=lambda line: logger.info("%s", line),
+            on_line=lambda line: logger.info("%s", without_secrets(line)),
             start=start,
             images_root=images_root,
         )
-    shutil.rmtree(
-        work_dir, ignore_errors=True
-    )  # what it made is stored; a copy of it and each process's log are left here
     if settings.method == "reward":
         return {"reward_model": adapter, "reward_loss_curve": curve}
     return {"adapter": adapter, "loss_curve": curve}
@@ -309,7 +306,7 @@ def _facts(rollouts: Mapping[str, Mapping[str, Any]], adapter: Mapping[str, Any]
     facts: dict[str, Any] = {}
     for name, made in rollouts.items():
         settings = made["settings"]
-        facts["Model"] = made["model"]
+        facts[f"Model of {name}"] = made["model"]
         facts[f"Search of {name}"] = settings["search"]
         facts[f"Agent of {name}"] = settings["agent"]
     if adapter:

@@ -54,8 +54,8 @@ def wire_prompt(question: str, settings: Agent) -> list[WireMessage]:
         found = [
             {"role": "tool", "tool_call_id": c["id"], "content": "Found."} for c in searching.get("tool_calls", ())
         ]
-        messages += [_asked(example.question), searching, *found]
-    return [*messages, _asked(question)]
+        messages += [question_message(example.question), searching, *found]
+    return [*messages, question_message(question)]
 
 
 def prompt_messages(question: str, settings: Agent) -> list[Message]:
@@ -103,5 +103,6 @@ def refuse_other_conversations(collected: Mapping[str, Any], served: Agent) -> N
             )
 
 
-def _asked(question: str) -> WireMessage:
+def question_message(question: str) -> WireMessage:
+    """How a question is put to the model."""
     return {"role": "user", "content": f"Question: {without_placeholders(question)}"}

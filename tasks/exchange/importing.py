@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from tasks import artifact, pairs, process, storage
+from tasks.agent import prompts
 from tasks.artifact import Artifact
 from tasks.config import Agent, Process
 from tasks.errors import ConfigError, InputError
@@ -55,6 +56,15 @@ class _Import:
         return {
             row["question_id"]: row["split"] for row in artifact.read_rows(self.questions, ["question_id", "split"])
         }
+
+    @cached_property
+    def held_out(self) -> set[str]:
+        """Ids and texts, as the model is asked them, of the questions that are measured on."""
+        if self.questions is None:
+            return set()
+        asked = artifact.read_rows(self.questions, ["question_id", "question", "split"])
+        held = [row for row in asked if row["split"] != "train"]
+        return {row["question_id"] for row in held} | {_as_asked(row["question"]) for row in held}
 
     def native(self, record: Row, kind: str, unknown: Counter[str], derived: Iterable[str] = ()) -> Row:
         """A row of our own. Its question's split is the ingested one: what it was in elsewhere must not be trained on here."""
@@ -207,14 +217,22 @@ def _paired(processed: Artifact) -> Iterator[Row]:
 def _training_set(work: _Import, what: str, uri: str) -> Artifact:
     table = training_sets.table_of(what)
 
+    def learned(row: Row) -> Row:
+        asked = [_as_asked(row["question"])] if table == "reward" else [m["content"] for m in row["prompt"]]
+        if not work.held_out.isdisjoint([row["question_id"], *asked]):
+            raise Refused(
+                "held_out", f"question {printable(row['question_id'])} is measured on here, so it is not learned from"
+            )
+        return row
+
     def reading(part: str) -> Callable[[Row, Counter[str]], Row]:
         def read(record: Row, unknown: Counter[str]) -> Row:
             if isinstance(record.get("prompt"), list) or "query" in record:
                 row = rows.native(record, table, unknown)
                 if table != "reward":
                     training_sets.refuse_unasked(row["prompt"])
-                return row
-            return training_sets.read(record, what, part, work.agent, unknown)
+                return learned(row)
+            return learned(training_sets.read(record, what, part, work.agent, unknown))
 
         return read
 
@@ -222,6 +240,10 @@ def _training_set(work: _Import, what: str, uri: str) -> Artifact:
         work.read(source, what, reading(part)) for source, part in zip(work.sources, ("train", "val"), strict=False)
     )
     return work.write(table, found, storage.join(uri, f"{what}.parquet"), work.facts(what))
+
+
+def _as_asked(question: str) -> str:
+    return str(prompts.question_message(question)["content"])
 
 
 def _read_beside(source: str) -> dict[str, Any]:

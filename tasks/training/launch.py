@@ -34,6 +34,7 @@ from tasks.training.spec import Spec, write_spec
 
 OnProgress = Callable[[int, int, float], None]
 OnLine = Callable[[str], None]
+NOT_LEARNED = {"save_steps"}  # settings that change nothing that is learned: a training goes on under other ones
 _LAST_LINES = 25
 _HANDED_OVER_S = 900.0
 
@@ -99,7 +100,8 @@ def finetune(
     if start and read_provenance(start)["base_fingerprint"] != base_fingerprint:
         raise ConfigError(f"adapter {start.uri} was trained on another model than {model}: start from the base model")
     world = world_size(processes)
-    identity = [training_set.sha256, base_fingerprint, settings.model_dump(mode="json"), world, start and start.sha256]
+    identity = [training_set.sha256, base_fingerprint, settings.model_dump(mode="json", exclude=NOT_LEARNED), world]
+    identity += [start and start.sha256]
     spec = Spec(
         training=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
         training_set=training_set,
@@ -151,14 +153,21 @@ def finetune(
     kind = "reward-model/1" if settings.method == "reward" else "adapter/1"
     adapter = write_folder(work_dir / "adapter", storage.join(uri, "adapter"), kind, 1, made_of)
     loss_curve = write_table(table, storage.join(uri, "loss_curve.parquet"), "loss_curve/2", made_of)
-    shutil.rmtree(work_dir / "checkpoints")
-    if spec.checkpoints_uri:
-        storage.delete(spec.checkpoints_uri)
     facts = left["facts"] | summary
     if processes.nodes > 1:
         made = {"adapter": asdict(adapter), "loss_curve": asdict(loss_curve), "facts": facts}
         storage.write_bytes(outcome, json.dumps(made).encode())
     return adapter, loss_curve, facts
+
+
+def forget_checkpoints(uri: str, work_dir: Path) -> None:
+    """Delete what let a training go on. Call it once what was learned can be found: until then a kill would cost all of it.
+
+    Args:
+        uri, work_dir: as `finetune` had them.
+    """
+    shutil.rmtree(work_dir, ignore_errors=True)  # also a copy of what was learned, and each process's log
+    storage.delete(storage.join(uri, "checkpoints"))
 
 
 def _command(spec: Path, world: int, processes: Launch, uri: str) -> list[str]:

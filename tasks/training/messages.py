@@ -4,6 +4,7 @@
     {"error"}                   it ended with an error that the user can mend
     {"error", "rank", "world"}  a process ended otherwise, which its own lines explain
 
+Each says whom it is from, as libraries may print JSON, too.
 A process among several has its lines prefixed: "[rank N] line".
 """
 
@@ -12,6 +13,7 @@ import re
 from typing import Any, NamedTuple
 
 PREFIX = "[rank {}] "
+_FROM = {"from": "drag"}
 _PREFIXED = re.compile(r"\[rank (\d+)\] (.*)")
 
 
@@ -25,7 +27,7 @@ class Line(NamedTuple):
 
 def tell(**message: Any) -> None:
     """One line to whoever started this program."""
-    print(json.dumps(message), flush=True)
+    print(json.dumps(_FROM | message), flush=True)
 
 
 def read(line: str) -> Line:
@@ -42,4 +44,4 @@ def _message(text: str) -> dict[str, Any] | None:
         message = json.loads(text)
     except json.JSONDecodeError:
         return None
-    return message if "error" in message or {"step", "total", "loss"} <= message.keys() else None
+    return message if message.items() >= _FROM.items() else None

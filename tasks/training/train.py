@@ -15,6 +15,7 @@ frozen weights are held in bfloat16.
 """
 
 import argparse
+import itertools
 import json
 import math
 import shutil
@@ -72,7 +73,7 @@ def train(spec: Spec) -> None:
     lengths = [longest(item) for item in items.train]
     plan = batches.plan(lengths, settings.batch_size, settings.batching, settings.epochs, settings.seed)
     # Every process takes as many: what the first ones would be given again, they are given knowingly.
-    plan += plan[: -len(plan) % spec.world_size]
+    plan += itertools.islice(itertools.cycle(tuple(plan)), -len(plan) % spec.world_size)
     measured_on = sorted(items.val, key=longest)
     val = [measured_on[i : i + settings.batch_size] for i in range(0, len(measured_on), settings.batch_size)]
     batched = [[items.train[i] for i in batch] for batch in plan]

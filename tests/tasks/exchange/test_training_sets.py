@@ -133,6 +133,35 @@ def test_plain_questions_and_queries_are_taken_and_what_is_no_example_is_refused
         import_rows("sft_best", [str(file)], Agent(), None, None, str(tmp_path / "none"))
 
 
+def test_questions_that_are_measured_on_are_not_learned_from(searcher: Any, tmp_path: Path) -> None:
+    asked = [
+        {"question_id": "q1", "question": "How much?", "split": "test"},
+        {"question_id": "q2", "question": "How old?", "split": "dev"},
+        {"question_id": "q3", "question": "How long?", "split": "train"},
+    ]
+    schema = schema_of("questions")
+    questions = artifact.write_table(artifact.table_of(asked, schema), str(tmp_path / "q.parquet"), schema, {})
+    agent = Agent()
+    theirs = tmp_path / "sft_best_train.jsonl"
+    lines = [{"input": row["question"], "output": "<search>a</search>"} for row in asked]
+    theirs.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = import_rows("sft_best", [str(theirs)], agent, None, questions, str(tmp_path / "theirs"))
+    assert [row["prompt"][-1]["content"] for row in artifact.read_rows(made["sft_best"])] == ["Question: How long?"]
+    aside = [(found["row"], found["reason"]) for found in artifact.read_rows(made["set_aside_import"])]
+    assert aside == [(1, "held_out"), (2, "held_out")]
+
+    ours = format_training(*prepared(searcher, str(tmp_path), agent), Format(), agent, str(tmp_path / "ours"))
+    learned = {row["question_id"] for row in artifact.read_rows(ours["sft_best"])}
+    held = min(learned)
+    asked = [{"question_id": held, "question": "Put in other words?", "split": "test"}]
+    questions = artifact.write_table(artifact.table_of(asked, schema), str(tmp_path / "r.parquet"), schema, {})
+    out = tmp_path / "out"
+    out.mkdir()
+    written = [str(out / file) for file in export_tables(ours, "hf", out) if file.endswith(".parquet")]
+    back = import_rows("sft_best", written, agent, None, questions, str(tmp_path / "back"))
+    assert {row["question_id"] for row in artifact.read_rows(back["sft_best"])} == learned - {held} != set()
+
+
 @given(st.dictionaries(st.sampled_from(["input", "output", "prompt", "chosen", "rejected", "score", "id"]), st.text()))
 def test_nothing_breaks_the_reader(line: dict[str, str]) -> None:
     for kind in NAMES:

@@ -96,20 +96,31 @@ def test_killed_it_goes_on_to_the_same_adapter(
     starter.wait()
     assert starter.returncode == -signal.SIGKILL
 
-    work = "work" if not storage.is_s3(uri) else "work of another machine"
+    work = tmp_path / ("work" if not storage.is_s3(uri) else "work of another machine")
     steps: list[int] = []
-    adapter, curve, _ = launch.finetune(training_set, str(model), SETTINGS, uri, tmp_path / work, follow(steps))
+    oftener = SETTINGS.model_copy(update={"save_steps": 2})
+    adapter, _, _ = launch.finetune(training_set, str(model), oftener, uri, work, follow(steps))
     assert 6 < steps[0] <= 13, "it began again from the start"
     assert steps == list(range(steps[0], STEPS + 1))
     assert weights(adapter) == weights(whole[0])
+
+    # killed before anything knows that it is done: what was learned is not learned again
+    again: list[int] = []
+    adapter, curve, _ = launch.finetune(training_set, str(model), SETTINGS, uri, work, follow(again))
+    assert again == []
     assert adapter.sha256 == whole[0].sha256
     losses = [(r["step"], r["loss"], r["eval_loss"], r["tokens"]) for r in read_rows(curve)]
     assert losses == [(r["step"], r["loss"], r["eval_loss"], r["tokens"]) for r in read_rows(whole[1])]
-    assert not storage.exists(storage.join(uri, "checkpoints"))
+    launch.forget_checkpoints(uri, work)
+    assert not work.exists()
+    assert not [file for file in storage.iter_files(uri) if "/checkpoints/" in file]
 
 
 def test_the_trainer_s_last_words_are_in_the_error(tmp_path: Path) -> None:
-    crash = "print('loading'); print('{\"step\": 1, \"total\": 2, \"loss\": 3.0}'); raise MemoryError('no room')"
+    crash = "print('loading'); print('{\"error\": \"of a library\"}'); "
+    crash += (
+        "from tasks.training import messages; messages.tell(step=1, total=2, loss=3.0); raise MemoryError('no room')"
+    )
     seen: list[tuple[int, int, float]] = []
     lines: list[str] = []
     with pytest.raises(TrainingError, match=r"(?s)code 1.*loading.*MemoryError: no room"):
@@ -120,6 +131,6 @@ def test_the_trainer_s_last_words_are_in_the_error(tmp_path: Path) -> None:
 
 
 def test_an_error_that_the_user_can_mend_comes_without_the_log() -> None:
-    refuse = "print('loading'); print('{\"error\": \"collect more\"}'); raise SystemExit(6)"
+    refuse = "from tasks.training import messages; print('loading'); messages.tell(error='collect more'); raise SystemExit(6)"
     with pytest.raises(TrainingError, match=r"\Acollect more\Z"):
         launch.run([sys.executable, "-c", refuse], lambda *_: None, lambda _: None)
