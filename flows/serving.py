@@ -11,7 +11,7 @@ from pathlib import Path
 from flows.summary import work_dir
 from tasks import config, images, limits, serve, storage
 from tasks.adapters import check_adapter
-from tasks.agent.prompts import prompt_fingerprint
+from tasks.agent.prompts import prompt_fingerprint, refuse_other_conversations
 from tasks.artifact import Artifact, fetch_folder, read_provenance
 from tasks.errors import ConfigError, ServerError
 from tasks.logs import run_logger
@@ -160,14 +160,15 @@ class _Remote:
 
 
 def refuse_other_prompt(adapter: Artifact, agent: config.Agent) -> None:
-    """An adapter is only what was trained if it is told, byte for byte, what it was told in training.
+    """An adapter is only what was trained if it is told, byte for byte, what it was told in training, and shown pages alike.
 
     What an imported adapter was told, nobody knows; that is said, and it is taken.
 
     Raises:
-        ConfigError: the agent's settings make another prompt.
+        ConfigError: the agent's settings make another prompt, or other conversations than it has learned from.
     """
-    told, taught = prompt_fingerprint(agent), read_provenance(adapter)["prompt_fingerprints"]
+    made_of = read_provenance(adapter)
+    told, taught = prompt_fingerprint(agent), made_of["prompt_fingerprints"]
     if not taught:
         run_logger().warning("the adapter was imported: nothing tells whether it was trained on this prompt (%s)", told)
     elif told not in taught:
@@ -175,3 +176,5 @@ def refuse_other_prompt(adapter: Artifact, agent: config.Agent) -> None:
             f"the adapter was trained on prompt {', '.join(taught)} and would be served {told}: use the agent settings "
             "(protocol, examples, …) that `format` was given"
         )
+    if conversed_as := made_of.get("conversed_as"):
+        refuse_other_conversations(conversed_as, agent)

@@ -47,6 +47,7 @@ def import_adapter(source: str, model: str, trusted: Collection[str], uri: str) 
             base_said=said,
             base_fingerprint=model_fingerprint(base),
             prompt_fingerprints=known.get("prompt_fingerprints", []),
+            conversed_as=known.get("conversed_as"),
             learned_from=known.get("learned_from", {}),
             settings=known.get("settings", {}),
             trained=known,

@@ -16,14 +16,15 @@ import subprocess
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tasks import storage, watchdog
+from tasks.agent.prompts import prompt_messages
 from tasks.artifact import Artifact, provenance, read_provenance, read_rows, write_folder, write_table
-from tasks.config import Finetune, Launch
+from tasks.config import Agent, Finetune, Launch
 from tasks.errors import ConfigError, TrainingError
 from tasks.model import fetch_model, model_fingerprint
 from tasks.training import checkpoints, curve
@@ -141,6 +142,7 @@ def finetune(
         base_fingerprint=base_fingerprint,
         world_size=world,
         prompt_fingerprints=sorted({row["prompt_fingerprint"] for row in rows}),
+        conversed_as=_conversed_as(training_set, written),
         measured=summary["measured"],
         **left["facts"],
     )
@@ -158,6 +160,16 @@ def finetune(
         made = {"adapter": asdict(adapter), "loss_curve": asdict(loss_curve), "facts": facts}
         storage.write_bytes(outcome, json.dumps(made).encode())
     return adapter, loss_curve, facts
+
+
+def _conversed_as(training_set: Artifact, written: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Settings of the agent whose conversations are learned from; None where no more is shown than a question."""
+    learned = {"sft": "completion", "dpo": "chosen"}.get(training_set.schema.split("/")[0])
+    if learned is None or "agent" not in written:
+        return None
+    asked = len(prompt_messages("", Agent.model_validate(written["agent"])))
+    rows = read_rows(training_set, ["prompt", learned])
+    return written["agent"] if any(len(row["prompt"]) > asked or len(row[learned]) > 1 for row in rows) else None
 
 
 def forget_checkpoints(uri: str, work_dir: Path) -> None:

@@ -136,13 +136,14 @@ def test_a_report_shows_only_what_the_measured_adapter_was_made_of(tmp_path: Pat
         assert figures() == (False, False)
 
 
-def test_an_adapter_is_not_asked_under_another_prompt(tmp_path: Path, documents: Path) -> None:
+def test_an_adapter_is_not_asked_otherwise_than_it_has_learned(tmp_path: Path, documents: Path) -> None:
     root = str(tmp_path / "store")
     ingest_small(root, documents)
     with ModelServer(searcher) as server:
         run = _collect(root, server.url)
         collect(run)
-        prepare(config.PrepareRun(storage=root, agent=AGENT, format=config.Format(split="all")))
+        formats = config.Format(split="all", formats=["sft_best", "sft_trajectory"])
+        prepare(config.PrepareRun(storage=root, agent=AGENT, format=formats))
         model = str(tiny_model(tmp_path / "model"))
         training = config.Finetune(epochs=1, batch_size=4, lora_r=4, bf16=False)
         finetune(config.FinetuneRun(storage=root, model=model, finetune=training))
@@ -154,6 +155,15 @@ def test_an_adapter_is_not_asked_under_another_prompt(tmp_path: Path, documents:
             collect(run.model_copy(update={"agent": other, "adapter": "newest"}))
         with pytest.raises(ConfigError, match="trained on prompt"):
             infer(config.InferRun(storage=root, agent=other, server=run.server, question="Why?", adapter="newest"))
+
+        more = run.model_copy(
+            update={"agent": AGENT.model_copy(update={"top_k": AGENT.top_k + 1}), "adapter": "newest"}
+        )
+        server.models = ["base", adapter_name(load_ref(root, "adapter"))]
+        collect(more)  # it was shown no results in training
+        finetune(config.FinetuneRun(storage=root, model=model, training_set="sft_trajectory", finetune=training))
+        with pytest.raises(ConfigError, match="collected with top_k 3, but will be served with 4"):
+            collect(more)
 
 
 def test_failed_rollouts_are_told_and_only_they_are_redone(tmp_path: Path, documents: Path) -> None:
