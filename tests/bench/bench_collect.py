@@ -9,8 +9,8 @@ The first number: rollouts of four turns through `open_attempts` and `run_shard`
 `openai.AsyncOpenAI` sending the very same requests, turn after turn, 64 conversations at once. Sending a request and reading
 its answer is all that the peer does; ours also searches, reads pages, builds the conversation and stores it.
 
-The second: the stage that `drag collect` runs, in a flow on a Prefect server of its own: the index opened, shards as task runs,
-attempts flushed to Parquet, parts folded into one artifact; against the same rollouts alone, whose rows are thrown away.
+The second: the stage that `drag collect` runs, from a flow's start to its end on a Prefect server of its own: shards as task
+runs, attempts flushed to Parquet, parts folded into one artifact; against the same rollouts alone, whose rows are thrown away.
 """
 
 import asyncio
@@ -154,12 +154,12 @@ def _time_stage(url: str, inputs: dict[str, Artifact], root: str) -> float:
 
 
 async def _time_alone(url: str, inputs: dict[str, Artifact]) -> float:
-    """Seconds that the same rollouts take without shards."""
+    """Seconds that the same rollouts take in one event loop, from opening pages and index to the last one's end."""
     shards = collect.plan(inputs["questions"], COLLECT, "bench")
+    start = time.perf_counter()
     async with _attempts(url, inputs) as attempt:
-        start = time.perf_counter()
         await asyncio.gather(*(attempt(spec, 1) for shard in shards for spec in shard.rollouts))
-        return time.perf_counter() - start
+    return time.perf_counter() - start
 
 
 def _recorded(inputs: dict[str, Artifact]) -> list[list[Mapping[str, Any]]]:
