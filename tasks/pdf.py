@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from tasks import storage
 from tasks.config.documents import MOST_OCR_BELOW
+from tasks.errors import ConfigError
 from tasks.processes import cpu_limit
 from tasks.set_aside import Refused, printable
 
@@ -32,14 +33,18 @@ def read_pdf(uri: str, cpu_limit_s: float) -> Pdf:
     To be called in the main thread of a process of its own: a PDF that takes more than `cpu_limit_s` ends that process.
 
     Raises:
-        ArtifactError, ConfigError: the storage does not answer, or the file has gone.
+        ArtifactError, ConfigError, StorageError: the storage does not answer, or the file has gone.
     """
     import pymupdf  # noqa: F401 - takes a second, which is not the file's
 
     try:
         data = storage.read_bytes(uri)
-    except (PermissionError, MemoryError) as error:
+    except MemoryError as error:
         return Pdf("", "", [], [], ("unreadable", _said(error)), [])
+    except ConfigError as error:
+        if not isinstance(error.__cause__, PermissionError):  # the storage refuses them all
+            raise
+        return Pdf("", "", [], [], ("unreadable", _said(error.__cause__)), [])
     digest = hashlib.sha256(data).hexdigest()
     try:
         with cpu_limit(cpu_limit_s):

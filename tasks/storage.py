@@ -75,6 +75,17 @@ def _s3(uri: str) -> Iterator[tuple[Any, str, str]]:
         raise ConfigError(f"{uri}: {error}; {_CHECK}") from error
 
 
+@contextlib.contextmanager
+def _local(uri: str, done: str) -> Iterator[None]:
+    """What the file system complains of becomes a typed error; `done` says what cannot be done with `uri`."""
+    try:
+        yield
+    except PermissionError as error:
+        raise ConfigError(f"{uri} cannot be {done}: {error.strerror}; check who may do so") from error
+    except OSError as error:  # a disk or a network share that fails can be there again
+        raise StorageError(f"{uri} cannot be {done}: {error.strerror}; check the disk that it lies on") from error
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     """Write one file whole: readers see the old content or the new, never a part.
 
@@ -104,13 +115,14 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         ArtifactError: nothing lies at `uri`.
         StorageError: the storage does not answer.
-        ConfigError: it refuses.
+        ConfigError: it refuses; a local file that may not be read has a PermissionError as its cause.
     """
     if not is_s3(uri):
-        try:
-            return Path(uri).read_bytes()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise ArtifactError(f"{uri} does not exist; run the stage that makes it again") from error
+        with _local(uri, "read"):
+            try:
+                return Path(uri).read_bytes()
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+                raise ArtifactError(f"{uri} does not exist; run the stage that makes it again") from error
     with _s3(uri) as (client, bucket, key):
         return client.get_object(Bucket=bucket, Key=key)["Body"].read()
 
@@ -132,14 +144,18 @@ def exists(uri: str) -> bool:
 
 def is_file(uri: str) -> bool:
     """Whether one file lies at `uri` itself."""
-    return next(iter_files(uri), None) == uri if is_s3(uri) else Path(uri).is_file()
+    if is_s3(uri):
+        return next(iter_files(uri), None) == uri
+    with _local(uri, "looked for"):
+        return Path(uri).is_file()
 
 
 def iter_files(uri: str) -> Iterator[str]:
     """URIs of all files at or below `uri`, sorted. Local files still being written are left out."""
     if not is_s3(uri):
         root = Path(uri)
-        paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
+        with _local(uri, "listed"):
+            paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
         yield from (str(p) for p in paths if not (p.name.startswith(".") and p.name.endswith(".tmp")))
         return
     yield from (name for name, _ in _iter_objects(uri))
@@ -181,11 +197,12 @@ def fingerprint(uri: str) -> str:
 
 def _digest(file: str) -> bytes:
     """Hash of a local file; one that may not be read counts as empty: whoever reads it will say so."""
-    try:
-        with open(file, "rb") as content:
-            return hashlib.file_digest(content, "sha256").digest()
-    except PermissionError:
-        return b""
+    with _local(file, "read"):
+        try:
+            with open(file, "rb") as content:
+                return hashlib.file_digest(content, "sha256").digest()
+        except PermissionError:
+            return b""
 
 
 def delete(uri: str) -> None:
@@ -194,10 +211,12 @@ def delete(uri: str) -> None:
         for file in list(iter_files(uri)):
             with _s3(file) as (client, bucket, key):
                 client.delete_object(Bucket=bucket, Key=key)
-    elif Path(uri).is_dir():
-        shutil.rmtree(uri)
-    else:
-        Path(uri).unlink(missing_ok=True)
+        return
+    with _local(uri, "deleted"):
+        if Path(uri).is_dir():
+            shutil.rmtree(uri)
+        else:
+            Path(uri).unlink(missing_ok=True)
 
 
 def upload_folder(folder: Path, uri: str) -> None:

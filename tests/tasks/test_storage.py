@@ -1,5 +1,7 @@
 """Storage: the same behaviour on a local folder and on a real S3 server."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -175,6 +177,45 @@ def test_a_local_write_that_cannot_be_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DragError, match="cannot be written"):
         storage.write_bytes(str(tmp_path / "file" / "below"), b"x")
+
+
+_AS_SOMEBODY_ELSE = """
+import os, sys
+from tasks import pdf, storage
+from tasks.errors import ConfigError
+import pymupdf
+if os.geteuid() == 0:
+    os.seteuid(65534)
+print(pdf.read_pdf(sys.argv[1], 60).refused)
+for action in (storage.read_bytes, storage.is_file, storage.delete, lambda uri: list(storage.iter_files(uri))):
+    try:
+        print(action(sys.argv[1]))
+    except ConfigError as error:
+        print(error)
+"""
+
+
+def test_a_local_file_that_may_not_be_read_is_named_and_a_pdf_that_may_not_is_set_aside(tmp_path: Path) -> None:
+    file = tmp_path / "closed" / "a.pdf"
+    file.parent.mkdir()
+    file.write_bytes(b"")
+    file.parent.chmod(0)
+    try:
+        done = subprocess.run([sys.executable, "-c", _AS_SOMEBODY_ELSE, file], capture_output=True, text=True)
+    finally:
+        file.parent.chmod(0o700)
+    assert done.returncode == 0, done.stderr
+    refused, *said = done.stdout.splitlines()
+    assert refused.startswith("('unreadable', \"PermissionError:")
+    for verb, line in zip(("read", "looked for", "deleted", "listed"), said, strict=True):
+        assert line.startswith(f"{file} cannot be {verb}: Permission denied")
+    assert file.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that cannot be read is Linux's")
+def test_a_disk_that_fails_may_be_there_again() -> None:
+    with pytest.raises(StorageError, match="mem cannot be read: Input/output error"):
+        storage.read_bytes("/proc/self/mem")
 
 
 def test_join_and_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
