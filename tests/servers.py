@@ -51,11 +51,11 @@ class Prefect:
     folder: Path
 
     def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """Ask the server's API; the answer's JSON."""
+        """Ask the server's API; the answer's JSON, if it has any."""
         user, _, password = SECRETS["PREFECT_AUTH"].partition(":")
         reply = httpx.request(method, self.api_url + path, json=body, auth=(user, password), timeout=60)
         assert reply.is_success, f"{path}: {reply.text}"
-        return reply.json()
+        return reply.json() if reply.content else None
 
 
 def missing(program: str, package: str) -> NoReturn:
@@ -233,10 +233,16 @@ def prefect(folder: Path) -> Iterator[Prefect]:
 
 
 @contextlib.contextmanager
-def worker(server: Prefect, pool: str) -> Iterator[None]:
-    """A worker of a pool, as its image starts it, for the length of the block."""
-    port = free_port()
+def worker(server: Prefect, pool: str, machine: Path) -> Iterator[Path]:
+    """A worker of a pool, as its image starts it, for the length of the block; its log, with those of its runs.
+
+    Args:
+        machine: folder that the worker has for itself, as its host's disk.
+    """
+    port, log = free_port(), machine / f"worker-{pool}.log"
+    machine.mkdir(exist_ok=True)
     env = server.environment | {"PREFECT_WORKER_WEBSERVER_PORT": str(port), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    env |= {"HOME": str(machine), "PREFECT_HOME": str(machine / "prefect"), "DRAG_CACHE": str(machine / "cache")}
     healthy = functools.partial(answers, f"http://127.0.0.1:{port}/health")
-    with running([sys.executable, *worker_command(pool)[1:]], server.folder / f"worker-{pool}.log", env, healthy):
-        yield
+    with running([sys.executable, *worker_command(pool)[1:]], log, env, healthy):
+        yield log

@@ -73,6 +73,11 @@ def start_run(
     return made.json()["id"]
 
 
+def parent(pid: int) -> int:
+    """The process that started another; of a flow run's, its worker."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def ended(url: str, run: str, log: Path) -> dict[str, Any]:
     """The flow run once it has come to an end."""
     deadline = time.monotonic() + _PATIENCE_S

@@ -2,20 +2,15 @@
 
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from prefect.events import Event
 
 from flows import deploy_files
 from flows.deploy import deploy
@@ -25,6 +20,7 @@ from tasks.errors import ConfigError
 from tasks.serve import log_tail
 from tests.flows.test_improve import STAGES, small_loop
 from tests.model_server import ModelServer, Status
+from tests.receiver import Receiver
 from tests.small_collection import searcher
 from tests.tiny_model import tiny_model
 from tests.workers import API, ROOT, ended, listed, start_run, worker
@@ -39,32 +35,10 @@ BLOCKS = deploy_files.read_pools().blocks
 VARIABLES = {spec.variable for spec in BLOCKS.values()}
 
 
-class Receiver:
-    """What a webhook's other end hears, on a socket."""
-
-    def __init__(self) -> None:
-        self.heard: queue.Queue[dict[str, Any]] = queue.Queue()
-        heard = self.heard
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                heard.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/secret-webhook-path"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-
 @pytest.fixture(scope="module")
 def receiver() -> Iterator[Receiver]:
-    made = Receiver()
-    yield made
-    made.server.shutdown()
+    with Receiver() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -141,20 +115,6 @@ def test_a_night_that_fails_is_told(deployed: str, receiver: Receiver, tmp_path:
     assert "Nightly collection" in told["text"]
     assert "Failed" in told["text"]
     assert run in told["text"]
-
-
-def test_too_many_failed_rollouts_are_told(deployed: str, receiver: Receiver) -> None:
-    event = Event.model_validate(
-        {
-            "event": "drag.collect.failed-share",
-            "resource": {"prefect.resource.id": "prefect.flow-run.1", "prefect.resource.name": "happy-cat"},
-            "payload": {"failed_share": 0.25, "allowed": 0.05},
-        }
-    )
-    httpx.post(f"{deployed}/events", json=[event.model_dump(mode="json")], timeout=60).raise_for_status()
-    told = receiver.heard.get(timeout=300)["text"]
-    assert "happy-cat" in told
-    assert "0.25" in told
 
 
 @pytest.fixture

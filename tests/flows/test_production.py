@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -11,14 +14,18 @@ from typing import Any
 
 import httpx
 
+from flows.finetune import finetuned
 from flows.ingest import ingest
 from tasks import config, storage
 from tasks.artifact import load_ref, read_rows
-from tests.model_server import ModelServer
+from tests.model_server import ModelServer, Reply, Status
+from tests.receiver import Receiver
 from tests.servers import Prefect, worker
 from tests.small_collection import TOPICS, searcher
 from tests.tiny_model import tiny_model
+from tests.workers import FINAL, parent
 
+FAILING = TOPICS[-2:]
 _PATIENCE_S = 400  # never waited for unless something is lost
 
 
@@ -30,17 +37,49 @@ def _count(server: Prefect, flow_run: str, *states: str) -> int:
     return server.request("POST", "/task_runs/count", chosen)
 
 
-def _run(server: Prefect, deployment: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A run of a deployment, started as the UI starts it, once it has ended."""
+def _start(server: Prefect, deployment: str, settings: Mapping[str, Any] | None = None) -> str:
+    """Start a run of a deployment as the UI does; its id."""
     found = server.request("GET", f"/deployments/name/{deployment}/{deployment}")
     body = {"state": {"type": "SCHEDULED"}} | ({"parameters": dict(settings)} if settings else {})
-    run = server.request("POST", f"/deployments/{found['id']}/create_flow_run", body)
+    return server.request("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"]
+
+
+def _ended(server: Prefect, run: str) -> dict[str, Any]:
+    """A run once it has ended."""
     deadline = time.monotonic() + _PATIENCE_S
-    while run["state_type"] not in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
-        assert time.monotonic() < deadline, f"{deployment} is still {run['state_name']}"
+    while (found := server.request("GET", f"/flow_runs/{run}"))["state_type"] not in FINAL:
+        assert time.monotonic() < deadline, f"{found['name']} is still {found['state_name']}"
         time.sleep(0.5)
-        run = server.request("GET", f"/flow_runs/{run['id']}")
-    return run
+    return found
+
+
+def _failing(request: dict[str, Any], call: int) -> Reply | Status:
+    ill = any(topic in request["messages"][-1]["content"] for topic in FAILING)
+    return Status(503) if ill else searcher(request, call)
+
+
+def _saved(root: str) -> int:
+    """Steps of the newest whole checkpoint in the bucket; 0 where there is none."""
+    found = re.findall(r"/checkpoint-(\d+)/complete\.json$", "\n".join(storage.iter_files(root)), re.MULTILINE)
+    return max(map(int, found), default=0)
+
+
+def _lose_its_machine(server: Prefect, run: str, root: str) -> int:
+    """Once a training run has saved something, kill it and its worker, as when their machine goes; the steps it had saved."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while not (steps := _saved(storage.join(root, "adapters"))):
+        assert time.monotonic() < deadline, "no checkpoint came"
+        time.sleep(0.05)
+    of_run = server.request("GET", f"/flow_runs/{run}")
+    assert of_run["state_type"] == "RUNNING"
+    pid = int(of_run["infrastructure_pid"].rpartition(":")[2])
+    for process in (parent(pid), pid):
+        os.kill(process, signal.SIGKILL)
+    # what the automation does ten minutes later, and the server when the slot's lease has run out
+    crashed = {"state": {"type": "CRASHED"}, "force": True}
+    server.request("POST", f"/flow_runs/{run}/set_state", crashed)
+    server.request("PATCH", "/v2/concurrency_limits/gpu-training", {"active_slots": 0})
+    return steps
 
 
 def test_the_server_has_what_the_compose_file_gives_it(production: Prefect) -> None:
@@ -53,36 +92,62 @@ def test_the_server_has_what_the_compose_file_gives_it(production: Prefect) -> N
     assert httpx.get(production.api_url + "/admin/settings").status_code == 401  # without the password
 
 
-def test_every_stage_runs_in_its_pool(
+def test_every_stage_runs_in_its_pool_though_rollouts_fail_and_a_machine_goes(
     production: Prefect, production_root: str, documents: Path, tmp_path: Path
 ) -> None:
     root, agent = production_root, {"protocol": "tags", "max_iterations": 3}
     storage.upload_folder(documents / "pdfs", storage.join(root, "input/documents"))
     storage.write_bytes(storage.join(root, "input/questions.jsonl"), (documents / "questions.jsonl").read_bytes())
-    command = [sys.executable, "-m", "flows.cli", "deploy", "--storage", root]
-    subprocess.run(command, env=production.environment, check=True)
+    model = str(tiny_model(tmp_path / "model"))
+    training = {"epochs": 40, "batch_size": 2, "lora_r": 4, "bf16": False, "save_steps": 10}
     with contextlib.ExitStack() as stack:
-        for pool in ("cpu", "gpu-serving", "gpu-training"):
-            stack.enter_context(worker(production, pool))
-        asked = {"base_url": [stack.enter_context(ModelServer(searcher)).url], "model": "base"}
-        training = {"epochs": 1, "batch_size": 4, "lora_r": 4, "bf16": False}
-        model = str(tiny_model(tmp_path / "model"))
-        runs = [
-            _run(production, "ingest"),  # on what lies below the storage root, as the deployment has it
-            _run(
-                production, "collect", {"storage": root, "agent": agent, "server": asked, "collect": {"split": "all"}}
-            ),
-            _run(production, "prepare", {"storage": root, "agent": agent, "format": {"split": "all"}}),
-            _run(production, "finetune", {"storage": root, "model": model, "finetune": training}),
-        ]
+        receiver, served = stack.enter_context(Receiver()), stack.enter_context(ModelServer(_failing))
+        command = [sys.executable, "-m", "flows.cli", "deploy", "--storage", root]
+        subprocess.run(command, env=production.environment | {"DRAG_WEBHOOK_URL": receiver.url}, check=True)
+        for pool in ("cpu", "gpu-serving"):
+            stack.enter_context(worker(production, pool, tmp_path / "one"))
+        first = stack.enter_context(worker(production, "gpu-training", tmp_path / "one"))
+        runs = [_ended(production, _start(production, "ingest"))]  # on what lies below the storage root, as deployed
+
+        asked = {"base_url": [served.url], "model": "base", "max_retries": 0}
+        some_fail = {"split": "all", "notify_failed_share": 0.1, "allow_failed_share": 0.5}
+        settings = {"storage": root, "agent": agent, "server": asked, "collect": some_fail}
+        runs.append(_ended(production, _start(production, "collect", settings)))
+        told = receiver.heard.get(timeout=_PATIENCE_S)["text"]
+        assert f"Collection {runs[-1]['name']}: too many rollouts failed" in told
+        counts = {"share": 0.2, "failed": 2, "planned": 10, "reasons": {"server_error": 2}}
+        assert json.loads(told[told.index("{") :]) == counts
+
+        settings = {"storage": root, "agent": agent, "format": {"split": "all"}}
+        runs.append(_ended(production, _start(production, "prepare", settings)))
+
+        run = _start(production, "finetune", {"storage": root, "model": model, "finetune": training})
+        saved = _lose_its_machine(production, run, root)
+        again = [sys.executable, "-m", "prefect", "flow-run", "retry", run]
+        subprocess.run(again, env=production.environment, check=True)
+        second = stack.enter_context(worker(production, "gpu-training", tmp_path / "two"))
+        runs.append(_ended(production, run))
     assert [(run["work_pool_name"], run["state_name"]) for run in runs] == [
         ("cpu", "Completed"),
         ("gpu-serving", "Completed"),
         ("cpu", "Completed"),
         ("gpu-training", "Completed"),
     ]
-    assert load_ref(root, "trajectories").rows == len(TOPICS)
-    assert storage.exists(load_ref(root, "adapter").uri)
+    assert [row["status"] for row in read_rows(load_ref(root, "trajectories"))].count("finished") == len(TOPICS) - 2
+    steps = [[int(step) for step in re.findall(r"Training: (\d+) of", log.read_text())] for log in (first, second)]
+    assert steps[0][0] == 1
+    assert steps[1][0] > saved
+    undisturbed = finetuned(
+        str(tmp_path / "other"),
+        config.Finetune.model_validate(training),
+        config.Launch(),
+        model,
+        load_ref(root, "sft_best"),
+        [],
+        None,
+    )
+    assert load_ref(root, "adapter").sha256 == undisturbed.artifacts["adapter"].sha256
+    assert not _saved(root)
 
 
 def _many_questions(folder: Path, number: int) -> config.Ingest:

@@ -26,7 +26,7 @@ from tasks.training import launch
 from tests.model_server import ModelServer
 from tests.small_collection import ingest_small, searcher
 from tests.tiny_model import tiny_adapter, tiny_model
-from tests.workers import API, ROOT, ended, start_run, worker
+from tests.workers import API, ROOT, ended, parent, start_run, worker
 
 LOST_AFTER_S = 30
 
@@ -58,10 +58,6 @@ def _pid(url: str, run: str) -> int:
     return int(API.get(f"{url}/flow_runs/{run}").json()["infrastructure_pid"].rpartition(":")[2])
 
 
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 @pytest.fixture(scope="module", autouse=True)
 def lost(whole_server: str, root: str, model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A run that serves a model, killed together with its worker, as when their machine goes."""
@@ -80,7 +76,7 @@ def lost(whole_server: str, root: str, model: Path, tmp_path_factory: pytest.Tem
     with worker("gpu-serving", folder / "worker", environment={"DRAG_VLLM_PYTHON": str(vllm)}) as log:
         _until(lambda: "serving base at" in log.read_text(), log)
         pid = _pid(whole_server, run)
-        os.kill(_parent(pid), signal.SIGKILL)
+        os.kill(parent(pid), signal.SIGKILL)
         os.kill(pid, signal.SIGKILL)
     return run
 
@@ -142,7 +138,7 @@ def test_a_worker_that_is_stopped_lets_its_run_write_what_it_has(whole_server: s
         run = start_run(whole_server, "collect/collect", settings.model_dump(mode="json"))
         with worker("gpu-serving", tmp_path / "worker") as log:
             _until(lambda: server.holding, log)
-            of_worker = _parent(_parent(_pid(whole_server, run)))
+            of_worker = parent(parent(_pid(whole_server, run)))
             os.kill(of_worker, signal.SIGTERM)
             done = ended(whole_server, run, log)
     assert done["state_type"] == "CRASHED"
