@@ -101,8 +101,6 @@ def collected(
     run_uri = storage.join(root, "rollouts", key(_CHOICE))
     first_time = (flow_run.run_count or 1) == 1  # a retry goes on from what its own first time finished
     anew = not settings.collect.resume and first_time
-    if anew:
-        shards.forget(run_uri)
     run = run_stage(
         stage,
         root=root,
@@ -119,6 +117,7 @@ def collected(
         check_first=check_first,
         only=only,
         began=began,
+        anew=anew,
         **{name: inputs[name] for name in ("questions", "pages", "index")},
     )
     if night:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks import artifact, config, states, storage
 from tasks.agent.rollout import rollout, search_with
@@ -275,7 +276,7 @@ async def run_shard(
         again: reasons for which a rollout that failed in an earlier run is tried again; whatever the reason when None.
 
     Raises:
-        ArtifactError: parts of an earlier run have another schema; `forget` them to start again.
+        ArtifactError: parts of an earlier run are damaged; `forget` them to start again.
     """
     folder = _folder(uri, shard)
     known, runs = await asyncio.to_thread(_earlier, folder)
@@ -364,6 +365,22 @@ def fold(shards: Sequence[Shard], uri: str, out_uri: str, facts: Mapping[str, An
     return artifact.write_tables(tables(), out_uri, SCHEMA, facts)
 
 
-def forget(uri: str) -> None:
-    """Delete everything that a run has stored below `uri`, so that the next one collects all of it again."""
-    storage.delete(uri)
+def forget(shards: Sequence[Shard], uri: str) -> None:
+    """Delete what a run has stored of these rollouts, so that the next one runs them again. Others in their shards stay.
+
+    Args:
+        uri: folder of the run.
+    """
+    for shard in shards:
+        chosen = pa.array([spec.rollout_id for spec in shard.rollouts], pa.string())
+        for part in list(storage.iter_files(_folder(uri, shard))):
+            try:
+                stored = artifact.read_parts(part, SCHEMA)
+            except ArtifactError:  # damaged: nobody can go on from it
+                storage.delete(part)
+                continue
+            others = stored.filter(pc.invert(pc.is_in(stored["rollout_id"], chosen)))
+            if not others.num_rows:
+                storage.delete(part)
+            elif others.num_rows < stored.num_rows:
+                artifact.write_table(others, part, SCHEMA, {})

@@ -39,6 +39,7 @@ def collect_all(
     on_progress: OnProgress,
     only: Collection[str] = (),
     began: Artifact | None = None,
+    anew: bool = False,
 ) -> Artifact:
     """Run what is not finished, fold, and return the trajectories.
 
@@ -52,6 +53,7 @@ def collect_all(
         check_first: try a few questions before, and stop when none yields a search.
         only: ids of the questions to ask; all that the settings choose when empty.
         began: the states (tasks/states.py) that rollouts go on from; they begin with the question when None.
+        anew: forget before what is stored of the chosen rollouts.
 
     Raises:
         CollectError: more rollouts failed than `allow_failed_share`; the others are kept.
@@ -68,6 +70,8 @@ def collect_all(
         order = artifact.read_table(inputs["order"], ["question_id"])["question_id"].to_pylist()
     states_of = states.of_questions(began) if began is not None else None
     shards = collect.plan(questions, settings.collect, run_key, order, only, states_of)
+    if anew:
+        collect.forget(shards, run_uri)
     fingerprints = {
         "model_fingerprint": model,
         "index_fingerprint": index.sha256,

@@ -64,7 +64,8 @@ class Collect(Settings):
         description="Finished rollouts after which a shard writes a part; of each shard under way, a kill loses at most these.",
     )
     resume: bool = Field(
-        default=True, description="Go on from what an earlier run finished; otherwise collect all of it again."
+        default=True,
+        description="Go on from what an earlier run finished; otherwise collect again what this one chooses, and keep the rest.",
     )
     allow_failed_share: Share = Field(default=0.0, description="Share of rollouts that may fail before the run does.")
     notify_failed_share: Share = Field(

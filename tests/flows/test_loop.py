@@ -212,6 +212,23 @@ def test_more_samples_go_on_from_fewer(tmp_path: Path, documents: Path) -> None:
     assert load_ref(root, "trajectories").rows == 20
 
 
+def test_without_resuming_only_what_is_chosen_is_collected_anew(tmp_path: Path, documents: Path) -> None:
+    root = str(tmp_path / "store")
+    ingest_small(root, documents)
+    self_test_calls, turns, questions = 4, 3, 10
+    with ModelServer(searcher) as server:
+        collect(_collect(root, server.url, samples=2))
+        before = server.calls
+        collect(_collect(root, server.url, samples=1, limit=4, resume=False))
+        assert server.calls - before == self_test_calls + turns * 4
+        before = server.calls
+        collect(_collect(root, server.url, samples=3))
+        assert (
+            server.calls - before == self_test_calls + turns * questions
+        )  # the third sample of each, and nothing else
+    assert load_ref(root, "trajectories").rows == 3 * questions
+
+
 def test_rollouts_that_were_allowed_to_fail_are_tried_again(tmp_path: Path, documents: Path) -> None:
     root = str(tmp_path / "store")
     ingest_small(root, documents)

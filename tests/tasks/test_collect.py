@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -227,8 +228,23 @@ async def test_fold_refuses_a_run_that_has_not_ended(tmp_path) -> None:
         collect.fold([_shard(10, 0), _shard(10, 1)], str(tmp_path), str(tmp_path / "out.parquet"), {})
 
 
-async def test_forget_starts_again(storage_root: str) -> None:
-    await collect.run_shard(_shard(), uri=storage_root, flush_every=4, attempt=_finish)
-    collect.forget(storage_root)
-    report = await collect.run_shard(_shard(), uri=storage_root, flush_every=4, attempt=_finish)
-    assert report.found_finished == 0
+async def test_forgotten_rollouts_start_again_and_no_others(storage_root: str) -> None:
+    whole, other = _shard(10, 0), _shard(10, 1)
+    for shard in (whole, other):
+        await collect.run_shard(shard, uri=storage_root, flush_every=4, attempt=_finish)
+    some = Shard(0, whole.rollouts[:5])  # all of one part, one of another's, none of the last one's
+    collect.forget([some], storage_root)
+    kept = {row["rollout_id"] for row in _stored(storage_root)}
+    assert kept == {spec.rollout_id for spec in (*whole.rollouts[5:], *other.rollouts)}
+    again = [await collect.run_shard(s, uri=storage_root, flush_every=4, attempt=_finish) for s in (whole, other)]
+    assert [report.found_finished for report in again] == [5, 10]
+    collect.forget([whole, other], storage_root)
+    assert not list(storage.iter_files(storage_root))
+
+
+async def test_what_cannot_be_read_is_forgotten(tmp_path: Path) -> None:
+    report = await collect.run_shard(_shard(), uri=str(tmp_path), flush_every=4, attempt=_finish)
+    assert report.finished == 10
+    next(tmp_path.rglob("*.parquet")).write_bytes(b"PAR1")
+    collect.forget([_shard(5)], str(tmp_path))
+    assert {row["rollout_id"] for row in _stored(str(tmp_path))} < {spec.rollout_id for spec in _shard().rollouts}
