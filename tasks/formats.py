@@ -86,15 +86,17 @@ def _merit(row: Example) -> tuple[Any, ...]:
 def sft_trajectory(source: Source, say: Say) -> Iterator[Example]:
     """Question → the whole conversation of a rollout that found the page, wasted no turn and answered.
 
-    A search that was only read later wasted its turn: the conversation goes on with a complaint.
+    A search that was only read later wasted its turn: the conversation goes on with a complaint. One in which images gave way is
+    not as the model saw it turn by turn.
     """
     columns = ("question_id", "question", "outcome", "best_rank", "rank_score", "effort", "searches")
-    for row in source.rollouts(*columns, "search_messages", "messages", "prompt_messages"):
+    for row in source.rollouts(*columns, "search_messages", "messages", "prompt_messages", "as_answered"):
         start, messages = row["prompt_messages"], row["messages"]
         spoken = {at for at in range(start, len(messages)) if messages[at]["role"] == "assistant"}
         useful = {*row["search_messages"], max(spoken, default=None)}
         shown = all(search["shown"] is not False for search in row["searches"])
-        if row["best_rank"] is not None and row["outcome"] == "answered" and spoken == useful and shown:
+        found = row["best_rank"] is not None and row["outcome"] == "answered"
+        if found and spoken == useful and shown and min(spoken) >= (row["as_answered"] or 0):
             yield {
                 **_weights(row),
                 "gt_rank": row["best_rank"],
@@ -104,8 +106,11 @@ def sft_trajectory(source: Source, say: Say) -> Iterator[Example]:
 
 
 def sft_context(source: Source, say: Say) -> Iterator[Example]:
-    """Question, and earlier searches with what they found → a search that ranked the page better than all of them."""
-    columns = ("question_id", "question", "effort", "searches", "reasonings", "search_messages")
+    """Question, and earlier searches with what they found → a search that ranked the page better than all of them.
+
+    Not behind messages that are no longer as the model saw them, as images gave way.
+    """
+    columns = ("question_id", "question", "effort", "searches", "reasonings", "search_messages", "as_answered")
     for row in source.rollouts(*columns, "messages", "prompt_messages"):
         best_before: float | None = None
         tried = zip(row["search_messages"], row["searches"], row["reasonings"], strict=True)
@@ -113,7 +118,7 @@ def sft_context(source: Source, say: Say) -> Iterator[Example]:
         for at, turn in groupby(tried, key=lambda t: t[0]):
             _, search, reasoning = max(turn, key=lambda t: t[1]["rank_score"])
             score = search["rank_score"]
-            if best_before is not None and score > best_before:
+            if best_before is not None and score > best_before and at >= (row["as_answered"] or 0):
                 yield {
                     **_weights({**row, "rank_score": score}),
                     "gt_rank": search["gt_rank"],
@@ -178,8 +183,8 @@ FORMATS: dict[FormatName, Kind] = {
     "sft_trajectory": Kind(
         "sft/2",
         sft_trajectory,
-        "no kept rollout found its page, answered and wasted no turn; collect more samples, with worked examples in the "
-        "prompt, or train on sft_best",
+        "no kept rollout found its page, answered and wasted no turn, all its images in the model's context; collect more "
+        "samples, with worked examples in the prompt, or train on sft_best",
         conversation=True,
     ),
     "sft_context": Kind(

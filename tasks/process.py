@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from tasks import artifact, pairs, reward, statistics, storage
 from tasks.agent.message import Message
+from tasks.agent.trajectory import as_answered
 from tasks.artifact import Artifact
 from tasks.config import Process
 from tasks.errors import ConfigError, EmptyError
@@ -23,7 +24,7 @@ from tasks.statistics import Rollout
 Row = dict[str, Any]
 _State = tuple[str, str]  # id of the question, and of the conversation gone on from, "" for the question alone
 
-_IN, _OUT, _PAIRS = "trajectories/2", "processed/2", "pairs/3"
+_IN, _OUT, _PAIRS = "trajectories/2", "processed/3", "pairs/3"
 # Conversations go from table to table as Arrow columns; only what is scored becomes Python objects.
 _UNREAD = ("messages", "tools")
 _COPIED = [name for name in TABLES[_OUT].names if name in TABLES[_IN].names]
@@ -70,6 +71,9 @@ def process(trajectories: Mapping[str, Artifact], settings: Process, uri: str) -
                 if scored is None:
                     continue
                 if keep:
+                    gave_way = any(turn["images_replaced"] for turn in row["turns"])
+                    said = table["messages"][at].as_py() if gave_way else ()
+                    scored["as_answered"] = as_answered(row["turns"], said)
                     made.append({name: scored[name] for name in _MADE})
                 questions.setdefault(row["question_id"], {name: row[name] for name in ("question", "split")})
                 state = row["question_id"], row["state"] or ""
@@ -169,7 +173,7 @@ def _roles(messages: pa.ChunkedArray) -> list[list[str]]:
 
 
 def _score(row: Row, roles: list[str]) -> Row:
-    """What processed/2 has beyond the trajectory."""
+    """What processed/3 has beyond the trajectory."""
     wanted = [(place["document"], place["page"]) for place in row["answer_locations"]]
     spoken = [index for index, role in enumerate(roles) if role == "assistant"]
     # Each turn adds one assistant message; those before them are of the state, and worked examples of the prompt.

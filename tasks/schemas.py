@@ -133,7 +133,7 @@ TABLES: dict[str, pa.Schema] = {
         rank_score=_float,  # mean, over these, of the best search's; null where there are none
     ),
     # one row a rollout, scored
-    "processed/2": _schema(
+    "processed/3": _schema(
         rollout_id=_text,
         **_QUESTION,
         state=_text,
@@ -156,6 +156,7 @@ TABLES: dict[str, pa.Schema] = {
         effort=_float,
         messages=pa.list_(MESSAGE),
         prompt_messages=_int,  # how many messages the prompt has; those of the state follow, then the model's
+        as_answered=_int,  # index into messages: what the model wrote before it, it wrote seeing images that have since given way
         tools=_text,
         reasoning=_text,  # of the turn that holds the best search
         prompt_fingerprint=_text,

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from tasks import artifact, config, reward, storage
 from tasks.agent.prompts import refuse_other_conversations
-from tasks.agent.trajectory import Message
+from tasks.agent.trajectory import Message, as_answered
 from tasks.artifact import Artifact
 from tasks.errors import EmptyError
 
@@ -85,16 +85,22 @@ def find(
 
 
 def _states(row: Row, collected: Mapping[str, Any], found: bool) -> Iterator[Row]:
-    """The states of a trajectory before its second and later turns, but for a turn that had to answer."""
+    """The states of a trajectory before its second and later turns, but for a turn that had to answer.
+
+    Nor those whose images have given way to text since.
+    """
     messages, turns = row["messages"], row["turns"]
     spoken = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
     spoken = spoken[max(0, len(spoken) - len(turns)) :]  # those before are of the prompt
     wanted = [(place["document"], place["page"]) for place in row["answer_locations"]]
+    unchanged = as_answered(turns, messages)
     must_answer = collected.get("max_iterations") if collected.get("answer") else None
     for number, turn in enumerate(turns[:-1], start=2):
         results = [[(hit["file"], hit["page_number"]) for hit in search["results"]] for search in turn["searches"]]
         if number == must_answer or (not found and any(reward.gt_rank(pages, wanted) is not None for pages in results)):
             return
+        if spoken[number - 1] < unchanged:
+            continue
         earlier = messages[spoken[0] : spoken[number - 1]]
         yield {
             "state": _name(row["question_id"], earlier),

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tasks.agent.message import Message
+from tasks.agent.message import Message, images_of
 from tasks.reward import Page
 
 Action = Literal["search", "answer", "none"]
@@ -195,6 +195,23 @@ def cited(citations: Iterable[Page], turns: Iterable[Mapping[str, Any]], state_m
         {"file": file, "page": page, "seen": None if state_messages else (file, page) in seen}
         for file, page in citations
     ]
+
+
+def as_answered(turns: Sequence[Mapping[str, Any]], messages: Sequence[Mapping[str, Any]]) -> int:
+    """Index of the message from which on the model wrote each behind the very messages that are stored before it.
+
+    What it wrote earlier it wrote when images were still shown that have given way to text since.
+
+    Args:
+        turns: of a row of trajectories; each has a message of the assistant, the last ones.
+    """
+    changed = [at for at, turn in enumerate(turns) if turn["images_replaced"]]
+    if not changed:
+        return 0
+    spoken = [at for at, message in enumerate(messages) if message["role"] == "assistant"][-len(turns) :]
+    last = spoken[changed[-1]]
+    # once no image is left, texts that stand for images go as well, and no turn says so
+    return last if any(images_of(message) for message in messages[:last]) else spoken[-1]
 
 
 def search_row(search: SearchRecord) -> dict[str, Any]:
