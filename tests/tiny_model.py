@@ -41,6 +41,7 @@ CHAT_TEMPLATE = """\
     {%- elif message.role != 'system' %}
         {{- '<|im_start|>' + message.role + '\\n' + message.content }}
         {%- for call in message.tool_calls or [] %}
+            {%- if message.content or not loop.first %}{{- '\\n' }}{%- endif %}
             {{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
             {{- call.function.arguments if call.function.arguments is string else call.function.arguments | tojson }}
             {{- '}\\n</tool_call>' }}

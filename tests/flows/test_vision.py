@@ -3,6 +3,7 @@
 What a model without sense writes is held to the form of an action by guided decoding.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ import pytest
 from flows.collect import collect
 from flows.finetune import finetune
 from tasks import artifact, config, serve, storage
-from tasks.agent.message import Image, images_of, openai_content
+from tasks.adapters import check_adapter
+from tasks.agent import prompts
+from tasks.agent.message import Image, Message, images_of, openai_content
+from tasks.agent.protocol import as_wire
 from tasks.artifact import load_ref, read_provenance, read_rows, table_of, write_table
 from tasks.training.examples import encode
-from tasks.training.loading import load_tokenizer
+from tasks.training.loading import load_model, load_tokenizer
 from tasks.training.sight import Sight
 from tests.small_collection import ingest_small
 from tests.tiny_vlm import tiny_vlm, torchvision_on_a_cpu
@@ -89,28 +93,69 @@ def test_what_is_seen_is_what_is_trained_on(vllm: serve.Served, model: Path, doc
     assert read_provenance(adapter)["parts"] == PARTS
     assert read_provenance(adapter)["images"] > 0
 
-    name = serve.load_adapter(vllm.base_url, adapter)
-    scores = [_log_probability(vllm, served, learned[0]["prompt"], root) for served in (serve.BASE_NAME, name)]
-    assert scores[0] != scores[1]
+    # all parts together, and the parts that see each alone
+    of_parts = [_adapter_of(part, model, tmp_path / part) for part in ("merger", "vision")]
+    names = [serve.load_adapter(vllm.base_url, loaded) for loaded in (adapter, *of_parts)]
+    scores = [_log_probability(vllm, served, learned[0]["prompt"], root) for served in (serve.BASE_NAME, *names)]
+    assert len({tuple(score) for score in scores}) == len(scores)
+
+    calling = _calling(next(message for message in learned[0]["prompt"] if images_of(message)))
+    (example,) = encode(calling, tokenizer, "assistant", sight=sight)
+    prompt = [sight.token_id if token < 0 else token for token in example.ids[: example.targets[0]]]
+    assert prompt.count(sight.token_id) > 0
+    assert _tokens(vllm, calling["prompt"], root, calling["tools"]) == prompt
+    assert _log_probability(vllm, names[0], calling["prompt"], root)
 
 
-def _wire(messages: list[dict[str, Any]], root: str) -> list[dict[str, Any]]:
+def _calling(shown: Message) -> dict[str, Any]:
+    """A conversation of tool calls, of which one is answered with images."""
+    agent = AGENT.model_copy(update={"protocol": "tools"})
+    found: Message = {"role": "tool", "content": shown["content"], "images": images_of(shown)}
+    searching = prompts.search_message("Where is it?", "mass pump", agent)
+    return {
+        "question_id": "q",
+        "prompt": [*prompts.prompt_messages("How heavy is the pump?", agent), searching, found],
+        "completion": [searching],
+        "tools": json.dumps(prompts.tool_definitions(agent)),
+    }
+
+
+def _adapter_of(part: config.Part, model: Path, folder: Path) -> artifact.Artifact:
+    """A random adapter of one part, as it is stored."""
+    from tasks.training.peft_model import store, with_adapter
+
+    made = with_adapter(
+        load_model(model, bf16=False), config.Finetune(parts=[part], lora_r=4), None, scalar=False, images=True
+    )
+    for name, parameter in made.named_parameters():
+        if ".lora_B." in name:
+            parameter.data.normal_()
+    made.save_pretrained(folder, save_embedding_layers=False)
+    store(folder, model.name, scalar=False)
+    check_adapter(folder, model, config.Serve(tower_lora=True))
+    return artifact.write_folder(folder, f"{folder}-stored", "adapter/1", 1, {})
+
+
+def _wire(messages: list[Any], root: str) -> list[dict[str, Any]]:
     def url(image: Image) -> str:
         import base64
 
         data = storage.read_bytes(storage.join(root, image["key"]))
         return f"data:image/{image['key'].rpartition('.')[2]};base64,{base64.b64encode(data).decode()}"
 
-    return [{"role": message["role"], "content": openai_content(message, url)} for message in messages]
+    sent = [{**message, "content": openai_content(message, url)} for message in as_wire(messages)]
+    return [{name: value for name, value in message.items() if name != "images"} for message in sent]
 
 
-def _tokens(vllm: serve.Served, messages: list[dict[str, Any]], root: str) -> list[int]:
-    body = {"model": serve.BASE_NAME, "messages": _wire(messages, root)}
+def _tokens(vllm: serve.Served, messages: list[Any], root: str, tools: str | None = None) -> list[int]:
+    body = {"model": serve.BASE_NAME, "messages": _wire(messages, root)} | (
+        {"tools": json.loads(tools)} if tools else {}
+    )
     reply = httpx.post(vllm.base_url.removesuffix("/v1") + "/tokenize", json=body, timeout=120)
     return reply.raise_for_status().json()["tokens"]
 
 
-def _log_probability(vllm: serve.Served, model: str, messages: list[dict[str, Any]], root: str) -> list[float]:
+def _log_probability(vllm: serve.Served, model: str, messages: list[Any], root: str) -> list[float]:
     """Of the most likely first tokens of an answer."""
     body = {"model": model, "messages": _wire(messages, root), "max_tokens": 1, "temperature": 0}
     body |= {"logprobs": True, "top_logprobs": 5}
