@@ -4,6 +4,9 @@ A format is a function that yields examples, and a line in `FORMATS`. Examples a
 since the prompt, and what is to be learned; the prompt itself is put before them here, and is byte for byte the one that
 is served under the same agent settings. The reference pipeline's JSONL is made of the same examples (tasks/jsonl.py).
 
+A query that repeats the names of the prompt's worked examples is never what is to be learned; dpo may reject it, and reward
+scores it like any other.
+
     <uri>/sft_best.parquet   <uri>/dpo.parquet   …   <uri>/jsonl/sft_best_train.jsonl   …
 """
 
@@ -20,6 +23,7 @@ import pyarrow as pa
 from tasks import artifact, jsonl, storage
 from tasks.agent import prompts
 from tasks.agent.message import Message
+from tasks.agent.prompts import repeats_examples
 from tasks.artifact import Artifact
 from tasks.config import Agent, Format, FormatName
 from tasks.errors import EmptyError
@@ -63,7 +67,7 @@ def sft_best(source: Source, say: Say) -> Iterator[Example]:
     found: dict[tuple[str, str], dict[str, Example]] = {}
     columns = ("question_id", "question", "state", "best_query", "best_rank", "rank_score", "effort", "reasoning")
     for row in source.rollouts(*columns, "messages", "prompt_messages", "state_messages"):
-        if row["best_query"] is not None:
+        if row["best_query"] is not None and not repeats_examples(row["best_query"], row["question"]):
             start = row.pop("prompt_messages")
             row["earlier"] = row.pop("messages")[start : start + (row["state_messages"] or 0)]
             own, key = found.setdefault((row["question_id"], row["state"] or ""), {}), fold(row["best_query"])
@@ -95,7 +99,8 @@ def sft_trajectory(source: Source, say: Say) -> Iterator[Example]:
         spoken = {at for at in range(start, len(messages)) if messages[at]["role"] == "assistant"}
         useful = {*row["search_messages"], max(spoken, default=None)}
         shown = all(search["shown"] is not False for search in row["searches"])
-        found = row["best_rank"] is not None and row["outcome"] == "answered"
+        own = not any(repeats_examples(search["query"], row["question"]) for search in row["searches"])
+        found = row["best_rank"] is not None and row["outcome"] == "answered" and own
         if found and spoken == useful and shown and min(spoken) >= (row["as_answered"] or 0):
             yield {
                 **_weights(row),
@@ -117,8 +122,8 @@ def sft_context(source: Source, say: Say) -> Iterator[Example]:
         # one message may hold several searches, none of which saw the others' results
         for at, turn in groupby(tried, key=lambda t: t[0]):
             _, search, reasoning = max(turn, key=lambda t: t[1]["rank_score"])
-            score = search["rank_score"]
-            if best_before is not None and score > best_before and at >= (row["as_answered"] or 0):
+            score, own = search["rank_score"], not repeats_examples(search["query"], row["question"])
+            if best_before is not None and score > best_before and own and at >= (row["as_answered"] or 0):
                 yield {
                     **_weights({**row, "rank_score": score}),
                     "gt_rank": search["gt_rank"],
@@ -135,6 +140,8 @@ def _weights(row: Example) -> Example:
 def dpo(source: Source, say: Say) -> Iterator[Example]:
     """State → a better query, rather than a worse one."""
     for pair in source.preferences():
+        if repeats_examples(pair["chosen"], pair["question"]):
+            continue
         yield {
             **{name: pair[name] for name in ("question_id", "question", "chosen_score", "rejected_score")},
             "rank_score": pair["chosen_score"],

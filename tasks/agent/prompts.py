@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -44,6 +45,9 @@ EXAMPLES = (
 )
 
 
+_NAMES = frozenset(word for example in EXAMPLES for word in example.query.split() if word[0].isupper())
+
+
 def wire_prompt(question: str, settings: Agent) -> list[WireMessage]:
     """The messages before the model's first turn, as the server gets them."""
     protocol = PROTOCOLS[settings.protocol]
@@ -56,6 +60,14 @@ def wire_prompt(question: str, settings: Agent) -> list[WireMessage]:
         ]
         messages += [question_message(example.question), searching, *found]
     return [*messages, question_message(question)]
+
+
+def repeats_examples(query: str, question: str) -> bool:
+    """Whether a query names what only the worked examples are about. Small models say such names of whatever they are asked.
+
+    It may find the page all the same, but a model that is served without the examples would learn to make them up.
+    """
+    return not _NAMES.isdisjoint(re.findall(r"\w+", query)) and _NAMES.isdisjoint(re.findall(r"\w+", question))
 
 
 def prompt_messages(question: str, settings: Agent) -> list[Message]:

@@ -95,6 +95,22 @@ def prepared(searcher: Searcher, root: str, agent: Agent, scripts: Sequence[str]
     return process({"trajectories": stored}, Process(), storage.join(root, "processed"))[:2]
 
 
+def test_what_only_the_worked_examples_speak_of_is_not_learned(searcher: Searcher, tmp_path: Path, monkeypatch) -> None:
+    agent = Agent(examples=True)
+    names = [word for example in prompts.EXAMPLES for word in example.query.split() if word[0].isupper()]
+    monkeypatch.setitem(SCRIPTS, "repeats", [f"{names[0]} budget", "=42"])
+    settings = Format(formats=["sft_best", "sft_trajectory", "dpo", "reward"])
+    processed, pairs = prepared(searcher, str(tmp_path), agent, ["repeats", "improves"])
+    made = format_training(processed, pairs, settings, Agent(), str(tmp_path / "out"))
+    for name, learned in {"sft_best": "completion", "sft_trajectory": "completion", "dpo": "chosen"}.items():
+        rows = _rows(made, name)
+        assert rows
+        assert not [row for row in rows if names[0] in json.dumps(row[learned])], name
+    assert any(names[0] in row["query"] for row in _rows(made, "reward"))
+    assert prompts.repeats_examples(f"{names[0]} budget", "What is the budget?")
+    assert not prompts.repeats_examples(f"{names[0]} budget", f"What is the budget of {names[0]}?")
+
+
 def _rows(made: dict[str, Artifact], name: str) -> list[dict[str, Any]]:
     return artifact.read_rows(made[name])
 
