@@ -10,6 +10,8 @@ tasks/exchange/trajectories.py and tasks/exchange/training_sets.py. Rollouts of 
 texts of the pages that they saw: ingest these first, or import with `--observation none`.
 """
 
+from pydantic import BaseModel
+
 from flows.form import settings_flow
 from flows.ingest import show_set_aside
 from flows.summary import show_stages
@@ -17,6 +19,7 @@ from tasks import adapter_names, artifact, config, storage
 from tasks.artifact import load_ref
 from tasks.cache import content_fingerprint, stage_key
 from tasks.errors import InputError
+from tasks.exchange import importing
 from tasks.exchange.rows import provenance_beside
 from tasks.model import fetch_model, model_fingerprint
 from tasks.stage_tasks import import_artifacts
@@ -37,16 +40,18 @@ def import_(settings: config.ImportRun) -> list[StageRun]:
     pages, questions = (
         load_ref(root, name) if artifact.has_ref(root, name) else None for name in ("pages", "questions")
     )
+    counting: dict[str, BaseModel] = {"agent": settings.agent}
     facts: dict[str, object] = {"what": settings.what, "source": [content_fingerprint(source) for source in sources]}
     if settings.what == "adapter":
         module, inputs = "tasks.exchange.adapter", {}
         facts["model"] = model_fingerprint(fetch_model(settings.model, settings.trusted_remote_code))
     else:
         module, inputs = "tasks.exchange.importing", {made.schema: made for made in (pages, questions) if made}
+        counting["process"] = importing.SCORING
         beside = provenance_beside(sources[0])  # says what the rows were made with
         facts["provenance"] = beside and content_fingerprint(beside)
         facts["names"] = [source.rsplit("/", 1)[-1] for source in sources]
-    key = stage_key(module, settings={"agent": settings.agent}, inputs=inputs, facts=facts)
+    key = stage_key(module, settings=counting, inputs=inputs, facts=facts)
     uri = storage.join(root, "imported", key)
     runs = [
         run_stage(import_artifacts, root=root, key=key, uri=uri, settings=settings, pages=pages, questions=questions)

@@ -14,6 +14,7 @@ from flows.form import settings_flow
 from flows.summary import show_markdown, show_stages
 from tasks import artifact, config, hub, storage
 from tasks.cache import content_fingerprint, stage_key
+from tasks.config.documents import MOST_OCR_BELOW
 from tasks.images import note_documents
 from tasks.set_aside import count_reasons
 from tasks.stage_tasks import index_pages, read_documents, read_questions, read_scans
@@ -29,8 +30,9 @@ def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[St
     elsewhere: dict[str, Any] = dict.fromkeys(("workers", "questions", "include_json", "exclude_json"))
     elsewhere |= {"documents": "", "scans": config.Scans()}  # how a page was read shows in the pages
     parsing = settings.model_copy(update=elsewhere)
-    facts = {"documents": content_fingerprint(settings.documents)}
-    key = stage_key("tasks.documents", facts=facts)
+    # on which pages pictures are noted; a setting's bound, and settings are not part of the code that counts
+    noted: dict[str, object] = {"pictures_below": MOST_OCR_BELOW}
+    key = stage_key("tasks.documents", facts=noted | {"documents": content_fingerprint(settings.documents)})
     documents = run_stage(
         read_documents, root=root, key=key, uri=storage.join(root, "documents", key), settings=settings
     )

@@ -25,6 +25,9 @@ from tasks.records import parse
 from tasks.set_aside import Refused, SetAside, first_reasons, printable, write_set_aside
 
 Row = dict[str, Any]
+SCORING = Process(include_failed=True)
+"""How rollouts are scored and paired that come as processed: those that failed stay, as somebody has chosen already."""
+
 _TOLD_ALIKE = ("protocol", "observation")
 
 
@@ -175,7 +178,7 @@ def _processed(work: _Import, uri: str) -> dict[str, Artifact]:
     if not _is_ours(work.sources[0]):
         told = _trajectories(work, work.sources[0], "processed", uri)
         names = ("processed", "pairs", "statistics")
-        made = process.process({"imported": told}, Process(include_failed=True), uri)
+        made = process.process({"imported": told}, SCORING, uri)
         return dict(zip(names, made, strict=True))
     facts = work.facts("processed")
     kept = work.write(
@@ -210,7 +213,7 @@ def _paired(processed: Artifact) -> Iterator[Row]:
             states.setdefault(state, ({"question": row["question"], "split": row["split"]}, earlier))
             pairs.add(candidates.setdefault(state, {}), process.candidates_of(row, row))
     for state in sorted(candidates):
-        for pair in pairs.make(candidates[state], Process().max_pairs):
+        for pair in pairs.make(candidates[state], SCORING.max_pairs):
             yield process.pair_row(state, *states[state], pair)
 
 

@@ -10,6 +10,7 @@ from flows.cli import main
 from flows.import_ import import_
 from tasks import config, storage
 from tasks.artifact import fetch_folder, has_ref, load_ref, read_provenance, read_rows
+from tasks.exchange import importing
 from tests.small_collection import TOPICS, ingest_small
 from tests.tiny_model import tiny_model
 
@@ -118,3 +119,15 @@ def test_what_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "there is no such file" in capsys.readouterr().err
     assert main(["export", "training-sets", str(tmp_path / "out"), "--storage", root]) == 3
     assert "holds no training-sets yet" in capsys.readouterr().err
+
+
+def test_what_came_in_is_scored_again_when_scoring_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "processed.jsonl"
+    file.write_text(json.dumps(rollout(0, "pump")))
+    unseen = config.Agent(protocol="tags", observation="none")
+    settings = config.ImportRun(storage=str(tmp_path / "store"), what="processed", source=[str(file)], agent=unseen)
+    made = [import_(settings)[0], import_(settings)[0]]
+    monkeypatch.setattr(importing, "SCORING", config.Process(max_pairs=0))
+    made.append(import_(settings)[0])
+    assert [run.cached for run in made] == [False, True, False]
+    assert [run.artifacts["pairs"].rows for run in made] == [1, 1, 0]

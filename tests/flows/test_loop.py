@@ -12,6 +12,7 @@ from flows.collect import collect
 from flows.evaluate import compare, evaluate
 from flows.finetune import finetune, merge
 from flows.infer import infer
+from flows.ingest import ingest
 from flows.prepare import format_, prepare, process
 from tasks import config, storage
 from tasks.artifact import fetch_folder, load_ref, read_provenance, read_rows
@@ -73,6 +74,18 @@ def test_every_stage_and_what_each_leaves(storage_root: str, documents: Path, tm
     assert (fetch_folder(load_ref(root, "adapter")) / "adapter_config.json").is_file()
     merge(config.MergeRun(storage=root, model=model))
     assert (fetch_folder(load_ref(root, "merged_model")) / "model.safetensors").is_file()
+
+
+def test_documents_are_read_again_when_more_of_their_pages_could_be_scans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = tmp_path / "pages.jsonl"
+    pages.write_text('{"file": "m.pdf", "page_number": 1, "total_pages": 1, "text": "A pump."}')
+    run = config.IngestRun(storage=str(tmp_path / "store"), ingest=config.Ingest(documents=str(pages)))
+    ingest(run)
+    assert _cached(ingest(run))["read documents"]
+    monkeypatch.setattr("flows.ingest.MOST_OCR_BELOW", 2000)
+    assert not _cached(ingest(run))["read documents"]
 
 
 def test_evaluation_compares_runs_and_writes_a_report(tmp_path: Path, documents: Path) -> None:
