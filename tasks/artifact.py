@@ -220,6 +220,8 @@ def _folder_hash(folder: Path) -> str:
 def write_folder(folder: Path, uri: str, schema: str, rows: int, facts: Mapping[str, Any]) -> Artifact:
     """Store a local folder of files as an artifact; its reference is written last, so a cut-off upload is never read.
 
+    Over another artifact, whose reference is removed first: what points to that one finds nothing, and no mixture of both.
+
     Raises:
         ArtifactError: `schema` is not a declared folder schema.
     """
@@ -227,26 +229,36 @@ def write_folder(folder: Path, uri: str, schema: str, rows: int, facts: Mapping[
         raise ArtifactError(f"no folder schema {schema!r} is declared in tasks/schemas.py")
     (folder / "provenance.json").write_text(json.dumps(facts, sort_keys=True, indent=1, default=str))
     artifact = Artifact(uri, _folder_hash(folder), rows, schema)
+    if not exists(artifact):  # the same bytes over themselves are no mixture at any time
+        storage.delete(_folder_ref(uri))
     storage.upload_folder(folder, uri)
     for file in list(storage.iter_files(uri)):  # what an earlier artifact left at the same place
         if not (folder / storage.relative(file, uri)).is_file():
             storage.delete(file)
-    storage.write_bytes(uri.rstrip("/") + ".artifact.json", json.dumps(asdict(artifact), indent=1).encode())
+    storage.write_bytes(_folder_ref(uri), json.dumps(asdict(artifact), indent=1).encode())
     return artifact
+
+
+def _folder_ref(uri: str) -> str:
+    """Where the reference of a folder artifact lies that was written whole: beside the folder."""
+    return uri.rstrip("/") + ".artifact.json"
 
 
 def fetch_folder(artifact: Artifact) -> Path:
     """A local path that holds a folder artifact's files: its own when storage is local, else a copy downloaded once.
 
-    The hash is checked on download only: engines leave lock files in a folder that they open where it lies.
+    The files' hash is checked on download only: engines leave lock files in a folder that they open where it lies.
 
     Raises:
-        ArtifactError: it is missing, or what was downloaded does not hash to what the reference says.
+        ArtifactError: it is missing, was not written whole or was written over, or what was downloaded does not hash to what
+            the reference says.
     """
     if artifact.schema not in FOLDERS:
         raise ArtifactError(f"{artifact.uri} is {artifact.schema!r}, not one of {sorted(FOLDERS)}: make it again")
     if not exists(artifact):
-        raise ArtifactError(f"{artifact.uri} does not exist; run the stage that makes it again")
+        raise ArtifactError(
+            f"{artifact.uri} does not exist, or no longer holds what its reference says; run the stage that makes it again"
+        )
     if not storage.is_s3(artifact.uri):
         return Path(artifact.uri)
     cache = Path(os.environ.get("DRAG_CACHE", Path.home() / ".cache" / "drag")) / "folders"
@@ -267,7 +279,14 @@ def fetch_folder(artifact: Artifact) -> Path:
 
 
 def exists(artifact: Artifact) -> bool:
-    """Whether what a (perhaps cached) reference points to is still there."""
+    """Whether what a (perhaps cached) reference points to is still there; a folder, whether it was written whole since."""
+    if artifact.schema in FOLDERS:
+        try:
+            written = json.loads(storage.read_bytes(_folder_ref(artifact.uri)))
+        except ArtifactError:
+            return False
+        if written["sha256"] != artifact.sha256:
+            return False
     return storage.exists(artifact.uri)
 
 

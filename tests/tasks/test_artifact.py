@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tasks import artifact, schemas, storage
 from tasks.artifact import Artifact
-from tasks.errors import ArtifactError
+from tasks.errors import ArtifactError, DragError
 
 ROWS = [
     {"source": "a.pdf", "row": None, "reason": "empty_file", "detail": "0 bytes"},
@@ -213,6 +213,29 @@ def test_a_folder_that_is_missing_or_altered_is_refused(
     storage.delete(uri)
     with pytest.raises(ArtifactError, match="does not exist"):
         artifact.fetch_folder(written)
+
+
+def test_a_folder_that_was_written_over_is_no_longer_the_old_one(storage_root: str, tmp_path: Path) -> None:
+    uri = storage.join(storage_root, "index")
+    old = artifact.write_folder(_folder(tmp_path / "one", {"a": b"1"}), uri, "index/1", 1, {})
+    assert artifact.exists(old)
+    new = artifact.write_folder(_folder(tmp_path / "two", {"a": b"2"}), uri, "index/1", 1, {})
+    assert (artifact.exists(old), artifact.exists(new)) == (False, True)
+    with pytest.raises(ArtifactError, match="no longer holds"):
+        artifact.fetch_folder(old)
+
+
+def test_a_folder_whose_writing_was_cut_off_is_neither_the_old_one_nor_the_new(tmp_path: Path) -> None:
+    uri, one, two = str(tmp_path / "index"), tmp_path / "one", tmp_path / "two"
+    old = artifact.write_folder(_folder(one, {"a": b"1", "b": b"1"}), uri, "index/1", 1, {})
+    with pytest.raises(DragError, match="cannot be written"):  # a file lies where a folder has to
+        artifact.write_folder(_folder(two, {"a": b"2", "b/c": b"2"}), uri, "index/1", 1, {})
+    assert (Path(uri) / "a").read_bytes() == b"2"
+    assert not artifact.exists(old)
+    with pytest.raises(ArtifactError, match="no longer holds"):
+        artifact.fetch_folder(old)
+    assert artifact.write_folder(one, uri, "index/1", 1, {}) == old
+    assert _files(artifact.fetch_folder(old))["a"] == b"1"
 
 
 def test_refs(storage_root: str) -> None:

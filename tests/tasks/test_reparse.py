@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,9 @@ def test_an_answer_that_is_read_now_ends_the_rollout(
 def test_another_index_is_refused_where_it_would_be_searched(
     index: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = Artifact(index.uri, "0" * 64, index.rows, index.schema)
+    other = artifact.write_folder(
+        shutil.copytree(index.uri, tmp_path / "copy"), f"{tmp_path}/other", "index/1", index.rows, {"another": True}
+    )
     stored = collected(
         index, f"{tmp_path}/t.parquet", "tools", [[Reply(None, None, [SEARCH]), Reply(None, None, [ANSWER])]]
     )
