@@ -9,6 +9,8 @@ drag export adapter FOLDER                             # the newest, in PEFT's l
 drag export adapter FOLDER --adapter NAME              # the one that was kept under a name
 drag export reward-model FOLDER                        # alike
 
+Page images that rows show go along: as images/<sha256>.png, or as the data set's configuration `images`.
+
 FOLDER may be an s3:// prefix. To put a data set or an adapter on a hub, with HF_TOKEN in the environment:
 
 hf upload --repo-type dataset NAME FOLDER
@@ -78,7 +80,7 @@ def export(settings: config.ExportRun) -> dict[str, int]:
             written = {path.name: 1 for path in sorted(folder.iterdir())}
         else:
             tables = _measured(root) if settings.what == "results" else _made(root, settings.what)
-            written = export_tables(tables, settings.layout, folder)
+            written = export_tables(tables, settings.layout, folder, root)
         storage.upload_folder(folder, target)
     lines = [f"| {name} | {rows:,} |" for name, rows in written.items()]
     show_markdown("Exported", "\n".join([f"To {target}", "", "| file | rows |", "| --- | ---: |", *lines]))

@@ -7,7 +7,8 @@ drag import adapter checkpoints/sft/final --model MODEL               # then: dr
 
 A folder that `drag export` wrote with `--layout hf` can stand for the file. The fields that are read are listed in
 tasks/exchange/trajectories.py and tasks/exchange/training_sets.py. Rollouts of others are told anew as the agent's, with the
-texts of the pages that they saw: ingest these first, or import with `--observation none`.
+texts of the pages that they saw: ingest these first, or import with `--observation none`. Page images are taken from what was
+exported with them.
 """
 
 from pydantic import BaseModel
@@ -20,6 +21,7 @@ from tasks.artifact import load_ref
 from tasks.cache import content_fingerprint, stage_key
 from tasks.errors import InputError
 from tasks.exchange import importing
+from tasks.exchange.images import images_beside
 from tasks.exchange.rows import provenance_beside
 from tasks.model import fetch_model, model_fingerprint
 from tasks.stage_tasks import import_artifacts
@@ -49,6 +51,8 @@ def import_(settings: config.ImportRun) -> list[StageRun]:
         module, inputs = "tasks.exchange.importing", {made.schema: made for made in (pages, questions) if made}
         counting["process"] = importing.SCORING
         beside = provenance_beside(sources[0])  # says what the rows were made with
+        if shown := images_beside(sources[0]):  # their names are their hashes, but one may have been missing
+            facts["images"] = content_fingerprint(shown)
         facts["provenance"] = beside and content_fingerprint(beside)
         facts["names"] = [source.rsplit("/", 1)[-1] for source in sources]
     key = stage_key(module, settings=counting, inputs=inputs, facts=facts)

@@ -1,6 +1,7 @@
 """Page images: rendered once, kept below the storage root for all machines, and given to servers in the form they take.
 
     <root>/page-images/<PDF's hash>/<settings' hash>/<page>/843x1192.png
+    <root>/page-images/imported/<its hash>.png                              what `drag import` brought
 
 A key is that path below the root. A page that cannot be rendered has an empty file `no-image` there instead. Two machines that
 want a page at the same moment both render it, to the same bytes.
@@ -42,6 +43,11 @@ T = TypeVar("T")
 def folder(root: str) -> str:
     """Where a storage root's page images lie."""
     return storage.join(root, _FOLDER)
+
+
+def imported(name: str) -> str:
+    """The key of an image that was not rendered here, which nothing takes for a page's own."""
+    return f"{_FOLDER}/imported/{name}"
 
 
 def note_documents(root: str, documents: str) -> None:

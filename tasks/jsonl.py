@@ -55,6 +55,11 @@ def _joined(before: list[str], messages: Iterable[Message]) -> str:
     return "\n".join([*before, *(in_tags(message) for message in messages)])
 
 
+def image_tag(image: Mapping[str, Any]) -> str:
+    """A page image in a plain text."""
+    return f'<image file="{image.get("file")}" page="{image.get("page")}"/>'
+
+
 def in_tags(message: Message) -> str:
     """What a message says, its tool calls and page images as tags; any other text as it stands.
 
@@ -63,9 +68,7 @@ def in_tags(message: Message) -> str:
     '<search>annual fee</search>'
     """
     images = iter(images_of(message))
-    content = re.sub(
-        PLACEHOLDER, lambda _: '<image file="{file}" page="{page}"/>'.format_map(next(images)), message["content"]
-    )
+    content = re.sub(PLACEHOLDER, lambda _: image_tag(next(images)), message["content"])
     if message["role"] != "assistant":
         return content
     step = protocol_tools.parse(Completion(content, None, (), "stop", None, None, 0.0))

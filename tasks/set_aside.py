@@ -43,6 +43,7 @@ REASONS: dict[str, str] = {
     "bad_conversation": "The conversation lacks turns, images, words or its question, or is not told as the agent's.",
     "bad_example": "The text is no example of its format, or of neither part of a training set.",
     "held_out": "Its question is of the dev or test split here, which nothing may learn from.",
+    "bad_image": "A page image that it shows is not beside it, or not what its name and the row say.",
     # what is kept
     "unknown_field": "No such field is known, so it was left out.",
     "rank_differs": "The answer's rank is not where it stands in the results, which are what counts.",

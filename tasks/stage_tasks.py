@@ -215,7 +215,9 @@ def import_artifacts(
         return {"adapter": made}
     from tasks.exchange import importing
 
-    return importing.import_rows(settings.what, settings.source, settings.agent, pages, questions, uri)
+    return importing.import_rows(
+        settings.what, settings.source, settings.agent, pages, questions, uri, settings.storage
+    )
 
 
 @stage("merge")

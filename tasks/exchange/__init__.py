@@ -4,6 +4,7 @@ trajectories.py  read   a rollout of another pipeline → a row of trajectories,
 training_sets.py read   the reference's training JSONL → rows of training sets; and the way back
 rows.py          read   our own rows, out of JSONL or Parquet
 adapter.py       read   a LoRA adapter in PEFT's layout
+images.py        both  page images that go along with rows
 export.py        write  tables as JSONL or as a data set, and adapters
 card.py          write  the data set's card
 importing.py     read   the stage that chooses among these

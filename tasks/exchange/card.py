@@ -15,6 +15,7 @@ _ABOUT = {
     "dpo": "A conversation and two ways to go on, in TRL's conversational preference form.",
     "results": "How a run did on a question: ranks of the answer's pages, the answer's likeness, citations, cost.",
     "comparison": "How far a run differs from another on a metric, with a 95 % interval, a p-value and a verdict.",
+    "images": "A page's image, which others name by its key.",
     "reward": "A question, a query, and how well the query ranked the answer's page.",
 }
 
@@ -46,8 +47,8 @@ def card(parts: Mapping[str, Mapping[str, int]], made_of: Mapping[str, Mapping[s
         f"---\n{yaml.safe_dump(head, sort_keys=True)}---",
         "# How a model searched documents",
         "Written by DRAG. Splits of rollouts are those of the questions: what is in `test` and `dev` is not to be learned "
-        "from. Where `images` is not null, each U+FFFC in a message's text stands for a page image that it names; the images "
-        "themselves are not here.",
+        "from. Where `images` is not null, each U+FFFC in a message's text stands for a page image that it names by `key`; "
+        "the configuration `images` holds them.",
         _table(("configuration", "split", "rows", "what a row is"), rows),
         '```\ndatasets.load_dataset("THIS_FOLDER", "' + next(iter(parts)) + '")\n```',
         "## How it was made",

@@ -19,7 +19,7 @@ from tasks.agent import prompts
 from tasks.artifact import Artifact
 from tasks.config import Agent, Process
 from tasks.errors import ConfigError, InputError
-from tasks.exchange import rows, training_sets, trajectories
+from tasks.exchange import images, rows, training_sets, trajectories
 from tasks.pages import PageStore
 from tasks.records import parse
 from tasks.set_aside import Refused, SetAside, first_reasons, printable, write_set_aside
@@ -35,8 +35,9 @@ class _Import:
     """One import: what was set aside, and what else is noted."""
 
     def __init__(
-        self, sources: Sequence[str], agent: Agent, pages: Artifact | None, questions: Artifact | None
+        self, sources: Sequence[str], agent: Agent, pages: Artifact | None, questions: Artifact | None, root: str
     ) -> None:
+        self.taken = images.Taken(sources[0], root)
         self.sources, self.agent, self.aside = sources, agent, list[SetAside]()
         self.pages, self.questions, self._store = pages, questions, None if pages is None else PageStore(pages)
         self.known = _read_beside(sources[0])
@@ -71,8 +72,12 @@ class _Import:
 
     def native(self, record: Row, kind: str, unknown: Counter[str], derived: Iterable[str] = ()) -> Row:
         """A row of our own. Its question's split is the ingested one: what it was in elsewhere must not be trained on here."""
-        row = rows.native(record, kind, unknown, derived)
+        row = self.with_images(rows.native(record, kind, unknown, derived), kind)
         return row | {"split": self.splits.get(row["question_id"], row["split"])}
+
+    def with_images(self, row: Row, kind: str) -> Row:
+        """The row, the page images that it shows stored here."""
+        return images.with_images(row, images.columns_of(rows.schema_of(kind)), self.taken.take)
 
     def facts(self, name: str) -> Row:
         """Provenance of what is imported under a name: what it was exported with, where that is known."""
@@ -123,6 +128,7 @@ def import_rows(
     pages: Artifact | None,
     questions: Artifact | None,
     uri: str,
+    root: str,
 ) -> dict[str, Artifact]:
     """Read files as the artifacts named in the module's docstring, and "set_aside_import".
 
@@ -133,14 +139,13 @@ def import_rows(
         pages: ingested pages, for the texts that a rollout saw.
         questions: ingested questions, for the splits of rollouts.
         uri: folder for what is written.
+        root: storage root, below which page images go.
 
     Raises:
         InputError: there is no such file, or no row of it can be used.
         ConfigError: the agent sees images, which others' rollouts cannot be told with.
     """
-    work = _Import(sources, agent, pages, questions)
-    if agent.observation not in ("none", "text"):
-        raise ConfigError(f"observation {agent.observation}: rollouts are imported with observation text or none")
+    work = _Import(sources, agent, pages, questions, root)
     if what == "trajectories":
         made = {"trajectories": _trajectories(work, sources[0], "trajectories", uri)}
     elif what == "processed":
@@ -157,6 +162,10 @@ def _trajectories(work: _Import, source: str, name: str, uri: str) -> Artifact:
 
     def read(record: Row, unknown: Counter[str]) -> Row:
         if "turns" not in record:
+            if work.agent.sees_images:
+                raise ConfigError(
+                    f"observation {work.agent.observation}: what others' rollouts showed is told anew, by text or none"
+                )
             notes = trajectories.Notes(unknown, differing)
             return trajectories.read(record, next(numbers), work.agent, work.page_text, work.splits, notes)
         row = work.native(record, "trajectories", unknown, derived=["searches"])
@@ -234,8 +243,8 @@ def _training_set(work: _Import, what: str, uri: str) -> Artifact:
                 row = rows.native(record, table, unknown)
                 if table != "reward":
                     training_sets.refuse_unasked(row["prompt"])
-                return learned(row)
-            return learned(training_sets.read(record, what, part, work.agent, unknown))
+                return work.with_images(learned(row), table)
+            return work.with_images(learned(training_sets.read(record, what, part, work.agent, unknown)), table)
 
         return read
 

@@ -4,7 +4,7 @@
                {"input": "<question>…</question>" and what was said since, "output": what is to be said}
     dpo        {"prompt": as input, "chosen": …, "rejected": …, ["chosen_score", "rejected_score"]}
     reward     {"input": "<question>…</question>\\n<search>…</search>", "score"}
-    all        ["question_id", or "id"; "rank_score", "effort", "gt_rank"]
+    all        ["question_id", or "id"; "rank_score", "effort", "gt_rank"; "images" that the texts show as <image …/>, in order]
 
 What is said is `<think>…</think>`, `<search>…</search>` or `<answer>…</answer>`; what stands between two such is what came
 back. Without tags, `input` is the question and what is to be said a query. Fields in brackets may be missing: a question
@@ -24,7 +24,7 @@ from typing import Any
 from tasks import jsonl, records
 from tasks.agent import prompts, protocol_tags
 from tasks.agent.completion import Completion
-from tasks.agent.message import Message, without_placeholders
+from tasks.agent.message import PLACEHOLDER, Image, Message, images_of, without_placeholders
 from tasks.agent.protocol import as_stored
 from tasks.config import Agent
 from tasks.errors import ArtifactError
@@ -39,6 +39,7 @@ _SAID = re.compile(
     r"(?:<search>.*?</search>(?:\n<search>.*?</search>)*|<answer>.*?</answer>)",
     re.DOTALL,
 )
+_IMAGE = re.compile(r'<image file="[^\n]*?" page="\d+"/>')
 _NUMBERS = ("rank_score", "effort", "score", "chosen_score", "rejected_score")
 _TEXTS = {"dpo": ("prompt", "chosen", "rejected"), "reward": ("input",)}
 _PREFIX = "Question: "  # of the message that asks (tasks/agent/prompts.py)
@@ -56,8 +57,10 @@ def read(record: Mapping[str, Any], kind: str, part: str, agent: Agent, unknown:
         Refused: why it cannot be used.
     """
     names = _TEXTS.get(kind, ("input", "output"))
-    unknown.update(set(record) - {*names, "question_id", "id", "gt_rank", *_NUMBERS})
+    unknown.update(set(record) - {*names, "question_id", "id", "gt_rank", "images", *_NUMBERS})
     texts = {name: without_placeholders(records.text(records.field(dict(record), name), name)) for name in names}
+    shown = record.get("images") or []
+    texts = _shown(texts, shown)
     asked = texts[names[0]]
     found = _ASKED.match(asked)
     question, since = (found[1].strip(), asked[found.end() :]) if found else (asked.strip(), "")
@@ -84,6 +87,7 @@ def read(record: Mapping[str, Any], kind: str, part: str, agent: Agent, unknown:
         row["prompt"] = [*prompts.prompt_messages(question, agent), *_messages(since, agent)]
         for name, column in zip(names[1:], ("chosen", "rejected") if kind == "dpo" else ("completion",), strict=True):
             row[column] = _said(texts[name], kind, agent)
+        _give_images(_in_order(row), shown)
     if kind == "dpo" and row["rank_score"] is None:
         row["rank_score"] = row["chosen_score"]
     return {name: row.get(name) for name in TABLES[schema_of(table_of(kind))].names}
@@ -176,7 +180,40 @@ def write(row: Mapping[str, Any]) -> dict[str, Any]:
     if "query" in row:
         return jsonl.record(row)
     asked, earlier = _split(row["prompt"])
-    return jsonl.record({**row, "question": asked, "earlier": earlier})
+    line = jsonl.record({**row, "question": asked, "earlier": earlier})
+    shown = [image for message in _in_order(row) for image in images_of(message)]
+    return line | ({"images": shown} if shown else {})
+
+
+def _in_order(row: Mapping[str, Any]) -> list[Message]:
+    """The messages of an example, as its texts stand in a line."""
+    return [message for name in ("prompt", "completion", "chosen", "rejected") for message in row.get(name) or []]
+
+
+def _shown(texts: dict[str, str], images: Any) -> dict[str, str]:
+    """The texts with a placeholder for each image, in the place of its tag."""
+    left = list(images if isinstance(images, list) else [images])
+
+    def place(tag: re.Match[str]) -> str:
+        if not left or not isinstance(left[0], dict) or tag[0] != jsonl.image_tag(left[0]):
+            return tag[0]
+        left.pop(0)
+        return PLACEHOLDER
+
+    told = {name: _IMAGE.sub(place, text) for name, text in texts.items()}
+    if left:
+        raise Refused("bad_conversation", f"{len(left)} of its images have no tag in its texts, in their order")
+    return told
+
+
+def _give_images(messages: Sequence[Message], images: Sequence[Image]) -> None:
+    """Each message its images, of those of all messages."""
+    left = list(images)
+    for message in messages:
+        if places := message["content"].count(PLACEHOLDER):
+            message["images"], left = left[:places], left[places:]
+    if left:
+        raise Refused("bad_conversation", f"{len(left)} of its images stand in no message")
 
 
 def refuse_unasked(prompt: Sequence[Message]) -> None:

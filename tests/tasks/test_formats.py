@@ -61,7 +61,9 @@ def _said(step: str, agent: Agent) -> str:
     return prompts.search_message(f"I need {step}.", step, agent)["content"]
 
 
-def converse(searcher: Searcher, question: str, script: str, agent: Agent) -> tuple[dict[str, Any], list[Any]]:
+def converse(
+    searcher: Searcher, question: str, script: str, agent: Agent, page_image: Any = None
+) -> tuple[dict[str, Any], list[Any]]:
     """A rollout of the scripted model: its row, and what the model was sent at each call, as stored."""
     sent: list[Any] = []
 
@@ -79,6 +81,7 @@ def converse(searcher: Searcher, question: str, script: str, agent: Agent) -> tu
             complete=complete,
             search=search_with(searcher, agent.top_k),
             page_text=lambda file, page: PAGES[file],
+            page_image=page_image,
             deadline_s=60,
         )
     )

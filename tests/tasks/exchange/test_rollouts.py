@@ -47,7 +47,7 @@ def test_ours_come_back_as_they_were(
     )
     out = tmp_path / "out"
     out.mkdir()
-    export_tables({"trajectories": made, **scored}, layout, out)
+    export_tables({"trajectories": made, **scored}, layout, out, str(tmp_path))
     sources = {name: [str(out if layout == "hf" else out / f"{name}.jsonl")] for name in ("trajectories", "processed")}
     if layout == "jsonl":
         sources["processed"].append(str(out / "pairs.jsonl"))
@@ -60,19 +60,21 @@ def test_ours_come_back_as_they_were(
         assert set(datasets.load_dataset(str(out), "trajectories")) == {"train", "test"}
     # whatever the agent's settings are now, those that it was collected with are known
     other = Agent(protocol="tags", max_page_chars=99)
-    back = import_rows("trajectories", sources["trajectories"], other, None, None, str(tmp_path / "a"))
+    back = import_rows("trajectories", sources["trajectories"], other, None, None, str(tmp_path / "a"), str(tmp_path))
     assert by_id(back["trajectories"]) == by_id(made)
     assert artifact.read_rows(back["set_aside_import"]) == []
     again = process({"t": back["trajectories"]}, Process(), str(tmp_path / "again"))
     assert by_id(again[0]) == by_id(scored["processed"])
     assert format_training(*again[:2], Format(formats=["sft_trajectory"]), agent, str(tmp_path / "sets"))
 
-    back = import_rows("processed", sources["processed"], other, None, None, str(tmp_path / "b"))
+    back = import_rows("processed", sources["processed"], other, None, None, str(tmp_path / "b"), str(tmp_path))
     assert by_id(back["processed"]) == by_id(scored["processed"])
     order = [(name, "ascending") for name in ("split", "question_id", "chosen", "rejected")]
     assert artifact.read_table(back["pairs"]).sort_by(order).equals(artifact.read_table(scored["pairs"]).sort_by(order))
     if layout == "jsonl":
-        alone = import_rows("processed", sources["processed"][:1], other, None, None, str(tmp_path / "c"))
+        alone = import_rows(
+            "processed", sources["processed"][:1], other, None, None, str(tmp_path / "c"), str(tmp_path)
+        )
         found = {(row["chosen"], row["rejected"]) for row in artifact.read_rows(alone["pairs"])}
         assert found
         assert found <= {(row["chosen"], row["rejected"]) for row in artifact.read_rows(scored["pairs"])}
@@ -117,7 +119,7 @@ def test_others_are_told_as_the_agent_would_have(searcher: Any, tmp_path: Path, 
     agent = Agent(protocol=protocol, max_iterations=most)
     file = tmp_path / "trajectories.jsonl"
     file.write_text(json.dumps(theirs(searcher, "improves", agent)) + "\n")
-    made = import_rows("trajectories", [str(file)], agent, pages(tmp_path), None, str(tmp_path / "made"))
+    made = import_rows("trajectories", [str(file)], agent, pages(tmp_path), None, str(tmp_path / "made"), str(tmp_path))
     (row,) = artifact.read_rows(made["trajectories"])
     ours, _ = converse(searcher, "q0", "improves", agent)
     assert [m["content"] for m in row["messages"][:-1]] == [m["content"] for m in ours["messages"][:-1]]
@@ -128,7 +130,9 @@ def test_others_are_told_as_the_agent_would_have(searcher: Any, tmp_path: Path, 
     (aside,) = artifact.read_rows(made["set_aside_import"])
     assert (aside["reason"], aside["detail"]) == ("unknown_field", "timestamp, in 1 rows")
 
-    scored = import_rows("processed", [str(file)], agent, pages(tmp_path), None, str(tmp_path / "scored"))
+    scored = import_rows(
+        "processed", [str(file)], agent, pages(tmp_path), None, str(tmp_path / "scored"), str(tmp_path)
+    )
     (kept,) = artifact.read_rows(scored["processed"])
     assert (kept["best_query"], kept["best_rank"], kept["rank_score"]) == ("Budget", 1, 1.0)
     assert {(pair["chosen"], pair["rejected"]) for pair in artifact.read_rows(scored["pairs"])} == {
@@ -155,24 +159,26 @@ def test_what_cannot_be_used_is_set_aside_and_a_wrong_rank_is_told(searcher: Any
     ]
     file = tmp_path / "trajectories.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines) + "no JSON\n")
-    made = import_rows("trajectories", [str(file)], agent, pages(tmp_path), None, str(tmp_path / "made"))
+    made = import_rows("trajectories", [str(file)], agent, pages(tmp_path), None, str(tmp_path / "made"), str(tmp_path))
     assert made["trajectories"].rows == 3  # two that are alike are two rollouts
     aside = [(row["row"], row["reason"]) for row in artifact.read_rows(made["set_aside_import"])]
     assert aside == [
         *[(None, "rank_differs"), (None, "unknown_field"), (3, "missing_field"), (4, "unknown_page")],
         *[(5, "missing_field"), (6, "bad_location"), (7, "missing_field"), (8, "wrong_type"), (10, "bad_json")],
     ]
-    blind = import_rows("trajectories", [str(file)], Agent(observation="none"), None, None, str(tmp_path / "blind"))
+    blind = import_rows(
+        "trajectories", [str(file)], Agent(observation="none"), None, None, str(tmp_path / "blind"), str(tmp_path)
+    )
     assert blind["trajectories"].rows == 4
     with pytest.raises(InputError, match="no row can be used"):
-        import_rows("trajectories", [str(file)], agent, None, None, str(tmp_path / "none"))
+        import_rows("trajectories", [str(file)], agent, None, None, str(tmp_path / "none"), str(tmp_path))
 
 
 def test_a_row_of_ours_that_was_tampered_with_is_refused(searcher: Any, tmp_path: Path) -> None:
     agent = Agent()
     out = tmp_path / "out"
     out.mkdir()
-    export_tables({"trajectories": collected(searcher, tmp_path, agent)}, "jsonl", out)
+    export_tables({"trajectories": collected(searcher, tmp_path, agent)}, "jsonl", out, str(tmp_path))
     rows = [json.loads(line) for line in (out / "trajectories.jsonl").read_text().splitlines()][:6]
     rows[1]["messages"] = rows[1]["messages"][:2]
     rows[2]["turns"] = "many"
@@ -180,7 +186,9 @@ def test_a_row_of_ours_that_was_tampered_with_is_refused(searcher: Any, tmp_path
     rows[4] |= {"protocol": "tools", "extra": 1}
     rows[5]["messages"][1]["content"] += "\N{OBJECT REPLACEMENT CHARACTER}"  # an image that is not there
     (out / "trajectories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = import_rows("trajectories", [str(out / "trajectories.jsonl")], agent, None, None, str(tmp_path / "made"))
+    made = import_rows(
+        "trajectories", [str(out / "trajectories.jsonl")], agent, None, None, str(tmp_path / "made"), str(tmp_path)
+    )
     assert made["trajectories"].rows == 1
     aside = {row["row"]: row["reason"] for row in artifact.read_rows(made["set_aside_import"])}
     assert aside == {
@@ -195,13 +203,15 @@ def test_a_question_that_is_ingested_is_of_the_split_that_it_has_here(searcher: 
     scored = process({"t": made}, Process(), str(tmp_path))[:2]
     out = tmp_path / "out"
     out.mkdir()
-    export_tables({"trajectories": made, **dict(zip(("processed", "pairs"), scored, strict=True))}, "jsonl", out)
+    export_tables(
+        {"trajectories": made, **dict(zip(("processed", "pairs"), scored, strict=True))}, "jsonl", out, str(tmp_path)
+    )
     asked = {"question_id": "q0", "question": "What is the figure of q0?", "split": "test"}
     schema = schema_of("questions")
     questions = artifact.write_table(artifact.table_of([asked], schema), str(tmp_path / "q.parquet"), schema, {})
     files = [str(out / f"{name}.jsonl") for name in ("trajectories", "processed", "pairs")]
-    back = import_rows("trajectories", files[:1], agent, None, questions, str(tmp_path / "a"))
-    back |= import_rows("processed", files[1:], agent, None, questions, str(tmp_path / "b"))
+    back = import_rows("trajectories", files[:1], agent, None, questions, str(tmp_path / "a"), str(tmp_path))
+    back |= import_rows("processed", files[1:], agent, None, questions, str(tmp_path / "b"), str(tmp_path))
     for name, was in {"trajectories": made, "processed": scored[0], "pairs": scored[1]}.items():
         splits = {row["question_id"]: row["split"] for row in artifact.read_rows(was)} | {"q0": "test"}
         assert {row["question_id"]: row["split"] for row in artifact.read_rows(back[name])} == splits
@@ -221,6 +231,8 @@ def test_nothing_that_others_said_stands_for_an_image(searcher: Any, tmp_path: P
     for name, line in (("plain", plain), ("marked", marked)):
         file = tmp_path / f"{name}.jsonl"
         file.write_text(json.dumps({**line, "rollout_id": "r"}) + "\n")
-        made = import_rows("trajectories", [str(file)], agent, pages(tmp_path), None, str(tmp_path / name))
+        made = import_rows(
+            "trajectories", [str(file)], agent, pages(tmp_path), None, str(tmp_path / name), str(tmp_path)
+        )
         told.append(artifact.read_rows(made["trajectories"]))
     assert told[0] == told[1]

@@ -41,7 +41,7 @@ def test_what_is_exported_is_what_format_writes_and_comes_back(searcher: Any, tm
     theirs = artifact.fetch_folder(made.pop("jsonl"))
     out = tmp_path / "out"
     out.mkdir()
-    written = export_tables(made, "jsonl", out)
+    written = export_tables(made, "jsonl", out, str(tmp_path))
     assert set(written) == {f"{name}_{part}.jsonl" for name in NAMES for part in ("train", "val")}
     for file in written:
         assert (out / file).read_text() == (theirs / file).read_text(), file
@@ -50,13 +50,13 @@ def test_what_is_exported_is_what_format_writes_and_comes_back(searcher: Any, tm
     again.mkdir()
     for name in NAMES:
         files = [str(out / f"{name}_{part}.jsonl") for part in ("train", "val")]
-        back = import_rows(name, files, agent, None, None, str(tmp_path / "back" / name))
+        back = import_rows(name, files, agent, None, None, str(tmp_path / "back" / name), str(tmp_path))
         assert artifact.read_rows(back["set_aside_import"]) == []
         ours = artifact.read_table(made[name])
         came = artifact.read_table(back[name])
         order = [("split", "ascending")]
         assert came.sort_by(order).equals(ours.sort_by(order)), name
-        export_tables({name: back[name]}, "jsonl", again)
+        export_tables({name: back[name]}, "jsonl", again, str(tmp_path))
     for file in written:
         assert (again / file).read_text() == (out / file).read_text(), file
 
@@ -70,13 +70,13 @@ def test_a_data_set_is_read_by_its_library_and_comes_back(
     made = format_training(processed, pairs, Format(formats=list(NAMES)), agent, str(tmp_path / "made"))
     out = tmp_path / "out"
     out.mkdir()
-    export_tables(made, "hf", out)
+    export_tables(made, "hf", out, str(tmp_path))
     assert datasets.get_dataset_config_names(str(out)) == list(NAMES)
     for name in NAMES:
         loaded = datasets.load_dataset(str(out), name)
         ours = artifact.read_rows(made[name])
         assert {split: len(rows) for split, rows in loaded.items()} == Counter(row["split"] for row in ours)
-        back = import_rows(name, [str(out)], agent, None, None, str(tmp_path / "back" / name))[name]
+        back = import_rows(name, [str(out)], agent, None, None, str(tmp_path / "back" / name), str(tmp_path))[name]
         order = [("split", "ascending")]
         assert artifact.read_table(back).sort_by(order).equals(artifact.read_table(made[name]).sort_by(order))
     card = (out / "README.md").read_text()
@@ -121,7 +121,7 @@ def test_plain_questions_and_queries_are_taken_and_what_is_no_example_is_refused
     ]
     file = tmp_path / "sft_best_train.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    made = import_rows("sft_best", [str(file)], Agent(), None, None, str(tmp_path / "made"))
+    made = import_rows("sft_best", [str(file)], Agent(), None, None, str(tmp_path / "made"), str(tmp_path))
     (row,) = artifact.read_rows(made["sft_best"])
     assert row["completion"][0]["content"] == "<search>annual fee</search>"
     aside = [(found["row"], found["reason"]) for found in artifact.read_rows(made["set_aside_import"])]
@@ -130,7 +130,7 @@ def test_plain_questions_and_queries_are_taken_and_what_is_no_example_is_refused
     ]
     file.write_text(json.dumps(lines[1]) + "\n")
     with pytest.raises(InputError, match=r"no row can be used; sft_best_train\.jsonl, row 1: bad_example"):
-        import_rows("sft_best", [str(file)], Agent(), None, None, str(tmp_path / "none"))
+        import_rows("sft_best", [str(file)], Agent(), None, None, str(tmp_path / "none"), str(tmp_path))
 
 
 def test_questions_that_are_measured_on_are_not_learned_from(searcher: Any, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_questions_that_are_measured_on_are_not_learned_from(searcher: Any, tmp_
     theirs = tmp_path / "sft_best_train.jsonl"
     lines = [{"input": row["question"], "output": "<search>a</search>"} for row in asked]
     theirs.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    made = import_rows("sft_best", [str(theirs)], agent, None, questions, str(tmp_path / "theirs"))
+    made = import_rows("sft_best", [str(theirs)], agent, None, questions, str(tmp_path / "theirs"), str(tmp_path))
     assert [row["prompt"][-1]["content"] for row in artifact.read_rows(made["sft_best"])] == ["Question: How long?"]
     aside = [(found["row"], found["reason"]) for found in artifact.read_rows(made["set_aside_import"])]
     assert aside == [(1, "held_out"), (2, "held_out")]
@@ -157,8 +157,8 @@ def test_questions_that_are_measured_on_are_not_learned_from(searcher: Any, tmp_
     questions = artifact.write_table(artifact.table_of(asked, schema), str(tmp_path / "r.parquet"), schema, {})
     out = tmp_path / "out"
     out.mkdir()
-    written = [str(out / file) for file in export_tables(ours, "hf", out) if file.endswith(".parquet")]
-    back = import_rows("sft_best", written, agent, None, questions, str(tmp_path / "back"))
+    written = [str(out / file) for file in export_tables(ours, "hf", out, str(tmp_path)) if file.endswith(".parquet")]
+    back = import_rows("sft_best", written, agent, None, questions, str(tmp_path / "back"), str(tmp_path))
     assert {row["question_id"] for row in artifact.read_rows(back["sft_best"])} == learned - {held} != set()
 
 
@@ -184,7 +184,7 @@ def test_a_row_of_ours_that_nobody_can_learn_from_is_refused(tmp_path: Path) -> 
     ]
     file = tmp_path / "sft_best.jsonl"
     file.write_text("".join(json.dumps(one) + "\n" for one in rows))
-    made = import_rows("sft_best", [str(file)], Agent(), None, None, str(tmp_path / "made"))
+    made = import_rows("sft_best", [str(file)], Agent(), None, None, str(tmp_path / "made"), str(tmp_path))
     assert made["sft_best"].rows == 1
     aside = {found["row"]: found["reason"] for found in artifact.read_rows(made["set_aside_import"])}
     assert aside == {2: "bad_example", **dict.fromkeys((3, 4, 5), "bad_conversation")}
