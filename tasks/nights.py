@@ -3,12 +3,14 @@
     <root>/nights/dt=2026-11-24/<key>/trajectories.parquet   what one run of the night gathered; other settings, another key
                                       scores.parquet         how each of its questions fared: all that later nights read
                                       refs/                  references to both, written last: without them it is no partition
-    <root>/rollouts/<run key>/order/order.parquet            in which order the night takes questions, fixed when it first ran
+    <root>/rollouts/<run key>/order/<content>.parquet        in which order the night takes questions, fixed when it first ran
 
 A night's order depends on earlier dates alone, and is fixed when the night first runs: repeated, retried, or with a larger
 limit it takes the same questions, whatever became of other nights meanwhile.
 """
 
+import hashlib
+import json
 import math
 import re
 import zoneinfo
@@ -189,7 +191,12 @@ def order(question_ids: Sequence[str], root: str, night: str, run_uri: str) -> A
         score = scores.get(question_id, Score(0, math.nan))
         mean = score.mean if score.rollouts else None
         rows.append({"question_id": question_id, "rollouts": score.rollouts, "rank_score": mean})
-    uri = storage.join(folder, "order.parquet")
-    fixed = artifact.write_table(artifact.table_of(rows, ORDER), uri, ORDER, artifact.provenance(tables))
+    table, facts = artifact.table_of(rows, ORDER), artifact.provenance(tables)
+    # Two starts of a night may find other scores. Each writes a file of its own, and the reference, which comes last, says which
+    # of them holds: later starts take that one, and nothing that a reference points to is ever written over.
+    content = hashlib.sha256(json.dumps([rows, facts], sort_keys=True).encode()).hexdigest()[:16]
+    fixed = artifact.write_table(table, storage.join(folder, f"{content}.parquet"), ORDER, facts)
+    if artifact.has_ref(folder, "order"):
+        return artifact.load_ref(folder, "order")
     artifact.save_ref(folder, "order", fixed)
-    return fixed
+    return artifact.load_ref(folder, "order")

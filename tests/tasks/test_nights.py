@@ -230,6 +230,25 @@ def test_a_night_keeps_its_order_whatever_becomes_of_others(storage_root: str) -
     assert _order(storage_root, "2026-11-24", run="another model") == [*IDS[2:], "q1", "q0"]
 
 
+def test_two_starts_of_a_night_at_once_agree_on_one_order(storage_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _night(storage_root, "2026-11-22", "a", [trajectory("r1", "q0", [("a", 1)])])
+    run_uri, write_table = storage.join(storage_root, "run"), artifact.write_table
+    others: list[Artifact] = []
+
+    def write_after_the_other(*args: Any) -> Artifact:
+        """Another start, which knows of one more night, comes between this one's look and its write."""
+        monkeypatch.setattr(artifact, "write_table", write_table)
+        _night(storage_root, "2026-11-23", "b", [trajectory("r2", "q1", [("a", None)])])
+        others.append(nights.order(IDS, storage_root, "2026-11-24", run_uri))
+        return write_table(*args)
+
+    monkeypatch.setattr(artifact, "write_table", write_after_the_other)
+    made = nights.order(IDS, storage_root, "2026-11-24", run_uri)
+    assert made == others[0] == nights.order(IDS, storage_root, "2026-11-24", run_uri)
+    assert artifact.read_rows(made)[-1]["question_id"] == "q0"
+    assert artifact.read_rows(made)[-2]["question_id"] == "q1"
+
+
 def test_the_order_says_why_and_from_what(storage_root: str) -> None:
     _night(storage_root, "2026-11-22", "a", [trajectory("r1", "q0", [("a", 2)])])
     made = nights.order(IDS, storage_root, "2026-11-24", storage.join(storage_root, "run"))
