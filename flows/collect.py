@@ -21,8 +21,9 @@ from flows.serving import model_server, refuse_other_prompt
 from flows.summary import show_markdown, show_stages
 from tasks import adapter_names, artifact, config, nights, statistics, storage
 from tasks import collect as shards
-from tasks.artifact import Artifact, load_ref
+from tasks.artifact import Artifact
 from tasks.cache import stage_key
+from tasks.ingested import load_ingested
 from tasks.model import fetch_model, model_fingerprint
 from tasks.stage_tasks import collect_trajectories
 from tasks.stages import StageRun, run_stage
@@ -68,11 +69,12 @@ def collected(
         began: the states (tasks/states.py) that rollouts go on from. They choose rollouts without changing any.
 
     Raises:
+        ArtifactError: nothing was ingested yet, or an ingest is under way.
         ConfigError: the adapter was trained on another prompt than these settings make.
         CollectError: more rollouts failed than `allow_failed_share`; the others are kept.
         SelfTestError: the model yields no parsable search under these settings.
     """
-    inputs: dict[str, Any] = {name: load_ref(root, name) for name in ("questions", "pages", "index")}
+    inputs: dict[str, Any] = load_ingested(root, "questions", "pages", "index")
     if adapter:
         refuse_other_prompt(adapter, settings.agent)
         inputs["adapter"] = adapter

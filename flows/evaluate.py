@@ -23,6 +23,7 @@ from tasks.artifact import Artifact, load_ref, read_provenance, read_rows
 from tasks.cache import stage_key
 from tasks.collect import select
 from tasks.compare import comparison_markdown
+from tasks.ingested import load_ingested
 from tasks.pages import PageStore
 from tasks.progress import slug
 from tasks.runs import metric_cells, metrics_markdown, read_runs
@@ -45,7 +46,9 @@ def measured(root: str, settings: config.EvaluateRun, connect: Connect) -> Itera
     """Measure every variant: the raw question as query, the base model, the adapter."""
     for variant in settings.variants:
         if variant.model == "question":
-            scored = _scored(root, settings, variant, {"questions": load_ref(root, "questions")})
+            scored = _scored(
+                root, settings, variant, {"questions": load_ingested(root, "questions", "index")["questions"]}
+            )
             yield Measured(variant.name, None, scored.artifacts["results"], [scored])
         else:
             run = _rollouts(root, settings, variant, connect)
@@ -242,7 +245,8 @@ def evaluate(settings: config.EvaluateRun) -> list[StageRun]:
     """Measure runs on unseen questions, compare them, write the report; of single questions, show what came of each."""
     root = storage.resolve(settings.storage)
     chosen, single = settings.evaluate, bool(settings.evaluate.question_id)
-    select(load_ref(root, "questions"), chosen.split, chosen.limit, chosen.question_id)  # before a server is started
+    questions = load_ingested(root, "questions", "index")["questions"]
+    select(questions, chosen.split, chosen.limit, chosen.question_id)  # before a server is started
     for variant in settings.variants:
         _adapter(root, variant)
     runs: list[StageRun] = []

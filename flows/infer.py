@@ -21,9 +21,10 @@ from tasks.agent.completion import OpenConversation
 from tasks.agent.rollout import rollout, search_with
 from tasks.agent.sampling import resolve
 from tasks.agent.trajectory import Question, Trajectory
-from tasks.artifact import Artifact, load_ref
+from tasks.artifact import Artifact
 from tasks.errors import DragError, ServerError
 from tasks.images import PageImages
+from tasks.ingested import load_ingested
 from tasks.pages import PageStore
 from tasks.search.index import open_index
 
@@ -36,13 +37,13 @@ def infer(settings: config.InferRun) -> None:
     Of those typed in, one that fails is told, and the next one is asked for.
 
     Raises:
-        ArtifactError: nothing was ingested yet.
+        ArtifactError: nothing was ingested yet, or an ingest is under way.
         ConfigError: the adapter was trained on another prompt than these settings make, or on another model.
         ServerError: the model server did not start, or a given question could not be asked.
     """
     root = storage.resolve(settings.storage)
-    searcher = open_index(load_ref(root, "index"), settings.search)
-    pages = PageStore(load_ref(root, "pages"))
+    ingested = load_ingested(root, "index", "pages")
+    searcher, pages = open_index(ingested["index"], settings.search), PageStore(ingested["pages"])
     adapter = adapter_names.chosen(root, settings.adapter)
     if adapter:
         refuse_other_prompt(adapter, settings.agent)
