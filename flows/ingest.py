@@ -31,7 +31,7 @@ def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[St
     elsewhere |= {"documents": "", "scans": config.Scans()}  # how a page was read shows in the pages
     parsing = settings.model_copy(update=elsewhere)
     # on which pages pictures are noted; a setting's bound, and settings are not part of the code that counts
-    noted: dict[str, object] = {"pictures_below": MOST_OCR_BELOW}
+    noted: dict[str, object] = {"pictures_below": MOST_OCR_BELOW, "reader": artifact.versions("pymupdf")}
     key = stage_key("tasks.documents", facts=noted | {"documents": content_fingerprint(settings.documents)})
     documents = run_stage(
         read_documents, root=root, key=key, uri=storage.join(root, "documents", key), settings=settings
@@ -59,7 +59,8 @@ def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[St
         key = stage_key("tasks.questions", settings={"ingest": parsing}, inputs={"pages": pages}, facts=facts)
         uri = storage.join(root, "questions", key)
         runs.append(run_stage(read_questions, root=root, key=key, uri=uri, settings=settings, pages=pages))
-    key = stage_key("tasks.search", settings={"index": index}, inputs={"pages": pages})
+    engines = artifact.versions("tantivy", "whoosh-reloaded")
+    key = stage_key("tasks.search", settings={"index": index}, inputs={"pages": pages}, facts={"engines": engines})
     runs.append(
         run_stage(index_pages, root=root, key=key, uri=storage.join(root, "index", key), settings=index, pages=pages)
     )

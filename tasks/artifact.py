@@ -5,6 +5,7 @@ is declared in tasks/schemas.py and checked on write and on read; its provenance
 `provenance.json` inside a folder.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import io
@@ -54,13 +55,17 @@ def provenance(inputs: Mapping[str, Artifact] | None = None, **facts: Any) -> di
 
     Holds no time and no host name, so that the same work gives the same bytes.
     """
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None  # the training packages are an extra
-    return {"inputs": {k: v.sha256 for k, v in (inputs or {}).items()}, "packages": versions, **facts}
+    hashes = {name: artifact.sha256 for name, artifact in (inputs or {}).items()}
+    return {"inputs": hashes, "packages": versions(*PACKAGES), **facts}
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """The installed versions of these packages; None for one that is not installed, as the training packages are an extra."""
+    found: dict[str, str | None] = dict.fromkeys(packages)
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def _declared(schema: str) -> pa.Schema:
