@@ -31,6 +31,7 @@ from flows.mine import mine
 from flows.prepare import prepare
 from flows.summary import STAGES_KEY, show_rows, show_stages
 from tasks import config
+from tasks.config.adapters import NEWEST
 from tasks.errors import StageError
 from tasks.stages import StageRun
 
@@ -51,9 +52,13 @@ def steps(settings: config.Improve) -> Iterator[tuple[SettingsFlow[Any, list[Sta
     yield prepare, config.PrepareRun(**run, **preparing, source="mined" if settings.mine else "trajectories")
     of_server = settings.server
     model: dict[str, Any] = {"model": of_server.model, "trusted_remote_code": of_server.trusted_remote_code}
-    if settings.finetune.method == "sft":
-        model["training_set"] = settings.learned_from
-    yield finetune, config.FinetuneRun(**run, **model, finetune=settings.finetune, launch=settings.launch)
+    from_adapter = ""
+    for training in settings.trainings:
+        chosen: dict[str, Any] = {"finetune": training, "launch": settings.launch, "from_adapter": from_adapter}
+        if training.method == "sft":
+            chosen["training_set"] = settings.learned_from(training)
+        yield finetune, config.FinetuneRun(**run, **model, **chosen)
+        from_adapter = NEWEST
     yield evaluate, config.EvaluateRun(**asking, evaluate=settings.evaluate, variants=settings.variants)
 
 
@@ -61,21 +66,22 @@ def steps(settings: config.Improve) -> Iterator[tuple[SettingsFlow[Any, list[Sta
 def improve(settings: config.Improve) -> list[StageRun]:
     """Collect the model's own searches, learn from what worked, and measure whether it helped."""
     if deployment.id:
-        show_rows([row for step, chosen in steps(settings) for row in _in_its_pool(step.name, chosen)])
+        planned = enumerate(steps(settings))
+        show_rows([row for number, (step, chosen) in planned for row in _in_its_pool(number, step.name, chosen)])
         return []
     runs = [run for step, chosen in steps(settings) for run in step(chosen)]
     show_stages(runs)
     return runs
 
 
-def _in_its_pool(name: str, settings: config.Run) -> list[dict[str, Any]]:
-    """Run the deployment of that name to its end; returns what its stages did.
+def _in_its_pool(number: int, name: str, settings: config.Run) -> list[dict[str, Any]]:
+    """Run the deployment of that name to its end, as the step of that number; returns what its stages did.
 
     Raises:
         StageError: it did not complete.
     """
     with get_client(sync_client=True) as client:
-        child = _child(client, name, settings)
+        child = _child(client, number, name, settings)
         while not (child.state and child.state.is_final()):
             time.sleep(_ASK_EVERY_S)
             child = client.read_flow_run(child.id)
@@ -92,9 +98,9 @@ def _in_its_pool(name: str, settings: config.Run) -> list[dict[str, Any]]:
     return json.loads(str(made[0].data))
 
 
-def _child(client: SyncPrefectClient, name: str, settings: config.Run) -> FlowRun:
-    """The one run of a deployment that is part of this run, whichever try of this run it was that started it."""
-    key, parameters = f"{flow_run.id}-{name}", settings.model_dump(mode="json")
+def _child(client: SyncPrefectClient, number: int, name: str, settings: config.Run) -> FlowRun:
+    """The one run of a deployment that is this step of this run, whichever try of this run it was that started it."""
+    key, parameters = f"{flow_run.id}-{number}-{name}", settings.model_dump(mode="json")
     child = cast(FlowRun, run_deployment(f"{name}/{name}", parameters=parameters, timeout=0, idempotency_key=key))
     get_run_logger().info("%s is the run %s", name, child.name)
     if child.state and child.state.is_final() and not child.state.is_completed():

@@ -333,9 +333,14 @@ class Improve(ModelRun):
     format: Format = Field(
         default=Format(),
         title="Training sets",
-        description="Of those that are named, the first that the training's method learns from is learned from.",
+        description="Of those that are named, the first that a training's method learns from is learned from.",
     )
     finetune: Finetune = Field(default=Finetune(), title="Training", description="How the adapter is trained.")
+    refine: Finetune | None = Field(
+        default=None,
+        title="Second training",
+        description="Goes on from the adapter that the first one made, such as dpo after sft, and keeps its LoRA shape; none when empty.",
+    )
     launch: Launch = Field(
         default=Launch(), title="Training processes", description="How many train together, and where they meet."
     )
@@ -345,33 +350,37 @@ class Improve(ModelRun):
     )
 
     @property
-    def learned_from(self) -> FormatName | None:
-        """The training set that is learned from."""
-        fitting = LEARNS_FROM[self.finetune.method]
-        return next((name for name in self.format.formats if name in fitting), None)
+    def trainings(self) -> list[Finetune]:
+        """One after the other, each from the adapter that the one before made."""
+        return [self.finetune, *([self.refine] if self.refine else [])]
+
+    def learned_from(self, training: Finetune) -> FormatName | None:
+        """The training set that one of the trainings learns from."""
+        return next((name for name in self.format.formats if name in LEARNS_FROM[training.method]), None)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Improve":
         """What would else be found out only after hours of collection."""
-        method = self.finetune.method
         if self.collect.dt or (self.mine and self.mine.dt):
             raise ValueError(
                 "a night's collection is not what improve learns from: leave dt empty, or run collect (and mine), prepare and "
                 "finetune one after the other"
             )
-        if method == "reward":
-            raise ValueError("a reward model scores queries and makes none: learn by method sft or dpo")
-        if self.learned_from is None:
-            raise ValueError(
-                f"formats names no training set that {method} learns from ({' or '.join(LEARNS_FROM[method])})"
-            )
+        for training in self.trainings:
+            if (method := training.method) == "reward":
+                raise ValueError("a reward model scores queries and makes none: learn by method sft or dpo")
+            if self.learned_from(training) is None:
+                raise ValueError(
+                    f"formats names no training set that {method} learns from ({' or '.join(LEARNS_FROM[method])})"
+                )
         if self.serve.adapters == "lora" and self.finetune.lora_r > self.serve.max_lora_rank:
             raise ValueError("lora_r is above max_lora_rank: the server would refuse the adapter")
         left_out = self.serve.adapters == "lora" and not self.serve.tower_lora
-        whole = self.learned_from in ("sft_trajectory", "sft_context")
+        whole = {"sft_trajectory", "sft_context"} & {self.learned_from(training) for training in self.trainings}
         # a mined query of a later turn is learned behind what was shown before it
-        shown = self.agent.sees_images and (whole or (self.mine is not None and self.mine.states != "questions"))
-        if shown and {"merger", "vision"} & set(self.finetune.parts) and left_out:
+        behind_pages = whole or (self.mine is not None and self.mine.states != "questions")
+        parts = {part for training in self.trainings for part in training.parts}
+        if self.agent.sees_images and behind_pages and {"merger", "vision"} & parts and left_out:
             raise ValueError(
                 "the server would leave out what an adapter changes of what sees: set tower_lora, serve it merged into its base "
                 "(adapters), or adapt the language model alone (parts)"

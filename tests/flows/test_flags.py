@@ -210,7 +210,8 @@ def test_a_training_s_method_says_what_it_learns_from() -> None:
         told("--epochs", "1")
     loop = {"ingest": {"documents": "pdfs"}, "format": {"formats": ["reward", "dpo", "sft_context", "sft_best"]}}
     for method, learned in (("sft", "sft_context"), ("dpo", "dpo")):
-        assert validated(config.Improve, loop | {"finetune": {"method": method}}).learned_from == learned
+        settings = validated(config.Improve, loop | {"finetune": {"method": method}})
+        assert settings.learned_from(settings.finetune) == learned
 
 
 def test_an_empty_section_of_a_recipe_takes_flags(tmp_path: Path) -> None:

@@ -98,6 +98,8 @@ def test_what_cannot_be_is_refused_by_form_and_flow_and_not_quoted(filled_in: di
     ("settings", "says"),
     [
         ({"finetune": {"lora_r": 64}}, "lora_r is above max_lora_rank"),
+        ({"refine": {"method": "dpo"}}, r"no training set that dpo learns from \(dpo\)"),
+        ({"refine": {"method": "reward"}}, "a reward model scores queries"),
         ({"agent": {"observation": "image"}, "format": {"formats": ["sft_context"]}}, "set tower_lora"),
         (
             {"agent": {"observation": "image"}, "format": {"formats": ["sft_best"]}, "mine": {"states": "both"}},

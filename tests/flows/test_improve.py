@@ -10,7 +10,7 @@ from prefect.client.schemas.sorting import ArtifactSort
 
 from flows.improve import improve, steps
 from tasks import config, storage
-from tasks.artifact import load_ref
+from tasks.artifact import load_ref, read_provenance
 from tasks.errors import ServerError
 from tests.model_server import ModelServer
 from tests.small_collection import searcher
@@ -108,6 +108,21 @@ def test_it_learns_by_the_method_that_is_named(tmp_path: Path, method: Any, lear
     named |= {"format": {"formats": ["reward", "dpo", "sft_context"]}, "finetune": {"method": method}}
     (training,) = (chosen for _, chosen in steps(config.Improve(**named)) if isinstance(chosen, config.FinetuneRun))
     assert (training.finetune.method, training.learned_from) == (method, learned)
+
+
+def test_it_goes_on_from_the_adapter_that_it_made(tmp_path: Path, documents: Path) -> None:
+    root, model = str(tmp_path / "store"), str(tiny_model(tmp_path / "model"))
+    with ModelServer(searcher) as server:
+        server.models = [model]
+        once = small_loop(root, documents, model, server.url)
+        dpo = once.finetune.model_copy(update={"method": "dpo"})
+        formats, samples = config.Format(formats=["sft_best", "dpo"]), config.Collect(samples=2)
+        twice = once.model_copy(update={"refine": dpo, "format": formats, "collect": samples})
+        runs = improve(twice)
+        first, second = (run.artifacts["adapter"] for run in runs if run.stage == "finetune")
+        assert read_provenance(second)["inputs"]["start"] == first.sha256
+        assert load_ref(root, "adapter") == second
+        assert [run.stage for run in improve(twice) if not run.cached] == []
 
 
 @pytest.mark.parametrize("dated", [{"collect": {"dt": "2026-11-24"}}, {"mine": {"dt": "scheduled"}}])
