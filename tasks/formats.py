@@ -235,6 +235,7 @@ def format_training(
         settings=settings.model_dump(mode="json"),
         agent=agent.model_dump(mode="json"),
         prompt_fingerprint=prompts.prompt_fingerprint(agent),
+        prompt_messages=len(prompts.prompt_messages("", agent)),
     )
     names = list(dict.fromkeys(settings.formats))
     if any(FORMATS[name].conversation for name in names):

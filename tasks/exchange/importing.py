@@ -88,6 +88,7 @@ class _Import:
             inputs,
             settings={"agent": agent},
             agent=agent,
+            prompt_messages=was.get("prompt_messages") or len(prompts.prompt_messages("", self.agent)),
             imported=[printable(source.rstrip("/").rsplit("/", 1)[-1]) for source in self.sources],
             exported=was,
         )

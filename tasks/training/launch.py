@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks import storage, watchdog
-from tasks.agent.prompts import prompt_messages
 from tasks.artifact import Artifact, provenance, read_provenance, read_rows, write_folder, write_table
-from tasks.config import Agent, Finetune, Launch
+from tasks.config import Finetune, Launch
 from tasks.errors import ConfigError, TrainingError
 from tasks.model import fetch_model, model_fingerprint
 from tasks.training import checkpoints, curve
@@ -165,9 +164,9 @@ def finetune(
 def _conversed_as(training_set: Artifact, written: Mapping[str, Any]) -> dict[str, Any] | None:
     """Settings of the agent whose conversations are learned from; None where no more is shown than a question."""
     learned = {"sft": "completion", "dpo": "chosen"}.get(training_set.schema.split("/")[0])
-    if learned is None or "agent" not in written:
+    if learned is None or "prompt_messages" not in written:
         return None
-    asked = len(prompt_messages("", Agent.model_validate(written["agent"])))
+    asked = written["prompt_messages"]
     rows = read_rows(training_set, ["prompt", learned])
     return written["agent"] if any(len(row["prompt"]) > asked or len(row[learned]) > 1 for row in rows) else None
 
