@@ -24,8 +24,7 @@ def processed(root: str, settings: config.Process, chosen: config.Nights, source
         EmptyError: no night lies in the range, or no rollout is left.
         ArtifactError: nothing was collected, or only nights were and no range chooses among them.
     """
-    names = ["trajectories", "mined"] if source == "both" else [source]
-    trajectories = nights.collections(root, names, chosen.since, chosen.until)
+    trajectories = nights.collections(root, nights.gathered(source), chosen.since, chosen.until)
     key = stage_key("tasks.process", settings={"process": settings}, inputs=trajectories)
     uri = storage.join(root, "processed", key)
     run = run_stage(process_trajectories, root=root, key=key, uri=uri, settings=settings, trajectories=trajectories)

@@ -1,7 +1,8 @@
-"""reparse: trajectories → the same, read by today's parser, with no new rollouts.
+"""reparse: trajectories or mined queries → the same, read by today's parser, with no new rollouts.
 
 drag reparse                                              # the newest trajectories
 drag reparse --since 2026-11-01 --until 2026-11-30        # those of all nights of November
+drag reparse --source mined                               # the newest mined queries
 
 What it makes takes the place of what was collected, for `process` and all that follows; what was collected stays, and is what
 a later `reparse` reads. tasks/reparse.py says what becomes of a turn that is read otherwise.
@@ -22,44 +23,45 @@ from tasks.cache import stage_key
 from tasks.stage_tasks import reparse_trajectories
 from tasks.stages import StageRun, run_stage
 
-COLLECTED = "trajectories_collected"
 
-
-def _collected(place: str) -> Artifact:
-    """What was collected, of a place whose trajectories may have been read again since."""
-    newest = load_ref(place, "trajectories")
-    if artifact.has_ref(place, COLLECTED):
-        collected = load_ref(place, COLLECTED)
+def _collected(place: str, name: str) -> Artifact:
+    """What was collected, of a place where it may have been read again since."""
+    newest = load_ref(place, name)
+    if artifact.has_ref(place, f"{name}_collected"):
+        collected = load_ref(place, f"{name}_collected")
         if artifact.read_provenance(newest).get("reparsed", {}).get("trajectories") == collected.sha256:
             return collected
     return newest
 
 
-def reparsed(root: str, place: str) -> StageRun:
-    """Read the trajectories of a place again: of the storage root, or of a night's partition. Its reference then says so.
+def reparsed(root: str, place: str, name: str) -> StageRun:
+    """Read the rollouts of a place again: of the storage root, or of a night's partition. Its reference then says so.
+
+    Args:
+        name: what they are, "trajectories" or "mined".
 
     Raises:
         ArtifactError: there are none, or what is read anew has to be searched in an index that is gone.
     """
-    inputs: dict[str, Any] = {"trajectories": _collected(place), "index": load_ref(root, "index")}
+    inputs: dict[str, Any] = {"trajectories": _collected(place, name), "index": load_ref(root, "index")}
     key = stage_key("tasks.reparse", inputs=inputs)
     run = run_stage(reparse_trajectories, root=root, key=key, uri=storage.join(root, "reparsed", key), **inputs)
-    artifact.save_ref(place, COLLECTED, inputs["trajectories"])
-    artifact.save_ref(place, "trajectories", run.artifacts["trajectories"])
+    artifact.save_ref(place, f"{name}_collected", inputs["trajectories"])
+    artifact.save_ref(place, name, run.artifacts["trajectories"])
     return run
 
 
 @settings_flow(name="reparse")
 def reparse(settings: config.ReparseRun) -> list[StageRun]:
-    """Read the newest trajectories, or those of a range of nights, by today's parser."""
+    """Read the newest trajectories or mined queries, or those of a range of nights, by today's parser."""
     root = storage.resolve(settings.storage)
-    chosen = settings.nights
+    chosen, names = settings.nights, nights.gathered(settings.source)
     if chosen.since or chosen.until:
-        found = nights.in_range(root, ["trajectories"], chosen.since, chosen.until)
-        places = [partition.uri for _, partition in found]
+        found = nights.in_range(root, names, chosen.since, chosen.until)
+        places = [(partition.uri, name) for name, partition in found]
     else:
-        places = [root]
-    runs = [reparsed(root, place) for place in places]
+        places = [(root, name) for name in names]
+    runs = [reparsed(root, place, name) for place, name in places]
     changes: dict[str, Counter[str]] = {}
     for run in runs:
         for section, counts in reading.read_changes(run.artifacts["changes"]).items():

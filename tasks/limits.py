@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from typing import Literal
 
 from prefect.client.orchestration import get_client
-from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import deployment
 
 from tasks.errors import ConfigError
+from tasks.logs import run_logger
 
 Limit = Literal["gpu-serving", "gpu-training"]
 LEASE_S = 300.0
@@ -42,30 +42,23 @@ def slot(limit: Limit, together: int = 1) -> Iterator[None]:
     if not deployment.id:
         yield
         return
-    if together > 1:
-        _refuse_too_few(limit, together)
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(concurrency(limit, strict=True, lease_duration=LEASE_S))
-        except ConcurrencySlotAcquisitionError as error:
-            if error.__cause__:  # the server did not answer, or refused
-                raise
-            raise _no_such(limit) from error
-        yield
-
-
-def _refuse_too_few(limit: Limit, together: int) -> None:
-    with get_client(sync_client=True) as client:
-        try:
-            slots = client.read_global_concurrency_limit_by_name(limit).limit
-        except ObjectNotFound as error:
-            raise _no_such(limit) from error
+    slots, taken = _slots(limit)
     if slots < together:
         raise ConfigError(
             f"{together} machines are to work together, and the limit {limit} has slots for {slots} at once: give it, and the "
             f"pool's concurrency_limit, {together} in deployments/pools.yaml, and `drag deploy` again"
         )
+    if taken >= slots:
+        run_logger().info("Waiting for a slot of the limit %s: other runs hold all of them (%d)", limit, slots)
+    with concurrency(limit, strict=True, lease_duration=LEASE_S):
+        yield
 
 
-def _no_such(limit: Limit) -> ConfigError:
-    return ConfigError(f"the Prefect server has no concurrency limit {limit}: `drag deploy` makes it")
+def _slots(limit: Limit) -> tuple[int, int]:
+    """How many slots a limit has, and how many of them are held."""
+    with get_client(sync_client=True) as client:
+        try:
+            found = client.read_global_concurrency_limit_by_name(limit)
+        except ObjectNotFound as error:
+            raise ConfigError(f"the Prefect server has no concurrency limit {limit}: `drag deploy` makes it") from error
+    return found.limit, found.active_slots

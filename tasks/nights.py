@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from tasks import artifact, storage
 from tasks.artifact import Artifact
+from tasks.config import Source
 from tasks.errors import ArtifactError, EmptyError
 
 SCORES, ORDER = "night-scores/1", "order/1"
@@ -70,6 +71,11 @@ def partitions(root: str, name: str) -> Iterator[Partition]:
         if found and found[3] == name:
             night, key = date.fromisoformat(found[1]), found[2]
             yield Partition(night, key, partition_uri(root, found[1], key))
+
+
+def gathered(source: Source) -> list[str]:
+    """The names of what was gathered from a source."""
+    return ["trajectories", "mined"] if source == "both" else [source]
 
 
 def collections(root: str, names: Sequence[str], since: date | None, until: date | None) -> dict[str, Artifact]:

@@ -7,7 +7,7 @@ read_by "reparse", and
 - a search that the turn had made keeps its results. One that it had not made is searched now, in the index and with the search
   settings that the trajectories were collected with, for its rank alone: `shown` is false, as the model never saw what it found.
 - an answer ends the rollout there, with what came after it cut off, and the rollout is "answered" whatever it was before.
-- a rollout whose answer is none any more is "out_of_turns".
+- a rollout whose answer is none any more is "out_of_turns", or "searched" where no answer was asked for.
 - the rest of the conversation stands as it was, also where it answers another reading: with a complaint about a call that
   now can be read, say, or with results of a query that now is another. What the model wrote next, it wrote after that.
 
@@ -28,7 +28,7 @@ from tasks.agent.completion import Completion
 from tasks.agent.prompts import PROTOCOLS
 from tasks.agent.protocol import Answer, Step
 from tasks.agent.rollout import outcome_of, search_record
-from tasks.agent.trajectory import Question, cited, search_row
+from tasks.agent.trajectory import Outcome, Question, cited, search_row
 from tasks.artifact import Artifact
 from tasks.cache import code_version
 from tasks.errors import ArtifactError
@@ -53,13 +53,15 @@ def reparse(trajectories: Artifact, index: Artifact, uri: str) -> tuple[Artifact
     """
     made = artifact.read_provenance(trajectories)
     search = _searching(index, made)
+    # files of others do not say; their rollouts were to answer
+    without_answer = "out_of_turns" if made.get("settings", {}).get("agent", {}).get("answer", True) else "searched"
     changes: Counter[tuple[str, str]] = Counter()
 
     def tables() -> Iterator[pa.Table]:
         for table in artifact.read_batches(trajectories):
             rows = []
             for row in table.to_pylist():
-                rows.append(read_again(row, search))
+                rows.append(read_again(row, search, without_answer))
                 changes.update(_changes(row, rows[-1]))
             yield artifact.table_of(rows, SCHEMA)
 
@@ -88,8 +90,12 @@ def _searching(index: Artifact, made: Mapping[str, Any]) -> Search:
     return search
 
 
-def read_again(row: Row, search: Search) -> Row:
-    """A row of trajectories, its turns read by today's parser."""
+def read_again(row: Row, search: Search, without_answer: Outcome) -> Row:
+    """A row of trajectories, its turns read by today's parser.
+
+    Args:
+        without_answer: how a rollout of this collection ended that gave no answer.
+    """
     protocol = PROTOCOLS[row["protocol"]]
     turns: list[Row] = []
     answer: Answer | None = None
@@ -109,7 +115,7 @@ def read_again(row: Row, search: Search) -> Row:
         again |= {"status": "finished", "outcome": "answered", "failure_detail": None}
         again |= {"answer": list(answer.texts), "citations": citations}
     elif row["outcome"] == "answered":
-        again |= {"outcome": "out_of_turns", "answer": [], "citations": []}
+        again |= {"outcome": without_answer, "answer": [], "citations": []}
     if dropped:
         for name in ("prompt_tokens", "completion_tokens"):
             again[name] = sum(turn[name] or 0 for turn in turns)

@@ -107,8 +107,11 @@ class CollectRun(ModelRun):
 class ReparseRun(Run):
     """Parameters of the flow `reparse`."""
 
+    source: Source = Field(
+        default="trajectories", description="What is read: collected trajectories, mined queries, or both."
+    )
     nights: Nights = Field(
-        default=Nights(), title="Nights", description="Whose trajectories are read; without a date, the newest."
+        default=Nights(), title="Nights", description="Nights whose are read; without a date, the newest collection."
     )
 
 

@@ -18,6 +18,7 @@ from flows.finetune import finetuned
 from flows.ingest import ingest
 from tasks import config, storage
 from tasks.artifact import load_ref, read_rows
+from tasks.serve import log_tail
 from tests.model_server import ModelServer, Reply, Status
 from tests.receiver import Receiver
 from tests.servers import Prefect, worker
@@ -56,6 +57,14 @@ def _ended(server: Prefect, run: str) -> dict[str, Any]:
 def _failing(request: dict[str, Any], call: int) -> Reply | Status:
     ill = any(topic in request["messages"][-1]["content"] for topic in FAILING)
     return Status(503) if ill else searcher(request, call)
+
+
+def _until_it_waits(log: Path) -> None:
+    """Until a worker's run says that it waits for the slot that somebody else holds."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while "Waiting for a slot of the limit gpu-training" not in log.read_text():
+        assert time.monotonic() < deadline, log_tail(log)
+        time.sleep(0.2)
 
 
 def _saved(root: str) -> int:
@@ -121,7 +130,12 @@ def test_every_stage_runs_in_its_pool_though_rollouts_fail_and_a_machine_goes(
         settings = {"storage": root, "agent": agent, "format": {"split": "all"}}
         runs.append(_ended(production, _start(production, "prepare", settings)))
 
+        held = {"names": ["gpu-training"], "slots": 1, "lease_duration": _PATIENCE_S}
+        lease = production.request("POST", "/v2/concurrency_limits/increment-with-lease", held)
         run = _start(production, "finetune", {"storage": root, "model": model, "finetune": training})
+        _until_it_waits(first)
+        assert "Training:" not in first.read_text()
+        production.request("POST", "/v2/concurrency_limits/decrement-with-lease", {"lease_id": lease["lease_id"]})
         saved = _lose_its_machine(production, run, root)
         again = [sys.executable, "-m", "prefect", "flow-run", "retry", run]
         subprocess.run(again, env=production.environment, check=True)

@@ -44,6 +44,13 @@ def test_reparse_takes_the_place_of_what_was_collected(tmp_path: Path, monkeypat
     (of_night,) = nights.between(root, ["trajectories"], day, day).values()
     assert artifact.read_rows(of_night)[0]["turns"][0]["read_by"] == "reparse"
 
+    mined = collected(index, f"{root}/mined.parquet", "tools", [[Reply(BROKEN)]], max_iterations=1, answer=False)
+    artifact.save_ref(root, "mined", mined)
+    unread = load_ref(root, "trajectories")
+    (of_mined,) = reparse(config.ReparseRun(storage=root, source="mined"))
+    assert (load_ref(root, "mined_collected"), load_ref(root, "mined")) == (mined, of_mined.artifacts["trajectories"])
+    assert load_ref(root, "trajectories") == unread
+
     newer = collected(index, f"{root}/newer.parquet", "tools", [[Reply(BROKEN)]], max_iterations=1, answer=False)
     artifact.save_ref(root, "trajectories", newer)
     reparse(config.ReparseRun(storage=root))

@@ -171,6 +171,17 @@ def test_an_answer_that_is_read_now_ends_the_rollout(
     assert (undone["outcome"], undone["answer"], undone["turns"][-1]["read_by"]) == ("out_of_turns", [], None)
 
 
+def test_a_rollout_of_one_search_that_gave_an_answer_ends_as_the_others_did(
+    index: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As mined queries are: no answer was asked for."""
+    stored = collected(index, f"{tmp_path}/t.parquet", "tools", [[Reply(BROKEN_ANSWER)]], max_iterations=1, answer=False)
+    assert artifact.read_rows(stored)[0]["outcome"] == "answered"
+    monkeypatch.setattr(protocol_tools, "read_calls", older)
+    (undone,) = artifact.read_rows(reparse(stored, index, str(tmp_path / "undone"))[0])
+    assert (undone["outcome"], undone["turns"][0]["action"]) == ("searched", "none")
+
+
 def test_another_index_is_refused_where_it_would_be_searched(
     index: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
