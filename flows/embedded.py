@@ -18,7 +18,12 @@ from pathlib import Path
 from prefect.client.orchestration import get_client
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogHandler
-from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    get_current_settings,
+    temporary_settings,
+)
 
 from tasks import watchdog
 from tasks.errors import ServerError
@@ -42,7 +47,21 @@ def prefect_server() -> Iterator[str]:
                 raise ServerError(f"no Prefect server answers at {configured}: {error}; check or unset PREFECT_API_URL")
         yield configured
         return
-    with server_process(Path(os.environ.get("DRAG_HOME", Path.home() / ".drag"))) as url, using(url):
+    with own_server(Path(os.environ.get("DRAG_HOME", Path.home() / ".drag"))) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def own_server(home: Path) -> Iterator[str]:
+    """Flows in the block run on a server over a database in `home`, which ends with it; yields its API's address.
+
+    They tell it no heartbeats: nobody there waits for those of a run that was killed, and each flow would wait at its end for
+    the thread that sends them, half a second as a rule.
+
+    Raises:
+        ServerError: it did not start; the message holds the end of its log.
+    """
+    with server_process(home) as url, using(url), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield url
 
 

@@ -54,7 +54,9 @@ def reparse(trajectories: Artifact, index: Artifact, uri: str) -> tuple[Artifact
     made = artifact.read_provenance(trajectories)
     search = _searching(index, made)
     # files of others do not say; their rollouts were to answer
-    without_answer = "out_of_turns" if made.get("settings", {}).get("agent", {}).get("answer", True) else "searched"
+    without_answer: Outcome = (
+        "out_of_turns" if made.get("settings", {}).get("agent", {}).get("answer", True) else "searched"
+    )
     changes: Counter[tuple[str, str]] = Counter()
 
     def tables() -> Iterator[pa.Table]:

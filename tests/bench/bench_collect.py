@@ -20,12 +20,13 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.collect import collected
+from flows.embedded import own_server
 from flows.serving import model_server
 from tasks import artifact, collect, config, storage
 from tasks.artifact import Artifact
@@ -52,7 +53,7 @@ def run(quick: bool = False) -> list[harness.Row]:
     with tempfile.TemporaryDirectory() as root, harness.served("tests.bench.bench_collect") as url:
         inputs = _inputs(root, rollouts)
         sent = _recorded(inputs)
-        with prefect_test_harness(server_startup_timeout=120):
+        with own_server(Path(root, "home")):
             asyncio.run(
                 harness.time_peer(url, sent[:AT_ONCE], AT_ONCE)
             )  # what is loaded and cached once is paid for here

@@ -175,7 +175,9 @@ def test_a_rollout_of_one_search_that_gave_an_answer_ends_as_the_others_did(
     index: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As mined queries are: no answer was asked for."""
-    stored = collected(index, f"{tmp_path}/t.parquet", "tools", [[Reply(BROKEN_ANSWER)]], max_iterations=1, answer=False)
+    stored = collected(
+        index, f"{tmp_path}/t.parquet", "tools", [[Reply(BROKEN_ANSWER)]], max_iterations=1, answer=False
+    )
     assert artifact.read_rows(stored)[0]["outcome"] == "answered"
     monkeypatch.setattr(protocol_tools, "read_calls", older)
     (undone,) = artifact.read_rows(reparse(stored, index, str(tmp_path / "undone"))[0])
