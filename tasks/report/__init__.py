@@ -350,7 +350,11 @@ def _figures(
             plots.distributions(statistics),
         )
     if loss_curve:
-        yield "How did training go?", "Loss by optimizer step.", plots.loss_curve(loss_curve)
+        yield (
+            "How did training go?",
+            "Loss by optimizer step, in the last training of the adapter.",
+            plots.loss_curve(loss_curve),
+        )
 
 
 def _rescored(results: Sequence[Artifact], comparison: Artifact, resamples: int) -> tuple[dict[str, Any], list[str]]:

@@ -1,7 +1,8 @@
 """Conversations → token sequences, which of their tokens are learned, and what is learned together.
 
 The text of a sequence is what serving would produce, byte for byte: the chat template's prompt (with the tools, ending in
-the generation prompt), the assistant's raw text, the end-of-turn token. A template may render a conversation's earlier turns
+the generation prompt), the assistant's raw text (behind a prompt that opens the thought, without the tag that opens it), the
+end-of-turn token. A template may render a conversation's earlier turns
 otherwise than it did when they were generated (Qwen3 drops their reasoning, say); the row then becomes several sequences,
 one for each such turn, so that every turn is learned behind the very prompt that it will be asked with.
 
@@ -166,13 +167,29 @@ def sequences(row: Row, tokenizer: Any) -> list[list[str]]:
         if message["role"] == "assistant":
             prompt = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
             before = "".join(found[-1]) if found else None
-            turn = message["content"] + tokenizer.eos_token
+            turn = _said_behind(prompt, message["content"]) + tokenizer.eos_token
             if before is not None and prompt.startswith(before):
                 found[-1] += [prompt[len(before) :], turn]
             else:
                 found.append([prompt, turn])
         messages.append(_chat(message))
     return found
+
+
+def _said_behind(prompt: str, content: str) -> str:
+    """What the model says behind a prompt, of a turn as it is stored.
+
+    Where the prompt has opened the thought (Qwen's Thinking models), the turn goes on as their template writes it: without the
+    opening tag, with a blank line behind the closing one, which comes at once when there is no thought.
+    """
+    if not prompt.rstrip().endswith("<think>"):
+        return content
+    thought, closed, rest = content.partition("</think>")
+    if not closed and not content.startswith("<think>"):
+        thought, rest = "", content
+    thought = thought.removeprefix("<think>").strip()
+    cut_off = not closed and not rest
+    return thought if cut_off else f"{thought}\n</think>\n\n" + rest.lstrip("\n")
 
 
 def _chat(message: Mapping[str, Any]) -> dict[str, Any]:

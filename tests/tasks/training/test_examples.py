@@ -2,9 +2,11 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -155,3 +157,29 @@ def test_set_aside_never_cut(tokenizer: Any) -> None:
     assert len(items.train) == len(items.val) == 1
     assert items.val[0].examples[0].weight == 1
     assert re.search(r"How long\?", tokenizer.decode(items.train[0].examples[0].ids))
+
+
+def test_behind_a_prompt_that_opens_the_thought_nothing_opens_it_again(tokenizer: Any) -> None:
+    """A template of Qwen's Thinking kind, as TRL carries it; a turn is what its model says behind `<think>`."""
+    kept = tokenizer.chat_template
+    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen3_6.jinja").read_text()
+    call = tool_call("pump")
+    turns = {
+        f"<think>\nThe pump.\n</think>\n\n{call}": f"The pump.\n</think>\n\n{call}",
+        f"<think>The pump.</think>\n{call}": f"The pump.\n</think>\n\n{call}",
+        f"The pump.\n</think>\n\n{call}": f"The pump.\n</think>\n\n{call}",
+        call: f"\n</think>\n\n{call}",
+        "<think>The pu": "The pu",
+    }
+    try:
+        for stored, said in turns.items():
+            (encoded,) = encode(row("How long?", stored, tools=TOOLS), tokenizer, "assistant")
+            assert learned(tokenizer, encoded) == said + END
+            assert tokenizer.decode(encoded.ids).endswith(f"assistant\n<think>\n{said}{END}")
+        # a template that keeps a thought keeps it as the model wrote it, so that a conversation is one sequence
+        tokenizer.chat_template = tokenizer.chat_template.replace("(loop.index0 > ns.last_query_index)", "true")
+        conversation = row("How long?", f"<think>a</think>\n{call}", "page 1", f"<think>b</think>\n{call}", tools=TOOLS)
+        (pieces,) = sequences(conversation, tokenizer)
+        assert pieces[1::2] == [f"{thought}\n</think>\n\n{call}{END}" for thought in "ab"]
+    finally:
+        tokenizer.chat_template = kept
