@@ -17,6 +17,8 @@ from tasks.agent.trajectory import Failure
 from tasks.artifact import Artifact, provenance
 from tasks.cache import code_version
 from tasks.collect import ShardReport
+from tasks.errors import CollectError, ServerError
+from tasks.logs import run_logger
 from tasks.progress import OnProgress
 from tasks.supervise import Connect
 
@@ -59,7 +61,7 @@ def collect_all(
     Raises:
         CollectError: more rollouts failed than `allow_failed_share`; the others are kept.
         SelfTestError: the model yields no parsable search under these settings.
-        ServerError: our server died more often than `max_restarts`; what was finished is kept.
+        ServerError: the same, as our server died more often than `max_restarts`.
     """
     inputs = {"questions": questions, "pages": pages, "index": index} | ({"adapter": adapter} if adapter else {})
     inputs |= {"states": began} if began else {}
@@ -101,9 +103,18 @@ def collect_all(
             return {report.number: report for report in asyncio.run(running)}
 
     reports = run(shards, None, check_first)
-    while (lost := [s for s in shards if OF_THE_SERVER & reports[s.number].failed.keys()]) and connect.revive():
-        reports |= run(lost, OF_THE_SERVER, False)
-    failures.judge(list(reports.values()), shards, run_uri, settings.collect)
+    dead: ServerError | None = None
+    try:
+        while (lost := [s for s in shards if OF_THE_SERVER & reports[s.number].failed.keys()]) and connect.revive():
+            reports |= run(lost, OF_THE_SERVER, False)
+    except ServerError as error:
+        dead = error  # which rollouts that cost is told all the same, and they may be few enough
+    try:
+        failures.judge(list(reports.values()), shards, run_uri, settings.collect)
+    except CollectError as error:
+        raise dead or error from None
+    if dead:
+        run_logger().warning("%s", dead)
     facts = provenance(
         inputs,
         settings=settings.model_dump(mode="json", exclude={"storage": True, "server": {"base_url"}}),

@@ -46,6 +46,17 @@ def _hit(k: int) -> Metric:
     )
 
 
+def _best_hit(k: int) -> Metric:
+    return Metric(
+        f"best_hit_at_{k}",
+        f"Hit@{k}, best search",
+        "share",
+        False,  # "success" and "mrr_best" judge the best search
+        lambda row: (hit_at(row["best_rank"], k), 1) if row["best_known"] else None,
+        f"each question's best search: a page with the answer is among the first {k}",
+    )
+
+
 def wanted(row: Row) -> int:
     """How many pages hold the answer."""
     return len({(place["document"], place["page"]) for place in row["answer_locations"] or []})
@@ -116,6 +127,7 @@ METRICS: tuple[Metric, ...] = (
         lambda row: (reciprocal_rank(row["best_rank"]), 1) if row["best_known"] else None,
         "the same of each question's best search",
     ),
+    *(_best_hit(k) for k in HIT_DEPTHS),
     Metric(
         "success",
         "Success rate, any search",

@@ -26,6 +26,7 @@ _HERE = Path(__file__).parent
 _SECTIONS = {
     "First search, and all searches": (
         *("hit_at_1", "hit_at_3", "hit_at_5", "hit_at_10", "mrr_first"),
+        *("best_hit_at_1", "best_hit_at_3", "best_hit_at_5", "best_hit_at_10"),
         *("mrr_best", "success"),
     ),
     "All pages with the answer": (

@@ -1,6 +1,7 @@
 """A model server dies in the middle of a flow: the flow ends as if nothing had happened, and redoes no more than it must."""
 
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -9,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.sorting import ArtifactSort
 
 from flows import serving
 from flows.collect import collect
-from tasks import artifact, config, serve, supervise
+from tasks import artifact, config, failures, serve, supervise
 from tasks import collect as shards
 from tasks.artifact import load_ref, read_rows
+from tasks.collect_run import OF_THE_SERVER
 from tasks.errors import ConfigError, ServerError
 from tasks.model import model_fingerprint
 from tests.server_process import counts, server_process
@@ -57,6 +62,14 @@ def _settings(root: str, tmp_path: Path, **vllm: Any) -> config.CollectRun:
     )
 
 
+def _newest_table() -> list[dict[str, Any]]:
+    """The rows that were told last of rollouts that failed."""
+    with get_client(sync_client=True) as client:
+        chosen = ArtifactFilter(key=ArtifactFilterKey(any_=[failures.KEY]))
+        (table,) = client.read_artifacts(artifact_filter=chosen, sort=ArtifactSort.CREATED_DESC, limit=1)
+    return json.loads(str(table.data))
+
+
 def _attempts(root: str) -> Counter[tuple[str, str]]:
     """(rollout, status) of every stored attempt."""
     stored = artifact.read_parts(f"{root}/rollouts", shards.SCHEMA, ["rollout_id", "status"]).to_pylist()
@@ -84,10 +97,24 @@ def test_with_no_restart_left_the_run_ends_and_the_next_goes_on(
         collect(_settings(root, tmp_path, max_restarts=0))
     kept = {rollout for rollout, status in _attempts(root) if status == "finished"}
     assert kept
+    told = _newest_table()
+    assert 0 < len(told) <= ROLLOUTS - len(kept)
+    assert {row["reason"] for row in told} <= OF_THE_SERVER
     collect(_settings(root, tmp_path, max_restarts=0))
     attempts = _attempts(root)
     assert {attempts[rollout, "finished"] for rollout in kept} == {1}
     assert sum(status == "finished" for _, status in attempts) == ROLLOUTS
+
+
+def test_a_server_that_died_once_too_often_may_cost_as_many_rollouts_as_are_allowed(
+    root: str, tmp_path: Path, dying: list[list[str]]
+) -> None:
+    dying += [["--end-after", "20"]]
+    settings = _settings(root, tmp_path, max_restarts=0)
+    collect(settings.model_copy(update={"collect": settings.collect.model_copy(update={"allow_failed_share": 1.0})}))
+    statuses = Counter(row["status"] for row in read_rows(load_ref(root, "trajectories")))
+    assert statuses["finished"]
+    assert statuses["failed"] == ROLLOUTS - statuses["finished"] > 0
 
 
 def test_a_model_that_moved_is_not_asked_again_and_one_that_changed_is(

@@ -15,6 +15,7 @@ from tasks.artifact import Artifact, provenance, read_provenance, read_rows, tab
 from tasks.compare import compare
 from tasks.errors import ArtifactError, InputError
 from tasks.evaluate import rescore, score, score_question_baseline
+from tasks.metrics import HIT_DEPTHS, METRICS
 from tasks.runs import metric_cells, read_runs
 from tasks.schemas import TABLES
 from tasks.search.index import Searcher, build_index, open_index
@@ -143,6 +144,9 @@ def test_best_and_first_search_of_a_rollout(tmp_path: Path, searcher: Searcher) 
     (row,) = read_rows(scored(tmp_path, searcher, [rollout(asked, *turns)]))
     assert (row["first_query"], row["first_rank"], row["best_rank"]) == ("service", 7, 1)
     assert (row["searches"], row["searches_to_success"], row["turns"], row["valid_turns"]) == (3, 2, 3, 3)
+    measured = {metric.name: metric.parts(row) for metric in METRICS}
+    assert [measured[f"hit_at_{k}"] for k in HIT_DEPTHS] == [(0, 1), (0, 1), (0, 1), (1, 1)]
+    assert [measured[f"best_hit_at_{k}"] for k in HIT_DEPTHS] == [(1, 1)] * 4
 
 
 def test_failed_and_silent_rollouts_are_misses_and_still_rows(tmp_path: Path, searcher: Searcher) -> None:
