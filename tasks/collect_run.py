@@ -61,7 +61,7 @@ def collect_all(
     Raises:
         CollectError: more rollouts failed than `allow_failed_share`; the others are kept.
         SelfTestError: the model yields no parsable search under these settings.
-        ServerError: the same, as our server died more often than `max_restarts`.
+        ServerError: more failed than that, and our server died more often than `max_restarts`; the others are kept.
     """
     inputs = {"questions": questions, "pages": pages, "index": index} | ({"adapter": adapter} if adapter else {})
     inputs |= {"states": began} if began else {}
