@@ -19,6 +19,7 @@ from whoosh import fields, index, matching, query, scoring
 from tasks.search import analysis
 from tasks.search.analysis import FIELDS, written
 from tasks.search.query import ANY, PAGE
+from tasks.search.whoosh_pickles import only_what_whoosh_writes
 
 blocking = True
 _MEGABYTES = 256  # of postings in memory while indexing
@@ -27,7 +28,7 @@ K1, B = 1.2, 0.75
 
 
 class Analyzer(whoosh_analysis.Analyzer):
-    """The shared analyzer as Whoosh calls it. Stored in the index by name, so it holds nothing but its form."""
+    """The shared analyzer as Whoosh calls it. Whoosh stores it in the index by name, so it holds nothing but its form."""
 
     def __init__(self, form: analysis.Form) -> None:
         self.form = form
@@ -113,13 +114,14 @@ class Engine:
     """An open index. `weights` are the fields that a word with no field is looked for in. One search at a time."""
 
     def __init__(self, folder: Path, weights: dict[str, float]) -> None:
-        self._searcher = index.open_dir(str(folder)).searcher(weighting=Bm25(B=B, K1=K1))
+        with only_what_whoosh_writes():
+            self._searcher = index.open_dir(str(folder), schema=_schema()).searcher(weighting=Bm25(B=B, K1=K1))
         self._weights = weights
         self._lock = threading.Lock()  # Whoosh's readers share file positions and caches
 
     def find(self, tree: query.Query, top_k: int) -> list[tuple[int, float]]:
         """Ordinals and scores of the best pages, best first, ties in order of their ordinals."""
-        with self._lock:
+        with self._lock, only_what_whoosh_writes():
             matcher = self._query(tree).matcher(self._searcher, self._searcher.context())
             best = heapq.nsmallest(top_k, ((-round(score, _DECIMALS), page) for page, score in _scored(matcher)))
         return [(page, -score) for score, page in best]
