@@ -13,13 +13,17 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 from torch.distributed.elastic.rendezvous.api import RendezvousError
+from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from tasks.errors import TrainingError
@@ -30,6 +34,25 @@ from tasks.training.spec import read_spec
 _ECHO = re.compile(
     r"gloo|nccl|DistBackendError|DistNetworkError|TCPStore|closed by peer|reset by peer|broken pipe", re.I
 )
+
+
+class OneMachine(StaticTCPRendezvous):
+    """Where the processes of one machine meet: on loopback, for torchrun's own stores are open to every network."""
+
+    NAME = "one-machine"
+
+    def __init__(self, run_id: str) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        address, port = listener.getsockname()
+        super().__init__(address, port, rank=0, world_size=1, run_id=run_id, timeout=600)
+        self._store = TCPStore(address, port, 1, is_master=True, multi_tenant=True, master_listen_fd=listener.detach())
+
+    def get_backend(self) -> str:
+        """See base class."""
+        return self.NAME
+
+
+rendezvous_handler_registry.register(OneMachine.NAME, lambda parameters: OneMachine(parameters.run_id))
 
 
 def train(file: Path, processes: int, nodes: int, rendezvous: str | None) -> None:
@@ -44,14 +67,16 @@ def train(file: Path, processes: int, nodes: int, rendezvous: str | None) -> Non
     shutil.rmtree(logs, ignore_errors=True)
     threads = max(1, (os.cpu_count() or 1) // processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # on a CPU, each would else take every core
+    if nodes == 1:  # what the processes say to each other stays here too
+        loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+        os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
     launch = LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,
         nproc_per_node=processes,
         run_id=spec.training[:16],
-        rdzv_backend="c10d",
-        rdzv_endpoint=rendezvous or "localhost:0",
-        local_addr=None if rendezvous else "localhost",
+        rdzv_backend=OneMachine.NAME if nodes == 1 else "c10d",
+        rdzv_endpoint=rendezvous or "",
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(logs), tee=Std.ALL),
         log_line_prefix_template=PREFIX.format("${rank}"),

@@ -4,16 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 
-from flows.embedded import server_process, using
+from flows.embedded import own_server, server_process, using
 from tests.small_collection import write_documents
 
 
 @pytest.fixture(scope="session", autouse=True)
-def prefect() -> Iterator[None]:
-    """Flows run against this server; results go where each test's storage root is."""
-    with prefect_test_harness(server_startup_timeout=120):
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Flows run against this server, as those of the command line do; results go where each test's storage root is.
+
+    Prefect's own harness waits without end, when the session is over, for what it could not tell its server.
+    """
+    with own_server(tmp_path_factory.mktemp("prefect")):
         yield
 
 

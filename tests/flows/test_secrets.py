@@ -22,6 +22,7 @@ import pytest
 from flows.embedded import server_process
 from tasks import config, serve, storage
 from tasks.secrets import without_secrets
+from tests.listening import listening
 from tests.model_server import ModelServer, Reply, Status
 from tests.small_collection import searcher
 from tests.tiny_model import tiny_model
@@ -230,21 +231,9 @@ def test_a_secret_is_taken_out_whole_even_where_one_holds_another(monkeypatch: p
     assert without_secrets("abcdefgh-and-more, abcdefgh, EMPTY") == "[AWS_SECRET_ACCESS_KEY], [OPENAI_API_KEY], EMPTY"
 
 
-def _listening(port: int) -> set[str]:
-    """Addresses on which something listens at a port, in the kernel's hexadecimal."""
-    found = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in Path(table).read_text().splitlines()[1:]:
-            _, local, _, state, *_ = line.split()
-            address, _, at = local.partition(":")
-            if state == "0A" and int(at, 16) == port:
-                found.add(address)
-    return found
-
-
 def test_a_prefect_server_of_ours_listens_to_this_machine_alone(tmp_path: Path) -> None:
     with server_process(tmp_path / "server") as url:
-        assert _listening(int(url.removesuffix("/api").rsplit(":", 1)[-1])) == {"0100007F"}
+        assert listening()[int(url.removesuffix("/api").rsplit(":", 1)[-1])] == "127.0.0.1"
 
 
 def test_vllm_is_started_for_this_machine_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

