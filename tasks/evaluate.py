@@ -19,7 +19,7 @@ from tasks.reward import Page, best_search, first_success, gt_ranks, in_order_se
 from tasks.search.index import Searcher
 from tasks.search.query import as_words
 
-SCHEMA = "results/2"
+SCHEMA = "results/3"
 Row = Mapping[str, Any]
 _QUESTION = ("question_id", "question", "answers", "answer_locations", "category", "split")
 
@@ -172,6 +172,7 @@ def _retrieval(row: Row, made: list[Row], searcher: Searcher, depth: int) -> dic
             )
         found.append(ranks)
     best = best_search([_first(ranks) for ranks in found])
+    success = first_success([search["gt_rank"] for search in made])
     return {
         "first_query": made[0]["query"] if made else None,
         "first_rank": _first(found[0]) if made else None,
@@ -180,7 +181,8 @@ def _retrieval(row: Row, made: list[Row], searcher: Searcher, depth: int) -> dic
         "best_known": True,
         "seen_ranks": gt_ranks(in_order_seen(map(_shown, made)), _pages(row)),
         "searches": len(made),
-        "searches_to_success": first_success([search["gt_rank"] for search in made]),
+        "searches_to_success": success,
+        "first_hit_rank": None if success is None else made[success - 1]["gt_rank"],
         "zero_results": sum(not search["results"] for search in made),
     }
 
@@ -237,6 +239,7 @@ def _unanswered(run: str, row: Row, query: str | None, ranks: list[int], found: 
         "seen_ranks": None,
         "searches": int(found is not None),
         "searches_to_success": None,
+        "first_hit_rank": None,
         "zero_results": int(found == 0),
         "outcome": None,
         "turns": None,

@@ -105,10 +105,6 @@ def _rate(part: str, whole: str) -> Callable[[Row], tuple[float, float] | None]:
     return lambda row: (row[part], row[whole]) if row[part] is not None and row[whole] else None
 
 
-def _when_found(column: str, value: Callable[[int], float]) -> Callable[[Row], tuple[float, float] | None]:
-    return lambda row: None if row[column] is None else (value(row[column]), 1)
-
-
 METRICS: tuple[Metric, ...] = (
     *(_hit(k) for k in HIT_DEPTHS),
     Metric(
@@ -268,8 +264,8 @@ METRICS: tuple[Metric, ...] = (
         "First-hit rank (found only)",
         "number",
         False,
-        _when_found("first_rank", float),
-        "rank in the first search, over questions whose first search found the page",
+        _each("first_hit_rank"),
+        "rank of the page in the first search that found it, over questions where one did",
     ),
     Metric(
         "mrr_survivors",

@@ -27,7 +27,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a server for one module, with the services that the session's lacks: schedules, automations, leases.
+    """Address of a server for one module alone, whose schedules, automations and leases no other test sees.
 
     The environment names it, for this and all child processes.
     """

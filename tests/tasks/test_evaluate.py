@@ -144,6 +144,7 @@ def test_best_and_first_search_of_a_rollout(tmp_path: Path, searcher: Searcher) 
     (row,) = read_rows(scored(tmp_path, searcher, [rollout(asked, *turns)]))
     assert (row["first_query"], row["first_rank"], row["best_rank"]) == ("service", 7, 1)
     assert (row["searches"], row["searches_to_success"], row["turns"], row["valid_turns"]) == (3, 2, 3, 3)
+    assert row["first_hit_rank"] == turns[1]["searches"][0]["gt_rank"] == 1
     measured = {metric.name: metric.parts(row) for metric in METRICS}
     assert [measured[f"hit_at_{k}"] for k in HIT_DEPTHS] == [(0, 1), (0, 1), (0, 1), (1, 1)]
     assert [measured[f"best_hit_at_{k}"] for k in HIT_DEPTHS] == [(1, 1)] * 4

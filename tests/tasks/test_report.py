@@ -78,7 +78,7 @@ def question(number: int) -> dict[str, Any]:
 def results(folder: Path, run: str, ranks: Sequence[int | None]) -> Artifact:
     rows = [
         {
-            **dict.fromkeys(TABLES["results/2"].names),
+            **dict.fromkeys(TABLES["results/3"].names),
             **question(number),
             "run": run,
             "fate": "found" if rank and rank <= 3 else "never_retrieved",
@@ -94,11 +94,12 @@ def results(folder: Path, run: str, ranks: Sequence[int | None]) -> Artifact:
             "seen_ranks": [rank] if rank and rank <= 3 else [],
             "searches": 1,
             "searches_to_success": 1 if rank and rank <= 3 else None,
+            "first_hit_rank": rank if rank and rank <= 3 else None,
             "zero_results": 0,
         }
         for number, rank in enumerate(ranks)
     ]
-    return write_table(table_of(rows, "results/2"), str(folder / f"{run}.parquet"), "results/2", provenance())
+    return write_table(table_of(rows, "results/3"), str(folder / f"{run}.parquet"), "results/3", provenance())
 
 
 def rollout(number: int, rank: int | None, text: str = ATTACK) -> dict[str, Any]:
