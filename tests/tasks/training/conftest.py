@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from tasks.artifact import Artifact, provenance, table_of, write_table
+from tests.tasks.training.pictures import draw_pages
 from tests.tasks.training.training_rows import pair_rows, reward_rows, rows
 from tests.tiny_model import tiny_model, tiny_tokenizer
+from tests.tiny_vlm import tiny_vlm
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,3 +50,16 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     uri = str(tmp_path_factory.mktemp("training-set") / "reward.parquet")
     return write_table(table_of(reward_rows(48), "reward/2"), uri, "reward/2", provenance())
+
+
+@pytest.fixture(scope="session")
+def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_vlm(tmp_path_factory.mktemp("vlm"))
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage root with the images of pages."""
+    folder = tmp_path_factory.mktemp("root")
+    draw_pages(folder)
+    return folder

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tasks.agent.message import PLACEHOLDER, Image, chat_content, images_of
 from tasks.artifact import Artifact, fetch_folder, provenance, read_rows, table_of, write_folder, write_table
 from tasks.config import Finetune, Part
 from tasks.errors import TrainingError
@@ -21,47 +21,10 @@ from tasks.training.parts import part_of
 from tasks.training.sight import Sight
 from tasks.training.spec import Spec, write_spec
 from tasks.training.train import train
+from tests.tasks.training.pictures import own_log_p, page, shown
 from tests.tasks.training.recomputed import assert_recompute_changes_nothing
 from tests.tasks.training.several import SHARDS_ON_A_CPU, inject
 from tests.tasks.training.training_rows import pair_rows, row, rows
-from tests.tiny_vlm import tiny_vlm
-
-SIZES = [(200, 260), (96, 64), (150, 150)]
-
-
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_vlm(tmp_path_factory.mktemp("vlm"))
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage root with three pages' images, black bars on white."""
-    from PIL import Image as Picture
-    from PIL import ImageDraw
-
-    folder = tmp_path_factory.mktemp("root")
-    for number, size in enumerate(SIZES):
-        picture = Picture.new("RGB", size, "white")
-        ImageDraw.Draw(picture).rectangle((10, 10, 30 + 20 * number, 50), fill="black")
-        picture.save(folder / f"{number}.png")
-    return folder
-
-
-def page(number: int) -> Image:
-    width, height = SIZES[number]
-    return Image(file=f"{number}.pdf", page=1, key=f"{number}.png", width=width, height=height)
-
-
-def shown(question: str, query: str, *pages: int, **values: Any) -> dict[str, Any]:
-    """A row that has searched before, and was shown pages."""
-    made = row(question, f"<search>{query}</search>", **values)
-    found = "\n".join(f"[{n}] {n}.pdf page 1\n{PLACEHOLDER}" for n in pages)
-    made["prompt"] += [
-        {"role": "assistant", "content": "<search>pump</search>"},
-        {"role": "user", "content": f"<results>\n{found}\n</results>", "images": [page(n) for n in pages]},
-    ]
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -92,40 +55,18 @@ def tensors(spec: Spec) -> dict[str, Any]:
 
 @pytest.mark.parametrize("batching", ["length-grouped", "packing"])
 def test_the_loss_is_that_of_the_models_own_code(spec: Spec, root: Path, batching: str) -> None:
-    """Its own processor expands the images, and it finds their positions by itself."""
-    import torch
-    from PIL import Image as Picture
-    from transformers import AutoImageProcessor, Qwen3VLProcessor
-
     train(replace(spec, settings=spec.settings.model_copy(update={"batching": batching})))
     left = json.loads((spec.work_dir / "history.json").read_text())
     assert left["facts"]["images"] == 3
 
     tokenizer, network = load_tokenizer(spec.model), load_model(spec.model, bf16=False)
-    processor = object.__new__(Qwen3VLProcessor)  # its video half needs torchvision
-    processor.image_processor, processor.tokenizer = AutoImageProcessor.from_pretrained(spec.model), tokenizer
-    total, count = 0.0, 0
-    for given in read_rows(spec.training_set):
-        if given["split"] != "train":
-            continue
-        messages = [{"role": m["role"], "content": chat_content(m)} for m in given["prompt"]]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        pictures = [Picture.open(root / image["key"]) for m in given["prompt"] for image in images_of(m)]
-        pixels = dict(processor.image_processor(images=pictures, return_tensors="pt")) if pictures else {}
-        for n in range(len(pictures)):
-            tokens = int(pixels["image_grid_thw"][n].prod()) // 4
-            text = text.replace("<|image_pad|>", "<|seen|>" * tokens, 1)
-        prompt = tokenizer(text.replace("<|seen|>", "<|image_pad|>"), add_special_tokens=False)["input_ids"]
-        completion = given["completion"][0]["content"] + tokenizer.eos_token
-        learned = tokenizer(completion, add_special_tokens=False)["input_ids"]
-        ids = torch.tensor([[*prompt, *learned]])
-        kinds = (ids == network.config.image_token_id).int()
-        with torch.no_grad():
-            logits = network(input_ids=ids, mm_token_type_ids=kinds, **pixels).logits[0, len(prompt) - 1 : -1]
-        total += torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :], reduction="sum").item()
-        count += len(learned)
+    learned = [
+        own_log_p(network, tokenizer, Path(spec.model), root, row["prompt"], row["completion"][0]["content"])
+        for row in read_rows(spec.training_set)
+        if row["split"] == "train"
+    ]
     loss = next(entry["loss"] for entry in left["history"] if "loss" in entry)
-    assert loss == pytest.approx(total / count, rel=1e-4)
+    assert loss == pytest.approx(-torch.cat(learned).mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +204,6 @@ def test_what_stands_for_an_image_in_a_text_is_told(spec: Spec, root: Path) -> N
 
 
 def test_merged_it_sees_what_base_and_adapter_see(spec: Spec, root: Path, tmp_path: Path) -> None:
-    import torch
     from peft import PeftModel
 
     parts: list[Part] = ["language", "merger", "vision"]
