@@ -30,6 +30,7 @@ from tasks.errors import ArtifactError, ConfigError, InputError
 from tasks.images import PageImages
 from tasks.pages import PageStore
 from tasks.search.index import open_index
+from tasks.unwritten import Unwritten
 
 SCHEMA = "trajectories/2"
 
@@ -257,20 +258,21 @@ async def run_shard(
     shard: Shard,
     *,
     uri: str,
-    flush_every: int,
+    unwritten: Unwritten,
     attempt: Attempt,
     on_done: Callable[[int], None] = lambda rollouts: None,
     again: Collection[Failure] | None = None,
 ) -> ShardReport:
     """Run the rollouts of a shard that have no finished attempt yet; store every attempt in parts as rollouts finish.
 
-    A part is written after every `flush_every` rollouts, at the end, and when the run is cancelled or fails. So only a
-    killed process loses anything: less than `flush_every` rollouts, and those that ended while a part was being written.
+    Parts are written as `unwritten` says, at the end, and when the run is cancelled or fails. So only a killed process loses
+    anything: fewer than `flush_every` rollouts, and those that ended while a part was being written.
     A failed rollout is a row with its reason, and the shard goes on; the caller decides what share of failures it bears.
     Two processes may run the same shard at once: both are right, the work is done twice.
 
     Args:
         uri: folder of the run, which all its shards share.
+        unwritten: what waits to be written, of all shards of the process.
         attempt: runs one rollout, see `open_attempts`; its gate decides how many run at once.
         on_done: told how many more rollouts have ended: at the start those of earlier runs, then each as it ends.
         again: reasons for which a rollout that failed in an earlier run is tried again; whatever the reason when None.
@@ -296,39 +298,28 @@ async def run_shard(
         found_finished=finished,
         tried_again=sum(s.rollout_id in known for s in todo),
     )
-    # Rows wait here until a part that holds them is known to be written.
-    waiting: list[dict[str, Any]] = []
     outcomes: Counter[tuple[str, str]] = Counter()
-    flushing, token, parts = asyncio.Lock(), uuid.uuid4().hex[:8], itertools.count()
+    token, parts = uuid.uuid4().hex[:8], itertools.count()
 
     def write(rows: Sequence[Mapping[str, Any]]) -> None:
         name = f"part-{runs + 1:03d}-{next(parts):04d}-{token}.parquet"
         artifact.write_table(artifact.table_of(rows, SCHEMA), storage.join(folder, name), SCHEMA, {})
 
-    async def flush(at_least: int) -> None:
-        async with flushing:
-            if len(waiting) >= at_least:
-                rows = waiting.copy()
-                await asyncio.to_thread(write, rows)
-                del waiting[: len(rows)]
-
     async def run(spec: RolloutSpec) -> None:
         row = await attempt(spec, known.get(spec.rollout_id, {}).get("attempt", 0) + 1)
-        waiting.append(row)
         outcomes[row["status"], row["outcome"]] += 1
         on_done(1)
-        await flush(flush_every)
+        await unwritten.add(waiting, row)
 
     on_done(len(shard.rollouts) - len(todo))
-    tasks = [asyncio.create_task(run(spec)) for spec in todo]
-    try:
-        await asyncio.gather(*tasks)
-        await flush(1)
-    finally:
-        for task in tasks:
-            task.cancel()
-        if waiting:
-            write(waiting)  # here, not in a thread: whoever was cancelled may not be allowed to wait any more
+    with unwritten.shard(write) as waiting:
+        tasks = [asyncio.create_task(run(spec)) for spec in todo]
+        try:
+            await asyncio.gather(*tasks)
+            await waiting.flush()
+        finally:
+            for task in tasks:
+                task.cancel()
     for (status, reason), n in outcomes.items():
         if status != "finished":
             left[reason] += n

@@ -39,8 +39,8 @@ class Flow(config.Settings):
     )
     samples: int = Field(default=4, ge=1, description="Rollouts of a question: configurations × samples.")
     shard_size: int = Field(default=config.Collect().shard_size, ge=1, description="Questions in a shard.")
-    flush_every: int = Field(
-        default=config.Collect().flush_every, ge=1, description="Rollouts after which a part is written."
+    flush_every: int | None = Field(
+        default=None, ge=1, description="Ended rollouts that wait when a part is written; None: as many as concurrency."
     )
     client_s: Amount = Field(default=0.0019, description="Seconds of a worker's one core that a call takes.")
     failure_share: config.Share = Field(
@@ -153,6 +153,8 @@ class _Run:
         self.queue: list[deque[int]] = [deque() for _ in range(flow.workers)]  # rollouts before the gate
         self.under_way = [0] * flow.workers  # rollouts that hold the gate
         self.open_shards = [0] * flow.workers
+        self.ended = [0] * flow.workers  # rollouts that ended, and whose part nobody has begun to write
+        self.holding: list[set[int]] = [set() for _ in range(flow.workers)]  # shards that such rollouts are of
 
     def push(self, time: float, kind: int, subject: int, epoch: int) -> None:
         heapq.heappush(self.events, (time, next(self.numbers), kind, subject, epoch))
@@ -265,14 +267,27 @@ class _Run:
         shard = rollout // self.flow.shard_rollouts
         self.left[shard] -= 1
         self.waiting[shard].append(row)
-        self.flush(shard, time)
+        self.ended[worker] += 1
+        self.holding[worker].add(shard)
+        if not self.left[shard]:
+            self.write(shard, time)
+        self.flush(worker, time)
 
-    def flush(self, shard: int, time: float) -> None:
-        """Write what waits, if it is enough, or the shard's last; one part of a shard after the other."""
-        waiting = self.waiting[shard]
-        if waiting and not self.writing[shard] and (len(waiting) >= self.flow.flush_every or not self.left[shard]):
-            self.writing[shard], self.waiting[shard] = waiting, []
-            worker = shard % self.flow.workers
+    def flush(self, worker: int, time: float) -> None:
+        """While too many wait, write those of the shard that has most: see tasks/unwritten.py."""
+        while self.ended[worker] >= (self.flow.flush_every or self.flow.concurrency):
+            idle = [shard for shard in self.holding[worker] if not self.writing[shard]]
+            if not idle:
+                return
+            self.write(max(idle, key=lambda shard: (len(self.waiting[shard]), -shard)), time)
+
+    def write(self, shard: int, time: float) -> None:
+        """Write what waits of a shard, after the part that is being written."""
+        rows, worker = self.waiting[shard], shard % self.flow.workers
+        if rows and not self.writing[shard]:
+            self.writing[shard], self.waiting[shard] = rows, []
+            self.ended[worker] -= len(rows)
+            self.holding[worker].discard(shard)
             free = self.write_free[worker]
             end = max(time, free[0]) + self.flow.put_s
             heapq.heapreplace(free, end)
@@ -287,7 +302,9 @@ class _Run:
         self.counts.rows += len(rows)
         for row in rows:
             self.state[row if row >= 0 else ~row] = _FINISHED if row >= 0 else _FAILED
-        self.flush(shard, time)
+        if not self.left[shard]:
+            self.write(shard, time)
+        self.flush(worker, time)
         if not self.left[shard] and not self.writing[shard]:
             self.counts.ends.append(time)
             self.open_shards[worker] -= 1
@@ -308,7 +325,8 @@ class _Run:
             )
         self.epoch[worker] += 1
         self.counts.redone += self.under_way[worker]
-        self.under_way[worker] = 0
+        self.under_way[worker] = self.ended[worker] = 0
+        self.holding[worker].clear()
         for shard in range(worker, self.flow.shards, self.flow.workers):
             for rows in (self.waiting[shard], self.writing[shard]):
                 self.counts.redone += len(rows)

@@ -21,6 +21,7 @@ from tasks.errors import CollectError, ServerError
 from tasks.logs import run_logger
 from tasks.progress import OnProgress
 from tasks.supervise import Connect
+from tasks.unwritten import Unwritten
 
 OF_THE_SERVER: frozenset[Failure] = frozenset({"connection", "deadline", "server_error"})
 """Reasons for which a rollout fails when the server dies under it."""
@@ -176,12 +177,13 @@ async def _run_shards(
             return await collect.run_shard(
                 planned[number],
                 uri=uri,
-                flush_every=settings.collect.flush_every,
+                unwritten=unwritten,
                 attempt=attempt,
                 on_done=on_done,
                 again=again,
             )
 
+        unwritten = Unwritten(settings.collect.flush_every or server.concurrency)
         under_way = asyncio.Semaphore(collect.shards_at_once(server.concurrency))
 
         async def in_turn(number: int) -> ShardReport:

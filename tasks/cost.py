@@ -33,7 +33,7 @@ from tasks import artifact, collect, config, storage
 from tasks.artifact import Artifact
 from tasks.collect_events import Amount, Positive
 from tasks.errors import ArtifactError
-from tasks.simulate import exit_code, flags, most_parts, validated
+from tasks.simulate import exit_code, flags, validated
 
 _PARTS = 8  # parts that are made again to learn how large they are
 _MEASURED = (
@@ -89,7 +89,9 @@ class Night(config.Settings):
     training_price: Amount | None = Field(default=None, description="Price of the training host for an hour.")
 
     shard_size: int = Field(default=config.Collect().shard_size, ge=1, description="Questions in a shard.")
-    flush_every: int = Field(default=config.Collect().flush_every, ge=1, description="Rollouts in a part.")
+    part_rollouts: int = Field(
+        default=64, ge=1, description="Rollouts in a part, as in most; a shard's last has the rest."
+    )
     storage_price: Amount = Field(description="Price of a gigabyte (10^9 bytes) in storage for a month.")
     put_price: Amount = Field(description="Price of 1,000 PUT or LIST requests.")
     get_price: Amount = Field(description="Price of 1,000 GET requests.")
@@ -184,8 +186,8 @@ def requests(night: Night) -> tuple[int, int]:
     """
     of_question = night.samples * night.sampling_configs
     full, rest = divmod(night.questions, night.shard_size)
-    parts = full * most_parts(night.shard_size * of_question, night.flush_every)
-    parts += most_parts(rest * of_question, night.flush_every)
+    parts = full * -(-night.shard_size * of_question // night.part_rollouts)
+    parts += -(-rest * of_question // night.part_rollouts)
     return parts + 2 * (full + (rest > 0)) + 2, parts + 2
 
 
@@ -211,7 +213,10 @@ def measured(trajectories: str, root: str) -> dict[str, float]:
     turns = pc.sum(pc.list_value_length(finished["turns"])).as_py()
     if not turns:
         raise ArtifactError(f"{found.uri} holds no finished rollout to measure: collect first")
-    folded, part = len(storage.read_bytes(found.uri)) / table.num_rows, _part_bytes(found)
+    settings = artifact.read_provenance(found).get("settings", {})
+    concurrency = settings.get("server", {}).get("concurrency")
+    folded = len(storage.read_bytes(found.uri)) / table.num_rows
+    part = _part_bytes(found, config.Collect.model_validate(settings.get("collect", {})), concurrency)
     values = {
         "turns": turns / finished.num_rows,
         "prompt_tokens": pc.sum(finished["prompt_tokens"]).as_py() / turns,
@@ -220,7 +225,6 @@ def measured(trajectories: str, root: str) -> dict[str, float]:
         "parts_share": part / (folded + part),
         "redone_share": table.num_rows / finished.num_rows - 1,
     }
-    concurrency = artifact.read_provenance(found).get("settings", {}).get("server", {}).get("concurrency")
     if concurrency and (seconds := pc.sum(table["elapsed_s"]).as_py()):
         values["rollouts_per_s"] = min(concurrency, table.num_rows) * table.num_rows / seconds
     return values
@@ -231,9 +235,10 @@ def _artifact(uri: str) -> Artifact:
     return Artifact(uri, hashlib.sha256(data).hexdigest(), 0, collect.SCHEMA)
 
 
-def _part_bytes(trajectories: Artifact) -> float:
-    """Bytes a rollout of the parts that a file was folded from: the first of them, made again."""
-    size = config.Collect().flush_every
+def _part_bytes(trajectories: Artifact, collected: config.Collect, concurrency: int | None) -> float:
+    """Bytes a rollout of the parts that a file was folded from: the first of them, made again, as large as they may be."""
+    shard = collected.shard_size * collected.samples * len(collected.sampling_config)
+    size = min(shard, collected.flush_every or concurrency or shard)
     table = next(artifact.read_batches(trajectories, rows=_PARTS * size))
     with tempfile.TemporaryDirectory() as folder:
         for at in range(0, table.num_rows, size):

@@ -5,9 +5,9 @@
 --help lists every setting with its unit. A million rollouts of four turns take about ten seconds on one core.
 
 What is simulated (tasks/collect_events.py) is this project's own shape: questions in shards, a shard a task run, as many
-shards of a worker at once as keep its one gate of `concurrency` rollouts full, a part written after every `flush_every`
-rollouts, calls tried again after a backoff, workers that are killed and start again with whatever no stored part holds, and
-one fold at the end.
+shards of a worker at once as keep its one gate of `concurrency` rollouts full, a part written when `flush_every` rollouts wait
+for one (tasks/unwritten.py), calls tried again after a backoff, workers that are killed and start again with whatever no
+stored part holds, and one fold at the end.
 
 The model server takes `service_s` for every call, `servers` × `sequences` of them at once; others queue in order of arrival.
 So does vLLM behind a least-loaded choice, if `service_s` is measured at that load. What limits is told by the seconds that the
@@ -129,11 +129,6 @@ class Outcome:
                 f"the trajectories file has {_size(self.folded_bytes)}, and one PUT to S3 takes 5.0 GiB. Several smaller runs"
             )
         return found
-
-
-def most_parts(rollouts: int, flush_every: int) -> int:
-    """Parts that a shard writes if storage is faster than the model; if it is slower, parts are fewer and larger."""
-    return -(-rollouts // flush_every)
 
 
 def broker(times: Iterable[float], capacity: int, per_s: float) -> tuple[int, int]:

@@ -58,10 +58,10 @@ class Collect(Settings):
     shard_size: int = Field(
         default=16, ge=1, description="Questions in one shard, a task run. Keep it, to go on later."
     )
-    flush_every: int = Field(
-        default=16,
+    flush_every: int | None = Field(
+        default=None,
         ge=1,
-        description="Finished rollouts after which a shard writes a part; of each shard under way, a kill loses at most these.",
+        description="When so many finished rollouts wait, a part is written: a kill loses fewer. As many as concurrency when empty.",
     )
     resume: bool = Field(
         default=True,

@@ -32,6 +32,7 @@ from tasks import artifact, collect, config, storage
 from tasks.artifact import Artifact
 from tasks.schemas import TABLES
 from tasks.search.index import build_index
+from tasks.unwritten import Unwritten
 from tests.bench import harness
 from tests.model_server import ModelServer, Reply, dutiful_agent
 
@@ -127,7 +128,8 @@ async def _time_shards(url: str, inputs: dict[str, Artifact], uri: str) -> float
     shards = collect.plan(inputs["questions"], COLLECT, "bench")
     async with _attempts(url, inputs) as attempt:
         start = time.perf_counter()
-        runs = (collect.run_shard(s, uri=uri, flush_every=COLLECT.flush_every, attempt=attempt) for s in shards)
+        unwritten = Unwritten(AT_ONCE)
+        runs = (collect.run_shard(s, uri=uri, unwritten=unwritten, attempt=attempt) for s in shards)
         await asyncio.gather(*runs)
         took = time.perf_counter() - start
     stored = artifact.read_parts(uri, collect.SCHEMA, ["status"])["status"].to_pylist()

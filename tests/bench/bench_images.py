@@ -23,6 +23,7 @@ from aiohttp import web
 from tasks import artifact, collect, config, documents
 from tasks.artifact import Artifact
 from tasks.search.index import build_index
+from tasks.unwritten import Unwritten
 from tests.bench import harness
 
 SERVICE_S = 0.2
@@ -90,7 +91,8 @@ async def _time_ours(url: str, inputs: dict[str, Artifact], at_once: int) -> flo
             fingerprints={"model_fingerprint": "m", "index_fingerprint": "i", "code_fingerprint": "c"},
         ) as attempt:
             start = time.perf_counter()
-            runs = (collect.run_shard(s, uri=uri, flush_every=settings.flush_every, attempt=attempt) for s in shards)
+            unwritten = Unwritten(at_once)
+            runs = (collect.run_shard(s, uri=uri, unwritten=unwritten, attempt=attempt) for s in shards)
             await asyncio.gather(*runs)
             took = time.perf_counter() - start
         stored = artifact.read_parts(uri, collect.SCHEMA, ["status", "turns"]).to_pylist()

@@ -14,6 +14,7 @@ from tasks import artifact, collect, config, storage
 from tasks.artifact import Artifact
 from tasks.collect import RolloutSpec, Shard
 from tasks.errors import ArtifactError
+from tasks.unwritten import Unwritten
 
 QUESTION_IDS = [f"q{n}" for n in range(30)]
 
@@ -105,7 +106,9 @@ def test_another_run_or_seed_gives_other_ids_or_seeds(tmp_path) -> None:
 
 async def test_a_shard_writes_a_part_after_every_so_many_rollouts(storage_root: str) -> None:
     told: list[int] = []
-    report = await collect.run_shard(_shard(10), uri=storage_root, flush_every=4, attempt=_finish, on_done=told.append)
+    report = await collect.run_shard(
+        _shard(10), uri=storage_root, unwritten=Unwritten(4), attempt=_finish, on_done=told.append
+    )
     assert (report.planned, report.finished, report.failed, report.found_finished) == (10, 10, {}, 0)
     assert told == [0] + [1] * 10
     files = list(storage.iter_files(storage_root))
@@ -114,14 +117,37 @@ async def test_a_shard_writes_a_part_after_every_so_many_rollouts(storage_root: 
     assert sorted(r["rollout_id"] for r in _stored(storage_root)) == sorted(s.rollout_id for s in _shard(10).rollouts)
 
 
+async def test_of_all_shards_together_fewer_than_so_many_rollouts_wait_to_be_written(storage_root: str) -> None:
+    """None of the shards has as many for itself."""
+    shards, unwritten, ended = [_shard(5, number) for number in range(6)], Unwritten(4), []
+
+    async def first_two(spec: RolloutSpec, attempt: int) -> dict[str, object]:
+        if spec.seed >= 2:
+            await asyncio.Event().wait()
+        ended.append(spec.rollout_id)
+        return _row(spec, attempt)
+
+    runs = [
+        asyncio.create_task(collect.run_shard(s, uri=storage_root, unwritten=unwritten, attempt=first_two))
+        for s in shards
+    ]
+    async with asyncio.timeout(60):
+        while len(ended) < 12 or len(_stored(storage_root)) <= 12 - 4:
+            await asyncio.sleep(0.02)
+    for run in runs:
+        run.cancel()
+    await asyncio.gather(*runs, return_exceptions=True)
+    assert {r["rollout_id"] for r in _stored(storage_root)} == set(ended)
+
+
 async def test_a_second_run_does_nothing_and_touches_nothing(storage_root: str) -> None:
-    await collect.run_shard(_shard(), uri=storage_root, flush_every=4, attempt=_finish)
+    await collect.run_shard(_shard(), uri=storage_root, unwritten=Unwritten(4), attempt=_finish)
     files = list(storage.iter_files(storage_root))
 
     async def never(spec: RolloutSpec, attempt: int) -> dict[str, object]:
         raise AssertionError(f"{spec} was done twice")
 
-    report = await collect.run_shard(_shard(), uri=storage_root, flush_every=4, attempt=never)
+    report = await collect.run_shard(_shard(), uri=storage_root, unwritten=Unwritten(4), attempt=never)
     assert (report.finished, report.found_finished, report.tried_again) == (10, 10, 0)
     assert list(storage.iter_files(storage_root)) == files
 
@@ -131,9 +157,9 @@ async def test_failed_rollouts_are_rows_and_only_they_are_tried_again(storage_ro
         fails = spec.seed % 3 == 0 and attempt == 1
         return _row(spec, attempt, "failed", "connection") if fails else _row(spec, attempt)
 
-    first = await collect.run_shard(_shard(), uri=storage_root, flush_every=4, attempt=third_fails)
+    first = await collect.run_shard(_shard(), uri=storage_root, unwritten=Unwritten(4), attempt=third_fails)
     assert (first.finished, first.failed) == (6, {"connection": 4})
-    second = await collect.run_shard(_shard(), uri=storage_root, flush_every=4, attempt=third_fails)
+    second = await collect.run_shard(_shard(), uri=storage_root, unwritten=Unwritten(4), attempt=third_fails)
     assert (second.finished, second.failed, second.found_finished, second.tried_again) == (10, {}, 6, 4)
     attempts = Counter((r["rollout_id"], r["attempt"], r["status"]) for r in _stored(storage_root))
     assert len(attempts) == 14
@@ -149,13 +175,15 @@ async def test_cancelling_stores_what_was_finished(storage_root: str) -> None:
             await asyncio.Event().wait()
         return _row(spec, attempt)
 
-    shard_run = asyncio.create_task(collect.run_shard(_shard(), uri=storage_root, flush_every=100, attempt=half_hang))
+    shard_run = asyncio.create_task(
+        collect.run_shard(_shard(), uri=storage_root, unwritten=Unwritten(100), attempt=half_hang)
+    )
     await done.wait()
     shard_run.cancel()
     with pytest.raises(asyncio.CancelledError):
         await shard_run
     assert {r["seed"] for r in _stored(storage_root)} == {0, 1, 2, 3, 4}
-    again = await collect.run_shard(_shard(), uri=storage_root, flush_every=100, attempt=_finish)
+    again = await collect.run_shard(_shard(), uri=storage_root, unwritten=Unwritten(100), attempt=_finish)
     assert (again.found_finished, again.finished) == (5, 10)
 
 
@@ -166,7 +194,7 @@ async def test_a_fault_in_the_code_ends_the_shard_and_keeps_what_was_finished(tm
         return _row(spec, attempt)
 
     with pytest.raises(ZeroDivisionError):
-        await collect.run_shard(_shard(), uri=str(tmp_path), flush_every=100, attempt=breaks)
+        await collect.run_shard(_shard(), uri=str(tmp_path), unwritten=Unwritten(100), attempt=breaks)
     assert {r["seed"] for r in _stored(str(tmp_path))} >= {0, 1, 2, 3, 4, 5, 6}
 
 
@@ -182,7 +210,9 @@ async def test_fold_has_one_row_a_rollout_in_the_order_of_the_plan(storage_root:
         return _row(spec, attempt, "failed", "deadline") if fails else _row(spec, attempt)
 
     for _ in range(2):
-        await asyncio.gather(*(collect.run_shard(s, uri=storage_root, flush_every=3, attempt=uneven) for s in shards))
+        unwritten = Unwritten(3)
+        runs = (collect.run_shard(s, uri=storage_root, unwritten=unwritten, attempt=uneven) for s in shards)
+        await asyncio.gather(*runs)
     out = storage.join(storage_root, "out")
     first = collect.fold(shards, storage_root, out + "/a.parquet", artifact.provenance(prompt_fingerprint="p"))
     again = collect.fold(shards, storage_root, out + "/b.parquet", artifact.provenance(prompt_fingerprint="p"))
@@ -198,7 +228,7 @@ async def test_fold_has_one_row_a_rollout_in_the_order_of_the_plan(storage_root:
 
 
 async def test_two_runs_at_once_leave_one_row_a_rollout(storage_root: str) -> None:
-    runs = (collect.run_shard(_shard(), uri=storage_root, flush_every=2, attempt=_finish) for _ in range(2))
+    runs = (collect.run_shard(_shard(), uri=storage_root, unwritten=Unwritten(2), attempt=_finish) for _ in range(2))
     reports = await asyncio.gather(*runs)
     assert [r.finished for r in reports] == [10, 10]
     folded = collect.fold([_shard()], storage_root, storage.join(storage_root, "out.parquet"), {})
@@ -223,7 +253,7 @@ def test_the_attempt_that_counts_is_the_first_finished_else_the_last_failed(
 
 
 async def test_fold_refuses_a_run_that_has_not_ended(tmp_path) -> None:
-    await collect.run_shard(_shard(10, 0), uri=str(tmp_path), flush_every=4, attempt=_finish)
+    await collect.run_shard(_shard(10, 0), uri=str(tmp_path), unwritten=Unwritten(4), attempt=_finish)
     with pytest.raises(ArtifactError, match=r"shard 1 .* lacks 10 of 10"):
         collect.fold([_shard(10, 0), _shard(10, 1)], str(tmp_path), str(tmp_path / "out.parquet"), {})
 
@@ -231,19 +261,21 @@ async def test_fold_refuses_a_run_that_has_not_ended(tmp_path) -> None:
 async def test_forgotten_rollouts_start_again_and_no_others(storage_root: str) -> None:
     whole, other = _shard(10, 0), _shard(10, 1)
     for shard in (whole, other):
-        await collect.run_shard(shard, uri=storage_root, flush_every=4, attempt=_finish)
+        await collect.run_shard(shard, uri=storage_root, unwritten=Unwritten(4), attempt=_finish)
     some = Shard(0, whole.rollouts[:5])  # all of one part, one of another's, none of the last one's
     collect.forget([some], storage_root)
     kept = {row["rollout_id"] for row in _stored(storage_root)}
     assert kept == {spec.rollout_id for spec in (*whole.rollouts[5:], *other.rollouts)}
-    again = [await collect.run_shard(s, uri=storage_root, flush_every=4, attempt=_finish) for s in (whole, other)]
+    again = [
+        await collect.run_shard(s, uri=storage_root, unwritten=Unwritten(4), attempt=_finish) for s in (whole, other)
+    ]
     assert [report.found_finished for report in again] == [5, 10]
     collect.forget([whole, other], storage_root)
     assert not list(storage.iter_files(storage_root))
 
 
 async def test_what_cannot_be_read_is_forgotten(tmp_path: Path) -> None:
-    report = await collect.run_shard(_shard(), uri=str(tmp_path), flush_every=4, attempt=_finish)
+    report = await collect.run_shard(_shard(), uri=str(tmp_path), unwritten=Unwritten(4), attempt=_finish)
     assert report.finished == 10
     next(tmp_path.rglob("*.parquet")).write_bytes(b"PAR1")
     collect.forget([_shard(5)], str(tmp_path))

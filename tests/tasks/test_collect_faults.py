@@ -22,6 +22,7 @@ from tasks.artifact import Artifact
 from tasks.collect import ShardReport
 from tasks.schemas import TABLES
 from tasks.search.index import build_index
+from tasks.unwritten import Unwritten
 from tests.model_server import Die, Drop, Hang, ModelServer, Reply, Status, dutiful_agent
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +77,8 @@ async def _collect(
     ) as attempt:
         shards = collect.plan(inputs["questions"], COLLECT, "key")
         uri = storage.join(root, "run")
-        runs = (collect.run_shard(s, uri=uri, flush_every=COLLECT.flush_every, attempt=attempt) for s in shards)
+        unwritten = Unwritten(COLLECT.flush_every)
+        runs = (collect.run_shard(s, uri=uri, unwritten=unwritten, attempt=attempt) for s in shards)
         return await asyncio.gather(*runs)
 
 
@@ -142,7 +144,7 @@ async def test_killed_and_run_again_gives_every_rollout_and_none_twice(storage_r
 
     server.script = hang_after_half
     process = _start(storage_root, server)
-    at_most_lost = 2 * (COLLECT.flush_every - 1)  # of the shard that ends and the one that begins
+    at_most_lost = COLLECT.flush_every - 1
     try:
         _until(
             lambda: server.in_flight == CONCURRENCY and len(_stored(storage_root)) >= QUESTIONS - at_most_lost, process

@@ -15,6 +15,7 @@ from tasks.collect import RolloutSpec, Shard
 from tasks.collect_events import Flow
 from tasks.cost import Night, bill
 from tasks.errors import ArtifactError, ConfigError
+from tasks.unwritten import Unwritten
 
 PRICES = {"serving_price": 2.0, "storage_price": 0.02, "put_price": 0.005, "get_price": 0.0004}
 LENGTHS = {"turns": 4, "prompt_tokens": 2000, "completion_tokens": 300, "rollout_bytes": 9000}
@@ -65,7 +66,7 @@ def test_a_night_worked_out_by_hand() -> None:
     assert (found.training_tokens, found.training_hours) == (1.5e6, pytest.approx(1.5e6 / 1000 / 3600))
     assert found.stored_bytes == 36e6
     assert found.storage_cost == pytest.approx(0.036 * 0.02)
-    assert (found.puts, found.gets) == (4000 // 16 + 2 * 63 + 2, 4000 // 16 + 2)  # 62 shards of 64, one of 32
+    assert (found.puts, found.gets) == (63 + 2 * 63 + 2, 63 + 2)  # 62 shards of 64, one of 32
 
 
 def _training() -> dict[str, float]:
@@ -135,15 +136,18 @@ def test_the_parts_of_a_bill_add_up_and_are_finite(night: Night) -> None:
     questions=st.integers(1, 60),
     samples=st.integers(1, 4),
     shard_size=st.integers(1, 20),
-    flush_every=st.integers(1, 20),
+    part_rollouts=st.integers(1, 20),
 )
 def test_as_many_parts_are_paid_for_as_are_simulated(
-    questions: int, samples: int, shard_size: int, flush_every: int
+    questions: int, samples: int, shard_size: int, part_rollouts: int
 ) -> None:
-    shape = {"samples": samples, "shard_size": shard_size, "flush_every": flush_every}
+    """Where one rollout is under way at a time, so that a part holds as many as may wait."""
+    shape = {"samples": samples, "shard_size": shard_size}
     server = {"turns": 1, "service_s": 1, "servers": 1, "sequences": 1, "concurrency": 1, "put_s": 0.0}
-    parts = simulate.simulate(Flow(rollouts=questions * samples, **shape, **server)).counts.parts
-    assert cost.requests(_with(NIGHT, questions=questions, **shape))[1] == parts + 2
+    flow = Flow(rollouts=questions * samples, flush_every=part_rollouts, **shape, **server)
+    parts = simulate.simulate(flow).counts.parts
+    paid = cost.requests(_with(NIGHT, questions=questions, part_rollouts=part_rollouts, **shape))
+    assert paid[1] == parts + 2
 
 
 def test_a_measured_speed_replaces_tokens_a_second() -> None:
@@ -171,8 +175,9 @@ async def _attempt(spec: RolloutSpec, number: int) -> dict[str, Any]:
 def _collected(root: str) -> Artifact:
     """A real run of a shard in two parts, and its fold, with the provenance that a collection has."""
     shard = Shard(0, tuple(RolloutSpec(f"r{n}", f"q{n}", "default", 0, n) for n in range(30)))
-    asyncio.run(collect.run_shard(shard, uri=f"{root}/run", flush_every=16, attempt=_attempt))
-    settings = config.CollectRun(server=config.Server(base_url="http://x/v1", concurrency=8))
+    asyncio.run(collect.run_shard(shard, uri=f"{root}/run", unwritten=Unwritten(16), attempt=_attempt))
+    chosen = config.Collect(shard_size=30, flush_every=16)
+    settings = config.CollectRun(collect=chosen, server=config.Server(base_url="http://x/v1", concurrency=8))
     dumped = settings.model_dump(
         mode="json", exclude={"storage": True, "server": {"base_url"}}
     )  # as tasks/collect_run.py

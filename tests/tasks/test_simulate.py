@@ -15,6 +15,7 @@ from tasks.collect_events import Flow, failing_calls
 from tasks.errors import ConfigError
 from tasks.schemas import TABLES
 from tasks.search.index import build_index
+from tasks.unwritten import Unwritten
 from tests.model_server import ModelServer, Reply, Status, dutiful_agent
 
 FREE = {"client_s": 0.0, "put_s": 0.0, "task_s": 0.0}  # what then takes time is the model server alone
@@ -53,11 +54,9 @@ def test_undisturbed_every_rollout_is_made_once_and_no_resource_is_busy_for_long
     counts = outcome.counts
     assert (counts.finished, counts.failed, counts.redone, counts.tried_again) == (flow.rollouts, 0, 0, 0)
     assert (counts.rows, counts.calls) == (flow.rollouts, flow.rollouts * flow.turns)
-    full, last = divmod(flow.rollouts, flow.shard_rollouts)
-    most = full * simulate.most_parts(flow.shard_rollouts, flow.flush_every) + simulate.most_parts(
-        last, flow.flush_every
-    )
-    assert flow.shards <= counts.parts <= most
+    assert flow.flush_every
+    # a shard's rollouts end one after the other here, so a part before the shard's last holds as many as may wait
+    assert flow.shards <= counts.parts <= flow.shards + flow.rollouts // flow.flush_every
     assert len(counts.ends) == len(counts.starts) == flow.shards
     assert all(seconds <= counts.seconds * (1 + 1e-9) for seconds in outcome.alone_s.values())
     assert set(outcome.limits) <= set(outcome.alone_s)
@@ -158,6 +157,15 @@ def test_a_kill_costs_what_is_under_way_and_what_no_part_holds() -> None:
     assert often.redone == 4 * often.kills  # those under way; what had ended was in a part
 
 
+@settings(max_examples=100, deadline=None)
+@given(flow=flows, kills=st.floats(1, 20))
+def test_a_kill_costs_what_is_under_way_and_less_than_what_is_flushed_together(flow: Flow, kills: float) -> None:
+    flow = _with(flow, kills_per_hour=kills, restart_s=5, service_s=1.0, put_s=0.0)
+    counts = simulate.simulate(flow).counts
+    assert flow.flush_every
+    assert counts.redone <= counts.kills * (flow.concurrency + flow.flush_every - 1)
+
+
 def test_workers_start_their_task_runs_side_by_side() -> None:
     flow = Flow(
         **{"rollouts": 40, "turns": 1, "service_s": 1, "servers": 1, "sequences": 40, "concurrency": 10, "workers": 4},
@@ -236,9 +244,8 @@ async def _collect(root: str, url: str, flow: Flow) -> list[collect.Shard]:
         fingerprints={"model_fingerprint": "m", "index_fingerprint": "i", "code_fingerprint": "c"},
     ) as attempt:
         for _ in range(flow.passes):
-            run = [
-                collect.run_shard(s, uri=f"{root}/run", flush_every=flow.flush_every, attempt=attempt) for s in shards
-            ]
+            unwritten = Unwritten(flow.flush_every or flow.concurrency)
+            run = [collect.run_shard(s, uri=f"{root}/run", unwritten=unwritten, attempt=attempt) for s in shards]
             await asyncio.gather(*run)
     return shards
 
@@ -254,12 +261,12 @@ SERVER = {"service_s": 0.01, "servers": 1, "sequences": 16, "concurrency": 16}
 @pytest.mark.parametrize(
     ("flow", "fails"),
     [
-        # A shard's rollouts are at most two parts full, so how fast they come does not decide how many parts there are.
+        # So many never wait that a part is written before its shard's end: how fast they come does not decide how many there are.
         pytest.param(
-            Flow(rollouts=200, turns=2, samples=4, shard_size=8, flush_every=16, **SERVER), (), id="nothing fails"
+            Flow(rollouts=200, turns=2, samples=4, shard_size=8, flush_every=100, **SERVER), (), id="nothing fails"
         ),
         pytest.param(
-            Flow(rollouts=200, turns=2, samples=4, shard_size=8, flush_every=16, max_retries=4, **SERVER),
+            Flow(rollouts=200, turns=2, samples=4, shard_size=8, flush_every=100, max_retries=4, **SERVER),
             (5, 50, 51, 222),
             id="failed calls are tried again",
         ),
