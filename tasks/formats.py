@@ -206,7 +206,7 @@ FORMATS: dict[FormatName, Kind] = {
         dpo,
         "there are no preference pairs; collect several samples a question, and process with max_pairs above 0",
     ),
-    "reward": Kind("reward/2", reward, "no kept rollout made a search; process with include_failed"),
+    "reward": Kind("reward/3", reward, "no kept rollout made a search; process with include_failed"),
 }
 
 
@@ -272,6 +272,8 @@ def _tables(name: FormatName, source: Source, agent: Agent) -> Iterator[pa.Table
                 _refuse_other_conversations(source.processed, agent)
             prompt = [*prompts.prompt_messages(example["question"], agent), *earlier]
             row = {**common, **example, "split": part, "prompt": prompt}
+            if "query" in example:
+                row |= prompts.scored_query(example["question"], example["query"])
             rows.append({column: row[column] for column in TABLES[kind.schema].names})
             parts.add(part)
         yield artifact.table_of(rows, kind.schema)

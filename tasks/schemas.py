@@ -210,11 +210,11 @@ TABLES: dict[str, pa.Schema] = {
         gt_rank=_int,
         prompt_fingerprint=_text,
     ),
-    "reward/2": _schema(
+    "reward/3": _schema(
         question_id=_text,
         split=_text,
-        question=_text,
-        query=_text,
+        prompt=pa.list_(MESSAGE),  # the question
+        completion=pa.list_(MESSAGE),  # the query
         score=_float,  # rank score
         effort=_float,
         gt_rank=_int,

@@ -231,7 +231,9 @@ def _training_set(work: _Import, what: str, uri: str) -> Artifact:
     table = training_sets.table_of(what)
 
     def learned(row: Row) -> Row:
-        asked = [_as_asked(row["question"])] if table == "reward" else [m["content"] for m in row["prompt"]]
+        asked = [m["content"] for m in row["prompt"]]
+        if table == "reward":
+            asked = [_as_asked(text) for text in asked]
         if not work.held_out.isdisjoint([row["question_id"], *asked]):
             raise Refused(
                 "held_out", f"question {printable(row['question_id'])} is measured on here, so it is not learned from"
@@ -240,7 +242,7 @@ def _training_set(work: _Import, what: str, uri: str) -> Artifact:
 
     def reading(part: str) -> Callable[[Row, Counter[str]], Row]:
         def read(record: Row, unknown: Counter[str]) -> Row:
-            if isinstance(record.get("prompt"), list) or "query" in record:
+            if isinstance(record.get("prompt"), list):
                 row = rows.native(record, table, unknown)
                 if table != "reward":
                     training_sets.refuse_unasked(row["prompt"])

@@ -25,7 +25,7 @@ _NEEDED = {
     "pairs": ("question_id", "question", "source", "chosen", "rejected", "chosen_score", "rejected_score"),
     "sft": ("question_id", "split", "format", "prompt", "completion"),
     "dpo": ("question_id", "split", "prompt", "chosen", "rejected"),
-    "reward": ("question_id", "split", "question", "query", "score"),
+    "reward": ("question_id", "split", "prompt", "completion", "score"),
 }
 
 _TRAINED_ON = ("sft", "dpo", "reward")

@@ -82,7 +82,7 @@ def read(record: Mapping[str, Any], kind: str, part: str, agent: Agent, unknown:
         said = _SAID.search(since)
         if not said or row["score"] is None:
             raise Refused("bad_example", "there is no <search> after the question, or no score")
-        row["query"] = _only_query(said[0])
+        row |= prompts.scored_query(question, _only_query(said[0]))
     else:
         row["prompt"] = [*prompts.prompt_messages(question, agent), *_messages(since, agent)]
         for name, column in zip(names[1:], ("chosen", "rejected") if kind == "dpo" else ("completion",), strict=True):
@@ -177,8 +177,9 @@ def write(row: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ArtifactError: its prompt asks no question.
     """
-    if "query" in row:
-        return jsonl.record(row)
+    if "score" in row:
+        (asked,), (searched,) = row["prompt"], row["completion"]
+        return jsonl.record({**row, "question": asked["content"], "query": searched["content"]})
     asked, earlier = _split(row["prompt"])
     line = jsonl.record({**row, "question": asked, "earlier": earlier})
     shown = [image for message in _in_order(row) for image in images_of(message)]

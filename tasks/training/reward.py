@@ -27,7 +27,7 @@ SCALAR, REFERENCE = True, False
 
 
 def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune, sight: Sight | None = None) -> Items:
-    """Tokenize rows of reward/2, one item a question.
+    """Tokenize rows of reward/3, one item a question.
 
     Set aside are queries with more than `max_length` tokens ("too long"); and, where pairs are learned, those of questions whose
     queries all scored alike ("all alike").
@@ -37,7 +37,7 @@ def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune, sight: Sight |
     for (split, _), group in groupby(sorted(rows, key=_place), key=_place):
         kept: dict[Example, float] = {}
         for row in group:
-            example = example_of(row["question"], row["query"], tokenizer)
+            example = example_of(row, tokenizer)
             if reason := unusable(example, settings.max_length):
                 aside[reason] += 1
             else:
@@ -60,14 +60,9 @@ def _pairs(scores: Sequence[float]) -> tuple[Pair, ...]:
     return tuple(Pair(i, j, gap) for (i, j), gap in gaps.items() if gap > 0)
 
 
-def example_of(question: str, query: str, tokenizer: Any) -> Example:
-    """What the model reads to score a query: the question, and the query as its answer."""
-    row = {
-        "prompt": [{"role": "user", "content": question}],
-        "completion": [{"role": "assistant", "content": query}],
-        "tools": None,
-    }
-    (example,) = encode(row, tokenizer, "assistant")
+def example_of(row: Row, tokenizer: Any) -> Example:
+    """A query to score, from its prompt and completion: its last token is where the score is read."""
+    (example,) = encode({**row, "tools": None}, tokenizer, "assistant")
     return Example(example.ids, (len(example.ids) - 1,))
 
 

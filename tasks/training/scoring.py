@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from tasks.agent.prompts import scored_query
 from tasks.artifact import Artifact, fetch_folder
 from tasks.training.adapted import base_of
 from tasks.training.batches import lay_out
@@ -39,7 +40,7 @@ def open_scorer(reward_model: Artifact, model: str, trusted: Collection[str] = (
 
     @torch.no_grad()
     def score(pairs: Sequence[tuple[str, str]]) -> list[float]:
-        items = [Item((example_of(question, query, tokenizer),)) for question, query in pairs]
+        items = [Item((example_of(scored_query(question, query), tokenizer),)) for question, query in pairs]
         found = [0.0] * len(items)
         # alike ones together: they share a beginning
         order = sorted(range(len(items)), key=lambda i: items[i].examples[0].ids)

@@ -43,7 +43,7 @@ def test_dpo_goes_on_from_what_sft_made_and_a_reward_model_takes_no_adapter_s_pl
     from peft import LoraConfig, get_peft_model
 
     root, model = str(tmp_path / "store"), str(tiny_model(tmp_path / "model"))
-    for name, made, schema in (("dpo", pair_rows(12), "dpo/3"), ("reward", reward_rows(24), "reward/2")):
+    for name, made, schema in (("dpo", pair_rows(12), "dpo/3"), ("reward", reward_rows(24), "reward/3")):
         uri = f"{root}/{name}.parquet"
         artifact.save_ref(root, name, write_table(table_of(made, schema), uri, schema, provenance()))
     lora = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)

@@ -109,7 +109,7 @@ def test_what_only_the_worked_examples_speak_of_is_not_learned(searcher: Searche
         rows = _rows(made, name)
         assert rows
         assert not [row for row in rows if names[0] in json.dumps(row[learned])], name
-    assert any(names[0] in row["query"] for row in _rows(made, "reward"))
+    assert any(names[0] in row["completion"][0]["content"] for row in _rows(made, "reward"))
     assert prompts.repeats_examples(f"{names[0]} budget", "What is the budget?")
     assert not prompts.repeats_examples(f"{names[0]} budget", f"What is the budget of {names[0]}?")
 
@@ -157,7 +157,9 @@ def test_every_format_says_what_was_found_under_the_prompt_that_is_served(search
     }
     assert all(row["prompt"] == sent[0] and row["chosen_score"] > row["rejected_score"] for row in preferred)
 
-    scored = {fold(row["query"]): row["score"] for row in _rows(made, "reward") if row["question_id"] == "q0"}
+    queries = [row for row in _rows(made, "reward") if row["question_id"] == "q0"]
+    assert {row["prompt"][0]["content"] for row in queries} == {"What is the figure of q0?"}
+    scored = {fold(row["completion"][0]["content"]): row["score"] for row in queries}
     assert scored == {"budget": 1.0, "common": pytest.approx(1 / 3), "weather": 0.0}
 
     sides: dict[str, set[str]] = {}

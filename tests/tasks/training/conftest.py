@@ -49,7 +49,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 @pytest.fixture(scope="session")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     uri = str(tmp_path_factory.mktemp("training-set") / "reward.parquet")
-    return write_table(table_of(reward_rows(48), "reward/2"), uri, "reward/2", provenance())
+    return write_table(table_of(reward_rows(48), "reward/3"), uri, "reward/3", provenance())
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from tasks.training.scoring import open_scorer
 from tasks.training.spec import Spec
 from tasks.training.train import train
 from tests.tasks.training.pictures import own_log_p, shown
-from tests.tasks.training.training_rows import pair_rows
+from tests.tasks.training.training_rows import asked_and_searched, pair_rows
 
 BETA, SCALE = 0.3, 0.5
 QUERIES = {"warranty of the pump": 1.0, "warranty": 2 / 3, "pump": 0.0}
@@ -109,7 +109,7 @@ def test_a_reward_model_of_what_sees_scores_as_it_was_measured(scored: Artifact,
     )
     assert facts["parts"] == ["language"]  # questions and queries are text
     rows = [row for row in read_rows(scored) if row["split"] == "val"]
-    given = open_scorer(made, str(vlm))([(row["question"], row["query"]) for row in rows])
+    given = open_scorer(made, str(vlm))([asked_and_searched(row) for row in rows])
     assert facts["measured"]["spearman_within"] > 0.5
     assert facts["measured"]["spearman"] == pytest.approx(spearmanr([row["score"] for row in rows], given)[0], abs=1e-3)
     with pytest.raises(TrainingError, match=r"classif"):

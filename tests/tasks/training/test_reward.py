@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from tasks.agent.prompts import scored_query
 from tasks.artifact import Artifact, fetch_folder, read_provenance, read_rows
 from tasks.config import Finetune
 from tasks.errors import ConfigError
@@ -22,6 +23,7 @@ from tasks.training.merge import merge
 from tasks.training.scoring import open_scorer
 from tasks.training.spec import Spec
 from tasks.training.train import train
+from tests.tasks.training.training_rows import asked_and_searched
 from tests.tiny_model import tiny_model
 
 SETTINGS = Finetune(method="reward", lora_r=8, epochs=8, batch_size=4, lr=5e-3, bf16=False, save_steps=1000)
@@ -45,7 +47,7 @@ def test_it_ranks_queries_of_questions_that_it_has_not_seen(trained: Any, scored
     assert (reward_model.schema, curve.schema) == ("reward-model/1", "loss_curve/2")
     rows = queries(scored, "val")
     score = open_scorer(reward_model, str(model))
-    given = score([(row["question"], row["query"]) for row in rows])
+    given = score([asked_and_searched(row) for row in rows])
     # what the trainer measured is what the function gives
     found = facts["measured"]
     wanted = [row["score"] for row in rows]
@@ -67,7 +69,7 @@ def test_merged_and_by_peft_alone_it_gives_the_same_scores(
     from transformers import AutoModelForSequenceClassification
 
     rows = queries(scored, "val")[:7]
-    expected = open_scorer(trained[0], str(model))([(row["question"], row["query"]) for row in rows])
+    expected = open_scorer(trained[0], str(model))([asked_and_searched(row) for row in rows])
     merged = fetch_folder(merge(trained[0], str(model), str(tmp_path / "merged")))
     by_peft = PeftModel.from_pretrained(
         AutoModelForSequenceClassification.from_pretrained(model, num_labels=1), fetch_folder(trained[0])
@@ -76,11 +78,12 @@ def test_merged_and_by_peft_alone_it_gives_the_same_scores(
     for network in (AutoModelForSequenceClassification.from_pretrained(merged), by_peft):
         network.eval()
         for row, score in zip(rows, expected, strict=True):
+            question, query = asked_and_searched(row)
             prompt = tokenizer.apply_chat_template(
-                [{"role": "user", "content": row["question"]}], tokenize=False, add_generation_prompt=True
+                [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
             )
             ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            ids += tokenizer(row["query"], add_special_tokens=False)["input_ids"]
+            ids += tokenizer(query, add_special_tokens=False)["input_ids"]
             with torch.no_grad():
                 assert network(input_ids=torch.tensor([ids])).logits.item() == pytest.approx(score, abs=1e-4)
     with pytest.raises(ConfigError, match="another model"):
@@ -151,7 +154,7 @@ def test_a_question_s_queries_are_one_item_and_those_that_all_scored_alike_teach
     assert reward.load(alike, tokenizer, pairwise).set_aside == {"all alike": 3}
     assert [item.count for item in reward.load(rows, tokenizer, pairwise).train] == [3] * (len(rows) // 3)
     assert replace(items.train[0].examples[0], weight=1.0) == reward.example_of(
-        *min((row["question"], row["query"]) for row in rows if row["score"] == 1), tokenizer
+        scored_query(*min(asked_and_searched(row) for row in rows if row["score"] == 1)), tokenizer
     )
 
 

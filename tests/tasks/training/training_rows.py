@@ -1,8 +1,10 @@
-"""Rows of training sets (sft/2, dpo/3, reward/2) for tests."""
+"""Rows of training sets (sft/2, dpo/3, reward/3) for tests."""
 
 import json
 from itertools import combinations
 from typing import Any
+
+from tasks.agent.prompts import scored_query
 
 TOOLS = json.dumps([{"type": "function", "function": {"name": "search_documents"}}])
 
@@ -57,6 +59,11 @@ def pair_rows(count: int) -> list[dict[str, Any]]:
     return found
 
 
+def asked_and_searched(row: dict[str, Any]) -> tuple[str, str]:
+    """Question and query of a row of reward/3."""
+    return row["prompt"][0]["content"], row["completion"][0]["content"]
+
+
 def reward_rows(count: int) -> list[dict[str, Any]]:
     """Queries for questions about years: the year is what counts, then the measure; every fourth question held out."""
     found = []
@@ -67,6 +74,6 @@ def reward_rows(count: int) -> list[dict[str, Any]]:
             rest = {"effort": score, "gt_rank": None, "prompt_fingerprint": "prompt"}
             split = "val" if i // 4 % 4 == 0 else "train"
             found.append(
-                {"question_id": question, "split": split, "question": question, "query": query, "score": score} | rest
+                {"question_id": question, "split": split, "score": score, **scored_query(question, query)} | rest
             )
     return found
