@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from tasks import artifact, jsonl, storage
 from tasks.agent import prompts
-from tasks.agent.message import Message
+from tasks.agent.message import Message, scored_query
 from tasks.agent.prompts import repeats_examples
 from tasks.artifact import Artifact
 from tasks.config import Agent, Format, FormatName
@@ -273,7 +273,7 @@ def _tables(name: FormatName, source: Source, agent: Agent) -> Iterator[pa.Table
             prompt = [*prompts.prompt_messages(example["question"], agent), *earlier]
             row = {**common, **example, "split": part, "prompt": prompt}
             if "query" in example:
-                row |= prompts.scored_query(example["question"], example["query"])
+                row |= scored_query(example["question"], example["query"])
             rows.append({column: row[column] for column in TABLES[kind.schema].names})
             parts.add(part)
         yield artifact.table_of(rows, kind.schema)

@@ -66,6 +66,14 @@ def chat_content(message: Mapping[str, Any]) -> str | list[dict[str, Any]]:
     ]
 
 
+def scored_query(question: str, query: str) -> dict[str, list[Message]]:
+    """What a reward model reads of a query: as prompt the question alone, as completion the query."""
+    return {
+        "prompt": [{"role": "user", "content": question}],
+        "completion": [{"role": "assistant", "content": query}],
+    }
+
+
 def _pieces(message: Mapping[str, Any]) -> Iterator[str | Image]:
     """Texts and images in turn; empty texts are left out."""
     images = iter(images_of(message))

@@ -91,14 +91,6 @@ def search_message(reasoning: str | None, query: str, settings: Agent) -> Messag
 
 
 @functools.lru_cache(maxsize=64)
-def scored_query(question: str, query: str) -> dict[str, list[Message]]:
-    """What a reward model reads of a query: as prompt the question alone, as completion the query."""
-    return {
-        "prompt": [{"role": "user", "content": question}],
-        "completion": [{"role": "assistant", "content": query}],
-    }
-
-
 def prompt_fingerprint(settings: Agent) -> str:
     """Hash of all that the model is told before its first turn, whatever the question."""
     told = [prompt_messages("{question}", settings), tool_definitions(settings)]

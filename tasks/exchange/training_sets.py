@@ -24,7 +24,7 @@ from typing import Any
 from tasks import jsonl, records
 from tasks.agent import prompts, protocol_tags
 from tasks.agent.completion import Completion
-from tasks.agent.message import PLACEHOLDER, Image, Message, images_of, without_placeholders
+from tasks.agent.message import PLACEHOLDER, Image, Message, images_of, scored_query, without_placeholders
 from tasks.agent.protocol import as_stored
 from tasks.config import Agent
 from tasks.errors import ArtifactError
@@ -82,7 +82,7 @@ def read(record: Mapping[str, Any], kind: str, part: str, agent: Agent, unknown:
         said = _SAID.search(since)
         if not said or row["score"] is None:
             raise Refused("bad_example", "there is no <search> after the question, or no score")
-        row |= prompts.scored_query(question, _only_query(said[0]))
+        row |= scored_query(question, _only_query(said[0]))
     else:
         row["prompt"] = [*prompts.prompt_messages(question, agent), *_messages(since, agent)]
         for name, column in zip(names[1:], ("chosen", "rejected") if kind == "dpo" else ("completion",), strict=True):

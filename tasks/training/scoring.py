@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from tasks.agent.prompts import scored_query
+from tasks.agent.message import scored_query
 from tasks.artifact import Artifact, fetch_folder
 from tasks.training.adapted import base_of
 from tasks.training.batches import lay_out

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tasks.agent.prompts import scored_query
+from tasks.agent.message import scored_query
 from tasks.artifact import Artifact, fetch_folder, read_provenance, read_rows
 from tasks.config import Finetune
 from tasks.errors import ConfigError

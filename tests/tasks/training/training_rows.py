@@ -4,7 +4,7 @@ import json
 from itertools import combinations
 from typing import Any
 
-from tasks.agent.prompts import scored_query
+from tasks.agent.message import scored_query
 
 TOOLS = json.dumps([{"type": "function", "function": {"name": "search_documents"}}])
 
