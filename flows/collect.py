@@ -101,14 +101,13 @@ def collected(
     whole = key(set(), **({"states": began} if began else {}))
     uri = nights.partition_uri(root, night, whole) if night else storage.join(root, "trajectories", whole)
     run_uri = storage.join(root, "rollouts", key(_CHOICE))
-    first_time = (flow_run.run_count or 1) == 1  # a retry goes on from what its own first time finished
-    anew = not settings.collect.resume and first_time
+    anew = None if settings.collect.resume else f"{run_uri}-anew/{flow_run.id}"
     run = run_stage(
         stage,
         root=root,
         key=whole,
         uri=uri,
-        refresh=anew or _has_failed(uri),
+        refresh=(anew is not None and not shards.is_done(anew)) or _has_failed(uri),
         run_uri=run_uri,
         run_key=key(_CHOICE),
         settings=settings,

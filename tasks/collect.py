@@ -265,8 +265,9 @@ async def run_shard(
 ) -> ShardReport:
     """Run the rollouts of a shard that have no finished attempt yet; store every attempt in parts as rollouts finish.
 
-    Parts are written as `unwritten` says, at the end, and when the run is cancelled or fails. So only a killed process loses
-    anything: fewer than `flush_every` rollouts, and those that ended while a part was being written.
+    Parts are written as `unwritten` says, at the end, and when the run is cancelled or fails; what storage does not take, the
+    next try in this process finds. So only a killed process loses anything: fewer than `flush_every` rollouts, and those
+    that ended while a part was being written.
     A failed rollout is a row with its reason, and the shard goes on; the caller decides what share of failures it bears.
     Two processes may run the same shard at once: both are right, the work is done twice.
 
@@ -282,6 +283,7 @@ async def run_shard(
     """
     folder = _folder(uri, shard)
     known, runs = await asyncio.to_thread(_earlier, folder)
+    known |= {row["rollout_id"]: dict(row) for row in unwritten.left(folder)}
     finished = sum(known.get(s.rollout_id, {}).get("status") == "finished" for s in shard.rollouts)
     todo, left = [], Counter[str]()  # the rollouts to run; how many are failed, by reason
     for spec in shard.rollouts:
@@ -312,11 +314,10 @@ async def run_shard(
         await unwritten.add(waiting, row)
 
     on_done(len(shard.rollouts) - len(todo))
-    with unwritten.shard(write) as waiting:
+    async with unwritten.shard(folder, write) as waiting:
         tasks = [asyncio.create_task(run(spec)) for spec in todo]
         try:
             await asyncio.gather(*tasks)
-            await waiting.flush()
         finally:
             for task in tasks:
                 task.cancel()
@@ -375,3 +376,20 @@ def forget(shards: Sequence[Shard], uri: str) -> None:
                 storage.delete(part)
             elif others.num_rows < stored.num_rows:
                 artifact.write_table(others, part, SCHEMA, {})
+
+
+def forget_once(shards: Sequence[Shard], uri: str, marker: str) -> None:
+    """`forget`, unless the file `marker` says that it was done; then it says so."""
+    if not storage.exists(marker):
+        forget(shards, uri)
+        storage.write_bytes(marker, b"forgotten")
+
+
+def mark_done(marker: str) -> None:
+    """Note that all was run that was forgotten once."""
+    storage.write_bytes(marker, b"done")
+
+
+def is_done(marker: str) -> bool:
+    """Whether that was noted."""
+    return storage.exists(marker) and storage.read_bytes(marker) == b"done"

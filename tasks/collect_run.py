@@ -43,7 +43,7 @@ def collect_all(
     on_progress: OnProgress,
     only: Collection[str] = (),
     began: Artifact | None = None,
-    anew: bool = False,
+    anew: str | None = None,
 ) -> Artifact:
     """Run what is not finished, fold, and return the trajectories.
 
@@ -57,7 +57,8 @@ def collect_all(
         check_first: try a few questions before, and stop when none yields a search.
         only: ids of the questions to ask; all that the settings choose when empty.
         began: the states (tasks/states.py) that rollouts go on from; they begin with the question when None.
-        anew: forget before what is stored of the chosen rollouts.
+        anew: forget before what is stored of the chosen rollouts, once: this file says how far that has come, for a retry goes
+            on from what its first time finished.
 
     Raises:
         CollectError: more rollouts failed than `allow_failed_share`; the others are kept.
@@ -75,7 +76,7 @@ def collect_all(
     states_of = states.of_questions(began) if began is not None else None
     shards = collect.plan(questions, settings.collect, run_key, order, only, states_of)
     if anew:
-        collect.forget(shards, run_uri)
+        collect.forget_once(shards, run_uri, anew)
     fingerprints = {
         "model_fingerprint": model,
         "index_fingerprint": index.sha256,
@@ -123,7 +124,10 @@ def collect_all(
         prompt_fingerprint=prompt_fingerprint(settings.agent),
         **fingerprints,
     )
-    return collect.fold(shards, run_uri, storage.join(uri, "trajectories.parquet"), facts)
+    folded = collect.fold(shards, run_uri, storage.join(uri, "trajectories.parquet"), facts)
+    if anew:
+        collect.mark_done(anew)
+    return folded
 
 
 async def _run_shards(

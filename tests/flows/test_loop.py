@@ -242,6 +242,33 @@ def test_without_resuming_only_what_is_chosen_is_collected_anew(tmp_path: Path, 
     assert load_ref(root, "trajectories").rows == 3 * questions
 
 
+def test_a_retry_of_what_is_collected_anew_goes_on_from_its_first_time(tmp_path: Path, documents: Path) -> None:
+    """What was stored before it is neither what it ends with, nor forgotten twice."""
+    root, refused = str(tmp_path / "store"), []
+    ingest_small(root, documents)
+    self_test_calls, turns, questions = 4, 3, 10
+
+    def fails_once(request: dict[str, Any], call: int) -> Reply | Status:
+        if "How heavy is the piston?" in request["messages"][-1]["content"] and not refused:
+            refused.append(call)
+            return Status(503)
+        return searcher(request, call)
+
+    with ModelServer(searcher) as server:
+        collect(_collect(root, server.url))
+        old = {row["rollout_id"]: row["attempt"] for row in read_rows(load_ref(root, "trajectories"))}
+        before, server.script = server.calls, fails_once
+        collect.with_options(retries=1)(**dict(_collect(root, server.url, resume=False)))
+        assert server.calls - before == self_test_calls + turns * questions + 1 + self_test_calls
+        before = server.calls
+        assert _cached(collect(_collect(root, server.url))) == {"collect": True}
+        assert server.calls == before
+    rows = read_rows(load_ref(root, "trajectories"))
+    assert len(refused) == 1
+    assert {row["rollout_id"]: row["attempt"] for row in rows} != old
+    assert sorted(row["attempt"] for row in rows) == [1] * 9 + [2]
+
+
 def test_rollouts_that_were_allowed_to_fail_are_tried_again(tmp_path: Path, documents: Path) -> None:
     root = str(tmp_path / "store")
     ingest_small(root, documents)
