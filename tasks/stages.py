@@ -16,7 +16,7 @@ from prefect.logging import get_run_logger
 from prefect.results import get_result_store
 from prefect.utilities.annotations import NotSet
 
-from tasks import artifact
+from tasks import artifact, storage
 from tasks.artifact import Artifact
 from tasks.errors import DragError, StorageError
 from tasks.results import StageResults, stage_results
@@ -101,6 +101,10 @@ def run_stage(
         whatever the stage raises.
     """
     started = time.monotonic()
+    if (
+        refresh
+    ):  # or a run that is killed once it has written over what it made before would leave a result that names that
+        storage.delete(storage.join(root, "results", f"{stage_task.name}-{key}"))
     configured = stage_task.with_options(result_storage=stage_results(root), refresh_cache=True if refresh else NotSet)
     state = configured(key=f"{stage_task.name}-{key}", uri=uri, **parameters, return_state=True)
     made: dict[str, Artifact] = state.result()

@@ -21,6 +21,7 @@ from tasks.agent.protocol import Actions, Step, as_stored, as_wire, tell_last_tu
 from tasks.agent.sampling import ResolvedSampling, sampling_fingerprint
 from tasks.agent.trajectory import Action, Question, SearchRecord, Trajectory, Turn, TurnFailure
 from tasks.config import Agent
+from tasks.errors import ArtifactError, InputError, StorageError
 from tasks.reward import Page
 from tasks.search.index import Searcher, SearchResult
 
@@ -95,6 +96,8 @@ async def rollout(
         _fail(trajectory, CompletionError("deadline", f"the rollout took longer than {deadline_s:g} s"))
     except CompletionError as error:
         _fail(trajectory, error)
+    except (StorageError, ArtifactError, InputError) as error:
+        _fail(trajectory, CompletionError("unreadable", str(error)))
     trajectory.elapsed_s = time.perf_counter() - start
     trajectory.messages = [as_stored(message) for message in conversation.messages]
     return trajectory

@@ -14,12 +14,13 @@ Outcome = Literal["answered", "searched", "out_of_turns", "out_of_context"]
 kept as it is.
 """
 
-Failure = Literal["connection", "deadline", "http_status", "server_error"]
+Failure = Literal["connection", "deadline", "http_status", "server_error", "unreadable"]
 """Why a rollout failed, through no fault of the model; it may be run again.
 
 connection: no connection, or it broke. deadline: the request's or the rollout's time was up. http_status: the server
 refused the request (4xx), which the same request will not mend. server_error: it answered 5xx or 429 to the last try, or
-with what is no completion.
+with what is no completion. unreadable: a page that was to be shown could not be read: the storage did not answer, or the
+document is gone.
 """
 
 TurnFailure = Literal["unparsable_call", "unknown_tool", "bad_arguments", "empty_query", "no_action", "not_an_answer"]

@@ -27,6 +27,14 @@ def make(key: str, uri: str) -> dict[str, Artifact]:
     return _write(uri)
 
 
+@stage("breaks", retries=0)
+def breaks(key: str, uri: str) -> dict[str, Artifact]:
+    calls.append(key)
+    if storage.is_file(uri):
+        raise InputError("failing", file=uri)
+    return _write(uri + "-made")
+
+
 def _flow(body: Callable[[], Any]) -> Any:
     return flow(name="test")(body)()
 
@@ -55,6 +63,24 @@ def test_what_is_gone_is_made_again(storage_root: str) -> None:
     assert not again.cached
     assert again.artifacts == first.artifacts
     assert _make(storage_root, "a").cached
+
+
+def test_what_is_made_anew_and_fails_is_not_taken_from_before(storage_root: str) -> None:
+    """It may have written over what it made before: the old result would name what is no longer there."""
+    _make(storage_root, "a")
+    failing = storage.join(storage_root, "failing")
+    storage.write_bytes(failing, b"")
+    with pytest.raises(InputError):
+        _flow(lambda: run_stage(breaks, root=storage_root, key="b", uri=failing))
+    storage.delete(failing)
+    _flow(lambda: run_stage(breaks, root=storage_root, key="b", uri=failing))
+    storage.write_bytes(failing, b"")
+    with pytest.raises(InputError):
+        _flow(lambda: run_stage(breaks, root=storage_root, key="b", uri=failing, refresh=True))
+    storage.delete(failing)
+    calls.clear()
+    assert not _flow(lambda: run_stage(breaks, root=storage_root, key="b", uri=failing)).cached
+    assert calls == ["breaks-b"]
 
 
 def test_a_result_that_cannot_be_read_just_now_is_not_paid_for_again(

@@ -12,11 +12,13 @@ from tasks import artifact, config
 from tasks.agent import client as client_module
 from tasks.agent.client import open_client
 from tasks.agent.completion import Completion
+from tasks.agent.observation import PageText
 from tasks.agent.prompts import PROTOCOLS, prompt_fingerprint, prompt_messages
 from tasks.agent.protocol import Step
 from tasks.agent.rollout import rollout, search_with
 from tasks.agent.sampling import resolve
 from tasks.agent.trajectory import Question, Trajectory, to_row
+from tasks.errors import InputError
 from tasks.search.index import Searcher, build_index, open_index
 from tests.model_server import Die, Drop, Hang, ModelServer, Reply, Script, Status
 
@@ -47,7 +49,13 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def run(
-    script: Script, searcher: Searcher, *, deadline_s: float = 30.0, timeout: float = 10.0, **agent: Any
+    script: Script,
+    searcher: Searcher,
+    *,
+    deadline_s: float = 30.0,
+    timeout: float = 10.0,
+    page_text: PageText = lambda file, page: PAGES[file, page],
+    **agent: Any,
 ) -> tuple[Trajectory, ModelServer]:
     settings = config.Agent(**agent)
     with ModelServer(script) as server:
@@ -60,7 +68,7 @@ async def run(
                 seed=3,
                 complete=conversation(),
                 search=search_with(searcher, settings.top_k),
-                page_text=lambda file, page: PAGES[file, page],
+                page_text=page_text,
                 deadline_s=deadline_s,
             )
     row = to_row(trajectory, rollout_id="r", attempt=1, sample=0, **FACTS)
@@ -84,6 +92,15 @@ def calls(*named: tuple[str, Any]) -> Reply:
 
 ANSWER = '<answer>85 °C <cite file="pump.pdf" page="2"/></answer>'
 ANSWER_CALL = calls(("provide_answer", {"answer": ["85 °C"], "citations": [{"file": "pump.pdf", "page": 2}]}))
+
+
+async def test_a_page_that_cannot_be_read_fails_its_rollout_alone(searcher: Searcher) -> None:
+    def gone(file: str, page: int) -> str:
+        raise InputError("the document is gone", file=file)
+
+    trajectory, _ = await run(says("<search>pump degrees</search>"), searcher, page_text=gone, protocol="tags")
+    assert (trajectory.status, trajectory.outcome) == ("failed", "unreadable")
+    assert trajectory.failure_detail == "pump.pdf: the document is gone"
 
 
 async def test_tags_from_question_to_answer(searcher: Searcher) -> None:
