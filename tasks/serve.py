@@ -29,6 +29,7 @@ from tasks.secrets import without_secrets
 
 BASE_NAME = "base"
 _POLL_S = 0.5
+_BESIDE_VLLM = str(Path(__file__).parent / "beside_vllm")
 _KEPT_LOGS = 20
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the only ones that vLLM takes as its largest
 
@@ -84,6 +85,8 @@ def command(
     args = [vllm_python(), "-m", "vllm.entrypoints.openai.api_server"]
     args += ["--model", str(model), "--served-model-name", *names, "--host", settings.host, "--port", str(port)]
     args += ["--dtype", "bfloat16", "--load-format", "safetensors"]  # by default it would read pickles too
+    if os.environ.get("OPENAI_API_KEY"):
+        args += ["--middleware", "key_everywhere.KeyEverywhere"]
     if trust_remote_code:
         args += ["--trust-remote-code"]
     if settings.adapters == "lora":
@@ -114,9 +117,14 @@ def command(
     return args
 
 
-def environment() -> dict[str, str]:
-    """The server's environment: adapters may be loaded while it runs, nothing is reported home, every core is used."""
+def environment(host: str = "127.0.0.1") -> dict[str, str]:
+    """The environment of a server that listens at `host`: adapters may be loaded while it runs, nothing is reported home, every
+    core is used; and where only this machine is to reach it, its processes talk to each other on loopback."""
     env = dict(os.environ)
+    env["PYTHONPATH"] = os.pathsep.join([_BESIDE_VLLM, *filter(None, [env.get("PYTHONPATH")])])
+    if is_loopback(host):
+        loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+        env |= {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
     env |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     env.setdefault("VLLM_LOGGING_LEVEL", "INFO")
     if key := os.environ.get("OPENAI_API_KEY"):
@@ -174,7 +182,7 @@ def serving(
         images=images,
     )
     with log.open("wb") as output:
-        process = watchdog.start(args, env=environment(), output=output)
+        process = watchdog.start(args, env=environment(settings.host), output=output)
     at = settings.host if settings.host != "0.0.0.0" else "127.0.0.1"
     served = Served(f"http://{at}:{port}/v1", process, log)
     try:
@@ -200,6 +208,8 @@ def load_adapter(base_url: str, adapter: Artifact) -> str:
         raise ServerError(
             f"vLLM refused adapter {adapter.uri}: {error.read().decode(errors='replace')[:500]}"
         ) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerError(f"{base_url} did not answer while it loaded adapter {adapter.uri}: {error}") from error
     return name
 
 
@@ -299,7 +309,7 @@ def _wait_until_it_answers(served: Served, timeout_s: float, on_wait: Callable[[
                 raise ServerError(
                     f"vLLM answers with {error.code}: {error.read().decode(errors='replace')[:500]}"
                 ) from error
-        except (urllib.error.URLError, OSError):
+        except (OSError, http.client.HTTPException):
             pass  # not listening yet: that is what we wait for
         if on_wait and waited - told >= 1:
             on_wait(told := waited)

@@ -23,9 +23,11 @@ from tasks.artifact import load_ref, read_rows
 from tasks.errors import ServerError
 from tasks.model import DEMO_MODEL, fetch_model
 from tasks.sample import write_sample
+from tests.listening import listening
 from tests.small_collection import ingest_small
 
 # patience for a machine that runs other tests meanwhile
+KEY = {"Authorization": "Bearer sk-of-nobody"}
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 
@@ -134,8 +136,33 @@ def test_an_engine_that_is_killed_costs_no_rollout(tmp_path: Path, documents: Pa
 
 @pytest.fixture(scope="module")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve.Served]:
-    with serve.serving(DEMO_MODEL, config.Serve(max_model_len=1024), tmp_path_factory.mktemp("vllm")) as served:
-        yield served
+    """A server that demands a key, which the environment holds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", "sk-of-nobody")
+        with serve.serving(DEMO_MODEL, config.Serve(max_model_len=1024), tmp_path_factory.mktemp("vllm")) as served:
+            yield served
+
+
+def test_without_its_key_the_server_says_whether_it_lives_and_nothing_else(vllm: serve.Served) -> None:
+    root = vllm.base_url.removesuffix("/v1")
+    asked = {"model": serve.BASE_NAME, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+    for path in ("/invocations", "/v1/chat/completions"):
+        assert httpx.post(root + path, json=asked, timeout=60).status_code == 401
+        assert httpx.post(root + path, json=asked, headers=KEY, timeout=60).status_code == 200
+    for method, path in (
+        ("POST", "/adapters"),
+        ("DELETE", "/adapters/base"),
+        ("GET", "/metrics"),
+        ("POST", "/tokenize"),
+    ):
+        assert httpx.request(method, root + path, timeout=60).status_code == 401
+    assert httpx.get(root + "/health", timeout=60).status_code == 200
+
+
+def test_no_other_machine_reaches_what_vllm_opens(vllm: serve.Served) -> None:
+    found = listening()
+    assert int(vllm.base_url.removesuffix("/v1").rsplit(":", 1)[-1]) in found
+    assert set(found.values()) == {"127.0.0.1"}
 
 
 def test_the_prompt_that_is_trained_on_is_the_one_that_is_served(vllm: serve.Served) -> None:
@@ -143,7 +170,9 @@ def test_the_prompt_that_is_trained_on_is_the_one_that_is_served(vllm: serve.Ser
 
     messages = prompt_messages("How loud is it?", config.Agent(protocol="tags"))
     root = vllm.base_url.removesuffix("/v1")
-    served = httpx.post(f"{root}/tokenize", json={"model": serve.BASE_NAME, "messages": messages}, timeout=60).json()
+    served = httpx.post(
+        f"{root}/tokenize", json={"model": serve.BASE_NAME, "messages": messages}, headers=KEY, timeout=60
+    ).json()
     tokenizer = AutoTokenizer.from_pretrained(fetch_model(DEMO_MODEL))
     trained = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert served["tokens"] == trained

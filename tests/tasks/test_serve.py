@@ -5,11 +5,14 @@ import json
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 import yaml
 
 from tasks import config, serve
+from tasks.beside_vllm.key_everywhere import KeyEverywhere
 from tasks.errors import ConfigError, ServerError
 from tests.tiny_model import tiny_model
 
@@ -56,6 +59,32 @@ def test_no_key_is_on_the_command_line(command, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-nobody")
     assert "sk-of-nobody" not in " ".join(command())
     assert serve.environment()["VLLM_API_KEY"] == "sk-of-nobody"
+
+
+def test_a_key_is_demanded_of_every_request(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-nobody")
+    assert _value(command(), "--middleware") == "key_everywhere.KeyEverywhere"
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert "--middleware" not in command()
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "status"),
+    [("/health", None, 200), ("/invocations", None, 401), ("/invocations", "other", 401), ("/v1/models", "ours", 200)],
+)
+async def test_what_holds_no_key_is_not_handed_on(
+    path: str, key: str | None, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "ours")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    transport = httpx.ASGITransport(app=KeyEverywhere(app))
+    async with httpx.AsyncClient(transport=transport, base_url="http://vllm") as client:
+        assert (await client.post(path, headers=headers)).status_code == status
 
 
 @pytest.mark.parametrize(("asked", "given"), [(1, "1"), (4, "8"), (16, "16"), (17, "32"), (512, "512")])
