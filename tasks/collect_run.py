@@ -15,6 +15,7 @@ from tasks.agent.sampling import resolve
 from tasks.agent.selftest import self_test
 from tasks.agent.trajectory import Failure
 from tasks.artifact import Artifact, provenance
+from tasks.beside import run_beside
 from tasks.cache import code_version
 from tasks.collect import ShardReport
 from tasks.errors import CollectError, ServerError
@@ -102,7 +103,7 @@ def collect_all(
         )
         # a transaction of their own: what shards have done is not shown as rolled back when the collection fails
         with transaction(commit_mode=CommitMode.EAGER):
-            return {report.number: report for report in asyncio.run(running)}
+            return {report.number: report for report in run_beside(running)}
 
     reports = run(shards, None, check_first)
     dead: ServerError | None = None

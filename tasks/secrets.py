@@ -19,18 +19,21 @@ _SECRET = (
     "PREFECT_API_AUTH_STRING",
 )
 _SHORTEST = 8  # a shorter value, such as EMPTY, guards nothing and may be a common word
+_SIGNATURE = re.compile(  # of an address that whoever has it may use (presigned, S3)
+    r"(?i)\b(X-Amz-(?:Signature|Security-Token|Credential)|Signature|AWSAccessKeyId)=[^&\s\"'<>\\)]+"
+)
 _USER = re.compile(r"(?<=://)[^/@\s\"'<>]+@")  # user and password of an address
 
 
 def without_secrets(text: str) -> str:
-    """The text with the name of the variable in place of each secret, and no user and password in an address.
+    """The text with the name of the variable in place of each secret, and no user, password or signature in an address.
 
     Call it before the text is cut.
     """
     values = {name: value for name in _SECRET if len(value := os.environ.get(name, "")) >= _SHORTEST}
     for name, value in sorted(values.items(), key=lambda item: -len(item[1])):
         text = text.replace(value, f"[{name}]")
-    return _USER.sub("[user]@", text)
+    return _SIGNATURE.sub(r"\1=[signature]", _USER.sub("[user]@", text))
 
 
 def quoted(text: str, most: int) -> str:

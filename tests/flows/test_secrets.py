@@ -33,6 +33,7 @@ SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "aws-secret-Rb9nYd2HcF",
     "DRAG_WEBHOOK_URL": "https://hooks.example.com/T0/webhook-Lp4sGj8QeU",
     "PREFECT_API_AUTH_STRING": "admin:prefect-Wk6xBn5TzM",
+    "HF_TOKEN": "hf_Tn4wLs7YgPqEv",
 }
 PASSWORD = "url-password-Hv2cJr8NsD"
 # what must not be found: of longer secrets the part that makes them one

@@ -10,6 +10,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from prefect.cli.flow_run import _termination_intent
 from prefect.utilities.templating import apply_values
 
 from flows import worker
@@ -38,7 +39,12 @@ def _job(pool: str) -> dict[str, Any]:
     given = {
         name: found["default"] for name, found in template["variables"]["properties"].items() if "default" in found
     }
-    given |= {"name": "a-run", "command": "prefect flow-run execute", "env": {"A": "b"}, "labels": {"c": "d"}}
+    given |= {
+        "name": "a-run",
+        "command": "prefect flow-run execute",
+        "env": given["env"] | {"A": "b"},
+        "labels": {"c": "d"},
+    }
     job = apply_values(template["job_configuration"], given)["job_manifest"]
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -75,8 +81,14 @@ def test_manifests_are_valid(manifest: dict[str, Any], version: str) -> None:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_run_that_is_stopped_has_as_long_as_on_one_host(pool: str) -> None:
-    assert _job(pool)["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= worker.GRACE_S
+def test_a_run_whose_pod_is_stopped_hears_of_it_has_as_long_as_on_one_host_and_goes_on_elsewhere(pool: str) -> None:
+    pod = _job(pool)["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] >= worker.GRACE_S
+    (container,) = pod["containers"]
+    (behavior,) = (entry["value"] for entry in container["env"] if entry["name"].endswith("SIGTERM_BEHAVIOR"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR", behavior)
+        assert _termination_intent() == "reschedule"
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.secrets import quoted
+from tasks.secrets import quoted, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -16,3 +16,23 @@ from tasks.secrets import quoted
 def test_what_is_hidden_and_what_is_not(monkeypatch: pytest.MonkeyPatch, said: str, shown: str) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "vllm-key-0123456789")
     assert quoted(said, 100) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "404, url='https://b.s3.amazonaws.com/p/a.png?X-Amz-Algorithm=AWS4&X-Amz-Credential=AKIA%2F2026&X-Amz-Date=1"
+            "&X-Amz-Security-Token=IQoJ%3D&X-Amz-Signature=0af3'",
+            "404, url='https://b.s3.amazonaws.com/p/a.png?X-Amz-Algorithm=AWS4&X-Amz-Credential=[signature]&X-Amz-Date=1"
+            "&X-Amz-Security-Token=[signature]&X-Amz-Signature=[signature]'",
+        ),
+        (
+            "http://s3:8333/b/a.png?AWSAccessKeyId=AK&Signature=x%2By&Expires=9 gave 403",
+            "http://s3:8333/b/a.png?AWSAccessKeyId=[signature]&Signature=[signature]&Expires=9 gave 403",
+        ),
+        ("a signature of the director", "a signature of the director"),
+    ],
+)
+def test_what_opens_an_address_is_left_out(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
