@@ -128,6 +128,7 @@ def settings_from(model: type[M], arguments: argparse.Namespace) -> M:
     """The settings that a recipe and flags add up to.
 
     Raises:
+        InputError: the recipe cannot be read, or has a value where a section is.
         ConfigError: a value is missing, unknown or out of range; the message names flag and reason.
     """
     values: dict[str, Any] = load_recipe(arguments.config) if arguments.config else {}
@@ -139,6 +140,8 @@ def settings_from(model: type[M], arguments: argparse.Namespace) -> M:
                 if at.get(section) is None:  # absent, or left empty in the recipe
                     at[section] = {}
                 at = at[section]
+                if not isinstance(at, dict):
+                    raise InputError(f"{section} is {at!r}, and no section with settings", file=str(arguments.config))
             at[path[-1]] = value
     return validated(model, values)
 

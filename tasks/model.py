@@ -57,8 +57,18 @@ def fetch_model(name: str, trusted: Collection[str] = ()) -> Path:
 
 
 def brings_code(folder: Path) -> bool:
-    """Whether a model names Python classes that come with it: of its network, its tokenizer or its processor."""
-    return any("auto_map" in json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*config.json"))
+    """Whether a model names Python classes that come with it: of its network, its tokenizer or its processor.
+
+    Raises:
+        ConfigError: a file that would say so is no JSON.
+    """
+    for file in folder.glob("*config.json"):
+        try:
+            if "auto_map" in json.loads(file.read_text(encoding="utf-8")):
+                return True
+        except ValueError as error:
+            raise ConfigError(f"{file} is damaged ({error}): copy or download the model again") from error
+    return False
 
 
 def _fetch(name: str, *, code: bool) -> Path:

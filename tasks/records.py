@@ -6,7 +6,6 @@ A reader yields (row number from 1, the row as a dictionary, or the Refused that
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -18,14 +17,6 @@ from tasks.set_aside import Refused, SetAside, printable
 
 Record = tuple[int, dict[str, Any] | Refused]
 T = TypeVar("T")
-
-
-def _lines(uri: str) -> Iterator[bytes]:
-    if storage.is_s3(uri):
-        yield from io.BytesIO(storage.read_bytes(uri))
-        return
-    with Path(uri).open("rb") as file:
-        yield from file
 
 
 def _json_object(line: bytes) -> dict[str, Any] | Refused:
@@ -43,10 +34,11 @@ def read_jsonl(uri: str) -> Iterator[Record]:
 
     Raises:
         InputError: there is no such file.
+        ConfigError: it may not be read.
     """
     if not storage.is_file(uri):
         raise InputError("there is no such file; check the path", file=uri)
-    for row, line in enumerate(_lines(uri), start=1):
+    for row, line in enumerate(storage.read_lines(uri), start=1):
         content = line.removeprefix(b"\xef\xbb\xbf") if row == 1 else line
         if content.strip():
             yield row, _json_object(content)

@@ -9,6 +9,7 @@ appears when its upload ends.
 import contextlib
 import functools
 import hashlib
+import io
 import os
 import shutil
 import threading
@@ -80,8 +81,8 @@ def _local(uri: str, done: str) -> Iterator[None]:
     """What the file system complains of becomes a typed error; `done` says what cannot be done with `uri`."""
     try:
         yield
-    except PermissionError as error:
-        raise ConfigError(f"{uri} cannot be {done}: {error.strerror}; check who may do so") from error
+    except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
+        raise ConfigError(f"{uri} cannot be {done}: {error.strerror}; check the path, and who may do so") from error
     except OSError as error:  # a disk or a network share that fails can be there again
         raise StorageError(f"{uri} cannot be {done}: {error.strerror}; check the disk that it lies on") from error
 
@@ -91,6 +92,7 @@ def write_bytes(uri: str, data: bytes) -> None:
 
     Raises:
         ConfigError: the storage does not take it; the message says what to check.
+        StorageError: it cannot just now: it does not answer, or is full.
     """
     if is_s3(uri):
         with _s3(uri) as (client, bucket, key):
@@ -98,15 +100,13 @@ def write_bytes(uri: str, data: bytes) -> None:
         return
     path = Path(uri)
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
+    with _local(uri, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError as error:
-        raise ConfigError(f"{uri} cannot be written: {error.strerror}; check the storage setting") from error
 
 
 def read_bytes(uri: str) -> bytes:
@@ -135,6 +135,19 @@ def signed_url(uri: str, seconds: int) -> str:
     """
     with _s3(uri) as (client, bucket, key):
         return client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=seconds)
+
+
+def read_lines(uri: str) -> Iterator[bytes]:
+    """The lines of one file, which is not in memory as a whole where it is a local one.
+
+    Raises:
+        as `read_bytes`.
+    """
+    if is_s3(uri):
+        yield from io.BytesIO(read_bytes(uri))
+        return
+    with _local(uri, "read"), Path(uri).open("rb") as file:
+        yield from file
 
 
 def exists(uri: str) -> bool:

@@ -220,6 +220,13 @@ def test_an_empty_section_of_a_recipe_takes_flags(tmp_path: Path) -> None:
     assert settings.finetune.lr == 0.5
 
 
+def test_a_value_where_a_recipe_has_a_section_is_named(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("finetune: sft\n")
+    with pytest.raises(InputError, match=r"recipe.yaml: finetune is 'sft', and no section"):
+        parse(config.FinetuneRun, "--config", str(recipe), "--lr", "0.5")
+
+
 def test_tools_need_somebody_who_reads_the_calls() -> None:
     for model, extra in ((config.CollectRun, []), (config.Improve, ["--documents", "folder"])):
         with pytest.raises(ConfigError, match="tool_call_parser"):

@@ -69,6 +69,13 @@ def test_the_code_of_a_tokenizer_or_a_processor_is_code_too(tmp_path: Path, file
         fetch_model(str(folder))
 
 
+def test_a_damaged_description_of_a_model_is_named(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "model")
+    (folder / "config.json").write_text('{"architectures": [')
+    with pytest.raises(ConfigError, match=r"config\.json is damaged"):
+        fetch_model(str(folder))
+
+
 def test_a_server_is_not_started_on_a_model_with_code(
     with_code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

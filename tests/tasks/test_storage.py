@@ -187,7 +187,8 @@ import pymupdf
 if os.geteuid() == 0:
     os.seteuid(65534)
 print(pdf.read_pdf(sys.argv[1], 60).refused)
-for action in (storage.read_bytes, storage.is_file, storage.delete, lambda uri: list(storage.iter_files(uri))):
+reads = (storage.read_bytes, lambda uri: list(storage.read_lines(uri)))
+for action in (*reads, storage.is_file, storage.delete, lambda uri: list(storage.iter_files(uri))):
     try:
         print(action(sys.argv[1]))
     except ConfigError as error:
@@ -207,7 +208,7 @@ def test_a_local_file_that_may_not_be_read_is_named_and_a_pdf_that_may_not_is_se
     assert done.returncode == 0, done.stderr
     refused, *said = done.stdout.splitlines()
     assert refused.startswith("('unreadable', \"PermissionError:")
-    for verb, line in zip(("read", "looked for", "deleted", "listed"), said, strict=True):
+    for verb, line in zip(("read", "read", "looked for", "deleted", "listed"), said, strict=True):
         assert line.startswith(f"{file} cannot be {verb}: Permission denied")
     assert file.exists()
 
