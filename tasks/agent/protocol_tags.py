@@ -31,14 +31,19 @@ SYSTEM = (
     "You can think before in <think></think>, and search again with other words. When the pages show the answer, write "
     '<answer>the answer <cite file="name.pdf" page="1"/></answer>.'
 )
-LAST_TURN = "You cannot search any more. Write <answer>the answer</answer> now."
+LAST_TURN = (
+    "You cannot search any more. Write <answer>the answer</answer> now, "
+    "a line for each part of it and a <cite/> for each page."
+)
 
 # What guided decoding lets the model write: short, so that an action is whole before its tokens run out; a file name may be
 # as long as file systems allow.
 _THOUGHT = r"(<think>[^<>]{1,300}</think>\n?)?"
 _GUIDES = {
     "search": r"<search>[^<>\s][^<>\n]{0,119}</search>",
-    "answer": r'<answer>[^<>\n]{1,120}(<cite file="[^"<>\n]{1,255}" page="[1-9][0-9]{0,3}"/>)?</answer>',
+    # as many texts, one a line, and as many citations as a call of the tools may hold when it is guided
+    "answer": r"<answer>[^<>\n]{1,120}(\n[^<>\n]{1,120}){0,4}"
+    r'(\n?<cite file="[^"<>\n]{1,255}" page="[1-9][0-9]{0,3}"/>){0,15}</answer>',
 }
 
 _ACTION = re.compile(r"<(search|answer)\b[^<>]*>", re.IGNORECASE)

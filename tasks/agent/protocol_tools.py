@@ -98,7 +98,7 @@ _ANSWER = {
     "type": "object",
     "properties": {
         "answer": {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": 5},
-        "citations": {"type": "array", "items": _CITED, "maxItems": 3},
+        "citations": {"type": "array", "items": _CITED, "maxItems": 15},
     },
     "required": ["answer", "citations"],
     "additionalProperties": False,

@@ -58,8 +58,8 @@ def compared(items: Sequence[Item]) -> Batch:
         first += len(item.examples)
     pairs = [pair for item in items for pair in item.pairs]
     return {
-        "better": torch.tensor(better),
-        "worse": torch.tensor(worse),
+        "better": torch.tensor(better, dtype=torch.long),
+        "worse": torch.tensor(worse, dtype=torch.long),
         "gaps": torch.tensor([pair.gap for pair in pairs]),
         "weights": torch.tensor([pair.weight for pair in pairs]),
     }

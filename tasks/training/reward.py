@@ -29,8 +29,8 @@ SCALAR, REFERENCE = True, False
 def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune, sight: Sight | None = None) -> Items:
     """Tokenize rows of reward/3, one item a question.
 
-    Set aside are queries with more than `max_length` tokens ("too long"); and, where pairs are learned, those of questions whose
-    queries all scored alike ("all alike").
+    Set aside are queries with more than `max_length` tokens ("too long"); and, where pairs are learned, those to learn from
+    whose question's queries all scored alike ("all alike"). Measured on are all, as by regression.
     """
     aside: Counter[str] = Counter()
     found: dict[str, list[Item]] = {"train": [], "val": []}
@@ -44,7 +44,7 @@ def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune, sight: Sight |
                 kept[example] = row["score"]
         scores = tuple(kept.values())
         pairs = _pairs(scores) if settings.reward_loss == "pairs" else ()
-        if kept and settings.reward_loss == "pairs" and not pairs:
+        if kept and settings.reward_loss == "pairs" and not pairs and split == "train":
             aside["all alike"] += len(kept)
         elif kept:
             found[split].append(Item(tuple(kept), pairs, scores))
@@ -93,7 +93,7 @@ def metrics(items: Sequence[Item], measured: Mapping[str, Sequence[float]]) -> d
     given = iter(measured["score"])
     both = [(list(item.scores), [next(given) for _ in item.scores]) for item in items]
     whole = [[score for question in both for score in question[side]] for side in (0, 1)]
-    told: dict[str, float | None] = {"loss": mean(measured["loss"])}
+    told: dict[str, float | None] = {"loss": mean(measured["loss"]) if measured["loss"] else None}
     for name in ("spearman", "kendall"):
         within = [found for scores, own in both if (found := _correlation(name, scores, own)) is not None]
         told[name] = _correlation(name, *whole)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tasks.agent.message import scored_query
-from tasks.artifact import Artifact, fetch_folder, read_provenance, read_rows
+from tasks.artifact import Artifact, fetch_folder, provenance, read_provenance, read_rows, table_of, write_table
 from tasks.config import Finetune
 from tasks.errors import ConfigError
 from tasks.training import launch, reward
@@ -23,7 +23,7 @@ from tasks.training.merge import merge
 from tasks.training.scoring import open_scorer
 from tasks.training.spec import Spec
 from tasks.training.train import train
-from tests.tasks.training.training_rows import asked_and_searched
+from tests.tasks.training.training_rows import asked_and_searched, reward_rows
 from tests.tiny_model import tiny_model
 
 SETTINGS = Finetune(method="reward", lora_r=8, epochs=8, batch_size=4, lr=5e-3, bf16=False, save_steps=1000)
@@ -126,6 +126,27 @@ def test_correlations_are_null_where_there_is_nothing_to_tell_apart() -> None:
     assert reward.metrics([alike, apart], measured | {"score": [0.0, 3.0, 2.0, 1.0]})[
         "kendall_within"
     ] == pytest.approx(-1)
+
+
+def test_pairs_are_measured_on_all_that_scores_are(model: Path, tmp_path: Path) -> None:
+    """Also on questions whose queries all scored alike, of which no pair can be made."""
+    asked = [
+        {"role": "user", "content": "Who wrote it?"}
+    ]  # scores of what is the same elsewhere would differ by a rounding
+    alike = [{**row, "question_id": "a", "prompt": asked, "split": "val", "score": 0.0} for row in reward_rows(1)]
+    rows = [*reward_rows(16), *alike]
+    table = write_table(table_of(rows, "reward/3"), str(tmp_path / "reward.parquet"), "reward/3", provenance())
+    settings = SETTINGS.model_copy(update={"reward_loss": "pairs", "epochs": 1})
+    made, _, facts = launch.finetune(
+        table, str(model), settings, str(tmp_path / "out"), tmp_path / "work", lambda *_: None
+    )
+    val = queries(table, "val")
+    assert sum(row["question_id"] == "a" for row in val) == len(alike)
+    given = open_scorer(made, str(model))([asked_and_searched(row) for row in val])
+    assert facts["measured"]["spearman"] == pytest.approx(
+        stats.spearmanr([row["score"] for row in val], given)[0], abs=1e-3
+    )
+    assert facts["set_aside"] == {}
 
 
 def test_what_a_kill_leaves_behind_gives_the_same_model(scored: Artifact, model: Path, tmp_path: Path) -> None:
