@@ -1,6 +1,8 @@
 """export: what was made → files for people and programs that know nothing of DRAG.
 
+drag export pages FOLDER                               # pages.jsonl, which `drag ingest --ocr-file` takes: scans are read by then
 drag export trajectories FOLDER                        # trajectories.jsonl
+drag export mined FOLDER                               # mined.jsonl: queries that were mined, as rollouts of one turn
 drag export processed FOLDER                           # processed.jsonl, pairs.jsonl, stats.json
 drag export training-sets FOLDER                       # sft_best_train.jsonl, sft_best_val.jsonl, dpo_train.jsonl, …
 drag export training-sets FOLDER --layout hf           # a data set: Parquet, and a card
@@ -32,7 +34,9 @@ from tasks.exchange.adapter import export_adapter
 from tasks.exchange.export import export_tables
 
 _TABLES = {
+    "pages": ["pages"],
     "trajectories": ["trajectories"],
+    "mined": ["mined"],
     "processed": ["processed", "pairs", "statistics"],
     "training-sets": list(get_args(config.FormatName)),
 }

@@ -245,7 +245,9 @@ class InferRun(ModelRun):
 class ExportRun(Run):
     """Parameters of the flow `export`."""
 
-    what: Literal["trajectories", "processed", "training-sets", "results", "adapter", "reward-model"] = Field(
+    what: Literal[
+        "pages", "trajectories", "mined", "processed", "training-sets", "results", "adapter", "reward-model"
+    ] = Field(
         title="What is exported",
         description="The newest of it: 'processed' with its pairs and statistics, 'training-sets' all that there are, 'results' those of the runs that were last compared, with the comparison.",
     )

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 _ABOUT = {
+    "pages": "A page of a document: its text, and where that comes from.",
     "trajectories": "Rollouts of an agent that searches documents to answer questions: every turn, query, result and answer, "
     "one row an attempt.",
     "processed": "Rollouts that were kept, one row each, with the rank of the answer's page in every search.",

@@ -1,7 +1,7 @@
 """Artifacts out of the storage, for people and programs that know nothing of DRAG.
 
-    jsonl  trajectories.jsonl · processed.jsonl, pairs.jsonl, stats.json · sft_best_train.jsonl, sft_best_val.jsonl, … ·
-           results-base.jsonl, …, comparison.jsonl
+    jsonl  pages.jsonl · trajectories.jsonl · mined.jsonl · processed.jsonl, pairs.jsonl, stats.json ·
+           sft_best_train.jsonl, sft_best_val.jsonl, … · results-base.jsonl, …, comparison.jsonl
     hf     NAME/SPLIT.parquet for each of these, and a card: what `datasets.load_dataset` reads, and a hub takes
 
 Both hold every column, so that `drag import` gives back what was exported; but training sets as JSONL are the reference's
@@ -76,7 +76,7 @@ def _jsonl(name: str, table: Artifact, folder: Path, given: images.Given) -> dic
     if table.schema.partition("/")[0] in _LEARNED_FROM:
         parts = {f"{name}_{part}.jsonl": training_sets.lines(_rows(table, given), part) for part in ("train", "val")}
         return {file: _write(lines, folder / file) for file, lines in parts.items()}
-    line: Callable[[dict[str, Any]], dict[str, Any]] = _trajectory if name == "trajectories" else dict
+    line: Callable[[dict[str, Any]], dict[str, Any]] = _trajectory if name in ("trajectories", "mined") else dict
     return {f"{name}.jsonl": _write(map(line, _rows(table, given)), folder / f"{name}.jsonl")}
 
 

@@ -131,3 +131,18 @@ def test_what_came_in_is_scored_again_when_scoring_has_changed(tmp_path: Path, m
     made.append(import_(settings)[0])
     assert [run.cached for run in made] == [False, True, False]
     assert [run.artifacts["pairs"].rows for run in made] == [1, 1, 0]
+
+
+def test_pages_go_out_as_they_come_in(documents: Path, tmp_path: Path) -> None:
+    root, other, out = (str(tmp_path / name) for name in ("store", "other", "out"))
+    ingest_small(root, documents)
+    assert main(["export", "pages", out, "--storage", root]) == 0
+    questions = str(documents / "questions.jsonl")
+    taken = ["--ocr-file", f"{out}/pages.jsonl", "--questions", questions, "--storage", other]
+    assert main(["ingest", *taken]) == 0
+    stored = [
+        [(row["file"], row["page_number"], row["total_pages"], row["text"]) for row in read_rows(load_ref(at, "pages"))]
+        for at in (root, other)
+    ]
+    assert stored[0] == stored[1]
+    assert load_ref(other, "questions").rows == load_ref(root, "questions").rows
