@@ -109,7 +109,7 @@ def test_what_is_seen_is_what_is_trained_on(vllm: serve.Served, model: Path, doc
 
 
 def test_tools_are_called_and_answered_with_images(vllm: serve.Served, documents: Path, tmp_path: Path) -> None:
-    """Guided, as a model without sense calls tools only where it can do nothing else; vLLM's own parser reads its calls, or ours."""
+    """Guided, as a model without sense calls tools only where it can do nothing else."""
     root = storage.resolve(str(tmp_path / "store"))
     ingest_small(root, documents)
     run = config.CollectRun(
