@@ -2,8 +2,9 @@
 
     python -m tests.bench.bench_images [--quick]
 
-The server takes 0.2 s for every call and reads no more of a request than it must. Rollouts of four turns see three pages more
-in each, so a request holds up to nine images, as base64; pages are rendered before anything is timed. The peer is the default
+The server takes 0.2 s for every call and reads no more of a request than it must; it says how long its context is and how many
+tokens a request had, so ours counts before each whether it fits. Rollouts of four turns see three pages more in each, so a
+request holds up to nine images, as base64; pages are rendered before anything is timed. The peer is the default
 `openai.AsyncOpenAI`, sending the very same requests, turn after turn. About two minutes on two cores; --quick, half of one.
 """
 
@@ -31,6 +32,7 @@ AT_ONCE = (8, 64)
 TURNS = 4
 DOCUMENTS, PAGES = 10, 6
 WORDS = [f"word{n}" for n in range(40)]
+CONTEXT = 32_768
 AGENT = config.Agent(protocol="tags", observation="image", max_iterations=TURNS, top_k=3)
 
 
@@ -125,10 +127,12 @@ async def _listen(delay_s: float, bodies: list[bytes] | None = None) -> tuple[we
         said = "<answer>42</answer>" if done == TURNS - 1 else f"<search>{words}</search>"
         choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
         head = {"id": "x", "object": "chat.completion", "created": 0, "model": "base"}
-        return web.json_response({**head, "choices": [choice], "usage": None})
+        tokens = 200 + 1300 * body.count(b'"image_url"') // 2  # the word stands twice for each image
+        usage = {"prompt_tokens": tokens, "completion_tokens": 20, "total_tokens": tokens + 20}
+        return web.json_response({**head, "choices": [choice], "usage": usage})
 
     async def models(request: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": "base"}]})
+        return web.json_response({"data": [{"id": "base", "max_model_len": CONTEXT}]})
 
     app = web.Application(client_max_size=1 << 30)
     app.add_routes([web.post("/v1/chat/completions", chat), web.get("/v1/models", models)])
