@@ -101,9 +101,8 @@ def run_stage(
         whatever the stage raises.
     """
     started = time.monotonic()
-    if (
-        refresh
-    ):  # or a run that is killed once it has written over what it made before would leave a result that names that
+    if refresh:
+        # or a run that is killed once it has written over what it made before would leave a result that names that
         storage.delete(storage.join(root, "results", f"{stage_task.name}-{key}"))
     configured = stage_task.with_options(result_storage=stage_results(root), refresh_cache=True if refresh else NotSet)
     state = configured(key=f"{stage_task.name}-{key}", uri=uri, **parameters, return_state=True)
