@@ -2,7 +2,7 @@
 
     python -m tests.bench [--quick]
 
-About nine minutes on two cores that have nothing else to do; --quick takes four and says less. Exits with 1 when a target is
+About eleven minutes on two cores that have nothing else to do; --quick takes four and says less. Exits with 1 when a target is
 missed.
 """
 
