@@ -88,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}", soft_wrap=True)
         return error.exit_code
     except KeyboardInterrupt:
-        errors.print("Interrupted. The same command goes on from here.")
+        anew = any(vars(arguments).get(f"{section}.resume") is False for section in ("collect", "mine"))
+        without = " without --no-resume" if anew else ""
+        errors.print(f"Interrupted. The same command{without} goes on from here.")
         return 130
     return 0
 

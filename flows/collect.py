@@ -144,7 +144,9 @@ def _weights(server: config.Server) -> str:
     return model_fingerprint(fetch_model(server.model, server.trusted_remote_code))
 
 
-@settings_flow(name="collect", about=lambda settings: settings.collect.split)
+@settings_flow(
+    name="collect", about=lambda settings: settings.collect.split, zone=lambda settings: settings.collect.time_zone
+)
 def collect(settings: config.CollectRun) -> list[StageRun]:
     """Collect search trajectories of the base model, or of an adapter."""
     root = storage.resolve(settings.storage)

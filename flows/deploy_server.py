@@ -15,7 +15,6 @@ from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import (
     DeploymentScheduleCreate,
-    DeploymentScheduleUpdate,
     DeploymentUpdate,
     GlobalConcurrencyLimitCreate,
     GlobalConcurrencyLimitUpdate,
@@ -160,10 +159,21 @@ def deployment(client: SyncPrefectClient, spec: DeploymentSpec, settable: Collec
             "work_pool_name": None,
             "work_queue_name": None,
         }  # given a pool alone, the server takes its default queue
-    if {schedule.slug: schedule.schedule for schedule in found.schedules} != schedules:
-        has["schedules"] = None
-        wanted["schedules"] = [DeploymentScheduleUpdate(slug=slug, schedule=s) for slug, s in schedules.items()]
-    return _settle("deployment", name, wanted, has, lambda c: client.update_deployment(found.id, DeploymentUpdate(**c)))
+    there = {schedule.slug: schedule for schedule in found.schedules if schedule.slug in schedules}
+    has["schedules"] = {slug: schedule.schedule for slug, schedule in there.items()}
+    wanted["schedules"] = schedules
+
+    def update(changed: dict[str, Any]) -> None:
+        # one by one: given with the deployment, they would take the place of those that were added in the UI
+        for slug, schedule in changed.pop("schedules", {}).items():
+            if slug in there:
+                client.update_deployment_schedule(found.id, there[slug].id, schedule=schedule)
+            else:
+                client.create_deployment_schedules(found.id, [DeploymentScheduleCreate(slug=slug, schedule=schedule)])
+        if changed:
+            client.update_deployment(found.id, DeploymentUpdate(**changed))
+
+    return _settle("deployment", name, wanted, has, update)
 
 
 def automation(client: SyncPrefectClient, spec: AutomationSpec, webhooks: Mapping[str, UUID]) -> Settled:

@@ -25,7 +25,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from tasks import watchdog
+from tasks import folders, storage, watchdog
 from tasks.errors import ServerError
 from tasks.serve import free_port, log_tail
 
@@ -47,7 +47,7 @@ def prefect_server() -> Iterator[str]:
                 raise ServerError(f"no Prefect server answers at {configured}: {error}; check or unset PREFECT_API_URL")
         yield configured
         return
-    with own_server(Path(os.environ.get("DRAG_HOME", Path.home() / ".drag"))) as url:
+    with own_server(folders.home_folder()) as url:
         yield url
 
 
@@ -72,7 +72,7 @@ def server_process(home: Path) -> Iterator[str]:
     Raises:
         ServerError: it did not start; the message holds the end of its log.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    folders.make(home)
     port = free_port()
     log = home / "prefect-server.log"
     env = dict(os.environ) | {
@@ -86,7 +86,10 @@ def server_process(home: Path) -> Iterator[str]:
     }
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with contextlib.ExitStack() as stack:
-        with (home / "starting.lock").open("wb") as alone, log.open("wb") as output:
+        with contextlib.ExitStack() as starting:
+            with storage.local_errors(str(home), "written to"):
+                alone = starting.enter_context((home / "starting.lock").open("wb"))
+                output = starting.enter_context(log.open("wb"))
             fcntl.flock(
                 alone, fcntl.LOCK_EX
             )  # a server brings its database up to date when it starts, which two must not do

@@ -20,8 +20,10 @@ from prefect.utilities.hashing import file_hash
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
+from tasks.artifact import refs_of
 from tasks.config import Run
 from tasks.config.base import checked
+from tasks.nights import night_of
 from tasks.progress import slug
 
 S = TypeVar("S", bound=Run)
@@ -46,12 +48,13 @@ class SettingsFlow(Flow[..., T], Generic[S, T]):
 
 
 def settings_flow(
-    name: str, about: Callable[[Any], str] | None = None
+    name: str, about: Callable[[Any], str] | None = None, zone: Callable[[Any], str] = lambda settings: "UTC"
 ) -> Callable[[Callable[[S], T]], SettingsFlow[S, T]]:
     """Make a function of one settings model a flow whose parameters are the model's fields.
 
     Args:
         about: a word or two that tell the flow's runs apart, for their names.
+        zone: the time zone of the day in their names.
     """
 
     def decorate(function: Callable[[S], T]) -> SettingsFlow[S, T]:
@@ -60,14 +63,15 @@ def settings_flow(
 
         @functools.wraps(function)
         def run(**fields: Any) -> T:
-            return function(model(**fields))
+            with refs_of(flow_run.parent_flow_run_id or ""):
+                return function(model(**fields))
 
         run.__signature__ = _signature(model)  # type: ignore[attr-defined]
         source = inspect.getsourcefile(function)
         made: SettingsFlow[S, T] = SettingsFlow(
             run,
             name=name,
-            flow_run_name=lambda: _run_name(name, about(model.model_validate(flow_run.parameters)) if about else ""),
+            flow_run_name=lambda: _run_name(name, about, zone, model.model_validate(flow_run.parameters)),
             version=file_hash(source) if source else None,
             # what a flow returns is for its caller; that a failed one's error is stored cannot be helped, pickled it must not be
             persist_result=False,
@@ -79,13 +83,13 @@ def settings_flow(
     return decorate
 
 
-def _run_name(flow: str, about: str) -> str:
+def _run_name(flow: str, about: Callable[[Any], str] | None, zone: Callable[[Any], str], settings: Run) -> str:
     """Such as collect-train-2026-11-24-bold-newt: what it does, and its own name, which may have been typed into the form."""
     own = flow_run.name
     if own.startswith(f"{flow}-"):  # named by an earlier try
         return own
-    day = flow_run.scheduled_start_time.date().isoformat()
-    return "-".join(filter(None, (flow, slug(about), day, own)))
+    day = night_of(flow_run.scheduled_start_time, zone(settings)).isoformat()
+    return "-".join(filter(None, (flow, slug(about(settings)) if about else "", day, own)))
 
 
 def _signature(model: type[Run]) -> inspect.Signature:

@@ -6,7 +6,8 @@ A second run with nothing changed does no work and says so; a changed setting re
 
 As a command it runs one flow after the other in its own process. Started from its deployment, it starts theirs, so that each
 runs in its own work pool, and waits; when one fails it does too. A retry, also of one that was killed, goes on from there: it
-waits for a run that still runs, runs one again that failed, and takes one that completed as it is.
+waits for a run that still runs, runs one again that failed, and takes one that completed as it is. Its stages go on from what
+its own have made, whatever others make of the same storage meanwhile.
 """
 
 import json
@@ -30,7 +31,8 @@ from flows.ingest import ingest
 from flows.mine import mine
 from flows.prepare import prepare
 from flows.summary import STAGES_KEY, show_rows, show_stages
-from tasks import config
+from tasks import artifact, config, storage
+from tasks.collect import select
 from tasks.config.adapters import NEWEST
 from tasks.errors import StageError
 from tasks.stages import StageRun
@@ -65,13 +67,35 @@ def steps(settings: config.Improve) -> Iterator[tuple[SettingsFlow[Any, list[Sta
 @settings_flow(name="improve")
 def improve(settings: config.Improve) -> list[StageRun]:
     """Collect the model's own searches, learn from what worked, and measure whether it helped."""
+    root, loop = storage.resolve(settings.storage), str(flow_run.id)
+    rows: list[dict[str, Any]] = []
+    runs: list[StageRun] = []
+    for number, (step, chosen) in enumerate(steps(settings)):
+        if deployment.id:
+            rows += _in_its_pool(number, step.name, chosen)
+        else:
+            runs += step(chosen)
+        if step is ingest:
+            _refuse_empty_splits(root, loop, settings)
+    artifact.forget_refs_of(root, loop)
     if deployment.id:
-        planned = enumerate(steps(settings))
-        show_rows([row for number, (step, chosen) in planned for row in _in_its_pool(number, step.name, chosen)])
-        return []
-    runs = [run for step, chosen in steps(settings) for run in step(chosen)]
-    show_stages(runs)
+        show_rows(rows)
+    else:
+        show_stages(runs)
     return runs
+
+
+def _refuse_empty_splits(root: str, loop: str, settings: config.Improve) -> None:
+    """What would else be found out only after collection and training.
+
+    Raises:
+        InputError: a split that the loop learns from, or measures on, holds no question.
+    """
+    with artifact.refs_of(loop):
+        questions = artifact.load_ref(root, "questions")
+    for asked in (settings.collect, settings.mine, settings.evaluate):
+        if asked:
+            select(questions, asked.split, None)
 
 
 def _in_its_pool(number: int, name: str, settings: config.Run) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ drag ingest --documents FOLDER_OF_PDFS --questions questions.jsonl
 drag ingest --ocr-file ocr_output.jsonl --questions questions.jsonl
 """
 
+import os
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +25,9 @@ from tasks.tesseract import installed
 
 def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[StageRun]:
     """Run the stages, point the refs to what they made, and say what was set aside."""
+    # a shell expands ~ only where it begins a word
+    places = {name: getattr(settings, name) for name in ("documents", "questions", "include_json", "exclude_json")}
+    settings = settings.model_copy(update={name: os.path.expanduser(place) for name, place in places.items() if place})
     if settings.questions and settings.questions.startswith(hub.PREFIX):
         settings = settings.model_copy(update={"questions": hub.pinned(settings.questions)})
     # where things lie does not count, what they hold does

@@ -61,7 +61,7 @@ def _of_one_turn(settings: config.MineRun) -> config.CollectRun:
     return config.CollectRun(**asking | {"agent": agent}, collect=config.Collect(**sampled))
 
 
-@settings_flow(name="mine", about=lambda settings: settings.mine.split)
+@settings_flow(name="mine", about=lambda settings: settings.mine.split, zone=lambda settings: settings.mine.time_zone)
 def mine(settings: config.MineRun) -> list[StageRun]:
     """Sample queries of the base model, or of an adapter, and score each by what a search for it finds."""
     root = storage.resolve(settings.storage)

@@ -5,12 +5,11 @@ Ours starts when the first stage really asks, so a flow whose stages are all cac
 
 import contextlib
 import importlib.util
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from flows.summary import work_dir
-from tasks import config, images, limits, serve, storage
+from tasks import config, folders, images, limits, serve, storage
 from tasks.adapters import check_adapter
 from tasks.agent.prompts import prompt_fingerprint, refuse_other_conversations
 from tasks.artifact import Artifact, fetch_folder, read_provenance
@@ -81,9 +80,8 @@ class _Own:
     def _merge(self, adapter: Artifact) -> str:
         """A folder with the adapter merged into its base, which is as large as the base, and goes when no server needs it."""
         if adapter.sha256 not in self._merged:
-            self._work_dir.mkdir(parents=True, exist_ok=True)
-            scratch = tempfile.TemporaryDirectory(prefix="merged-", dir=self._work_dir)
-            folder = str(Path(self._until_the_end.enter_context(scratch)) / "model")
+            scratch = self._until_the_end.enter_context(folders.scratch(self._work_dir, "merged"))
+            folder = str(scratch / "model")
             merge(adapter, self._server.model, folder, self._server.trusted_remote_code)
             self._merged[adapter.sha256] = folder
         return self._merged[adapter.sha256]

@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 from rich.console import Console
 from rich.table import Table
 
-from tasks import storage
+from tasks import folders, storage
 from tasks.progress import slug
 from tasks.stages import StageRun
 
@@ -65,6 +65,4 @@ def show_picture(title: str, svg: str) -> None:
 
 def work_dir(root: str) -> Path:
     """A local folder for logs and scratch files: beside the artifacts where these are local."""
-    from tasks.model import cache_folder
-
-    return cache_folder() / "work" if storage.is_s3(root) else Path(root) / "work"
+    return folders.cache_folder() / "work" if storage.is_s3(root) else Path(root) / "work"

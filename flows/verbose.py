@@ -20,7 +20,7 @@ def show_questions(run: str, results: Sequence[Row], rollouts: Sequence[Row], pa
     """Each question of a run with its turns, one after the other, in the order of their ids.
 
     Args:
-        results: rows of results/3.
+        results: rows of results/4.
         rollouts: rows of the trajectories that these are of; none for the raw question, which takes no turns.
     """
     console = Console(stderr=True)
@@ -41,7 +41,7 @@ def show_questions(run: str, results: Sequence[Row], rollouts: Sequence[Row], pa
 
 
 def show_ends(runs: Mapping[str, Sequence[Row]]) -> None:
-    """A table: how each question ended in each run, and what it cost. `runs` are rows of results/3 by run."""
+    """A table: how each question ended in each run, and what it cost. `runs` are rows of results/4 by run."""
     table = Table(title="Questions", title_justify="left")
     for name in ("question", "run", "first search", "searches", "ended", "ANLS*", "tokens", "seconds"):
         table.add_column(name, justify="left" if name in ("question", "run", "ended") else "right")

@@ -10,9 +10,9 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks import storage
+from tasks import folders, storage
 from tasks.errors import ArtifactError
 from tasks.schemas import FOLDERS, TABLES
 
@@ -266,11 +266,11 @@ def fetch_folder(artifact: Artifact) -> Path:
         )
     if not storage.is_s3(artifact.uri):
         return Path(artifact.uri)
-    cache = Path(os.environ.get("DRAG_CACHE", Path.home() / ".cache" / "drag")) / "folders"
+    cache = folders.cache_folder() / "folders"
     target = cache / artifact.sha256
     if target.is_dir():
         return target
-    cache.mkdir(parents=True, exist_ok=True)
+    folders.make(cache)
     with tempfile.TemporaryDirectory(dir=cache) as part:
         made = Path(part) / "folder"
         storage.download_folder(artifact.uri, made)
@@ -295,19 +295,56 @@ def exists(artifact: Artifact) -> bool:
     return storage.exists(artifact.uri)
 
 
+_LOOP: ContextVar[str] = ContextVar("loop", default="")
+
+
+@contextlib.contextmanager
+def refs_of(loop: str) -> Iterator[None]:
+    """In the block, references are those of a loop first: whatever others make of the same storage meanwhile, its stages go on
+    from what its own have made.
+
+    What it makes is pointed to from `refs/` too, and what it has not made itself is found there.
+
+    Args:
+        loop: the id of the run whose stages these are; empty for a stage that runs by itself.
+    """
+    token = _LOOP.set(loop)
+    try:
+        yield
+    finally:
+        _LOOP.reset(token)
+
+
+def forget_refs_of(root: str, loop: str) -> None:
+    """Delete a loop's own references, once none of its stages is to come."""
+    storage.delete(_loop_refs(root, loop))
+
+
+def _loop_refs(root: str, loop: str) -> str:
+    return storage.join(root, "loops", loop, "refs")
+
+
+def _ref_uris(root: str, name: str) -> list[str]:
+    """Where a reference may lie, in the order in which it is looked for."""
+    own = [_loop_refs(root, loop)] if (loop := _LOOP.get()) else []
+    return [storage.join(folder, f"{name}.json") for folder in (*own, storage.join(root, "refs"))]
+
+
 def save_ref(root: str, name: str, artifact: Artifact) -> None:
     """Point `refs/<name>` of a storage root to an artifact: what later commands take unless told otherwise."""
-    storage.write_bytes(storage.join(root, "refs", f"{name}.json"), json.dumps(asdict(artifact), indent=1).encode())
+    for uri in _ref_uris(root, name):
+        storage.write_bytes(uri, json.dumps(asdict(artifact), indent=1).encode())
 
 
 def drop_ref(root: str, name: str) -> None:
     """Let `refs/<name>` point to nothing; if it never did, that is no error."""
-    storage.delete(storage.join(root, "refs", f"{name}.json"))
+    for uri in _ref_uris(root, name):
+        storage.delete(uri)
 
 
 def has_ref(root: str, name: str) -> bool:
     """Whether `refs/<name>` points to anything yet."""
-    return storage.exists(storage.join(root, "refs", f"{name}.json"))
+    return any(map(storage.exists, _ref_uris(root, name)))
 
 
 def ref_names(root: str) -> list[str]:
@@ -322,7 +359,7 @@ def load_ref(root: str, name: str) -> Artifact:
     Raises:
         ArtifactError: there is none yet.
     """
-    uri = storage.join(root, "refs", f"{name}.json")
-    if not storage.exists(uri):
-        raise ArtifactError(f"{root} holds no {name} yet; run the stage that makes it first")
-    return Artifact(**json.loads(storage.read_bytes(uri)))
+    for uri in _ref_uris(root, name):
+        if storage.exists(uri):
+            return Artifact(**json.loads(storage.read_bytes(uri)))
+    raise ArtifactError(f"{root} holds no {name} yet; run the stage that makes it first")

@@ -9,7 +9,7 @@ from tasks.fate import FATES, MEANINGS, Fate
 from tasks.runs import Cell, metric_cells, runs_of
 
 Row = Mapping[str, Any]
-Tables = Mapping[str, Sequence[Row]]  # rows of results/3 by run
+Tables = Mapping[str, Sequence[Row]]  # rows of results/4 by run
 
 # Below six groups of questions no difference can have p < 0.05: all swaps of five give 2 / 2⁵ at the least
 # (tasks/bootstrap.py), and an interval over so few says little more.

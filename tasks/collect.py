@@ -30,6 +30,7 @@ from tasks.errors import ArtifactError, ConfigError, InputError
 from tasks.images import PageImages
 from tasks.pages import PageStore
 from tasks.search.index import open_index
+from tasks.splits import SPLITS
 from tasks.unwritten import Unwritten
 
 SCHEMA = "trajectories/2"
@@ -83,11 +84,19 @@ def select(questions: Artifact, split: config.Split, limit: int | None, only: Co
         only: take these, whatever the limit; all when empty.
 
     Raises:
-        InputError: the split holds none of an id in `only`.
+        InputError: the split holds no question at all, or none of an id in `only`.
     """
     table = artifact.read_table(questions, ["question_id", "split"])
     rows = zip(table["question_id"].to_pylist(), table["split"].to_pylist(), strict=True)
     found = sorted((id_ for id_, own in rows if split in ("all", own)), key=lambda id_: _digest("order", id_))
+    if not found:
+        sizes = Counter(table["split"].to_pylist())
+        raise InputError(
+            f"no question is in split {split!r} ({', '.join(f'{name}: {sizes[name]}' for name in SPLITS)}): questions that share "
+            "a document stay together, so that few documents may all fall into others; more of them, other ratios or another "
+            "split_salt at ingest give it some",
+            file=questions.uri,
+        )
     if unknown := sorted(set(only) - set(found)):
         raise InputError(
             f"there is no question {', '.join(unknown[:3])} in split {split!r}; name another split, or all",

@@ -19,7 +19,7 @@ from tasks.reward import Page, best_search, first_success, gt_ranks, in_order_se
 from tasks.search.index import Searcher
 from tasks.search.query import as_words
 
-SCHEMA = "results/3"
+SCHEMA = "results/4"
 Row = Mapping[str, Any]
 _QUESTION = ("question_id", "question", "answers", "answer_locations", "category", "split")
 
@@ -58,8 +58,6 @@ def score_question_baseline(
         InputError: the split holds no question.
     """
     chosen = set(select(questions, settings.split, settings.limit, settings.question_id))
-    if not chosen:
-        raise InputError(f"there is no question in split {settings.split!r}", file=questions.uri)
     results = []
     for row in read_rows(questions):
         if row["question_id"] in chosen:
@@ -73,6 +71,7 @@ def score_question_baseline(
                     "best_known": True,
                     "seen_ranks": shown,
                     "searches_to_success": 1 if shown else None,
+                    "first_hit_rank": _first(shown),
                 }
             )
     facts = provenance({"questions": questions}, run=run, settings=settings.model_dump(), top_k=top_k)
@@ -130,14 +129,16 @@ def _scored(row: Row, searcher: Searcher, depth: int, run: str, *, asked: bool) 
     """A results row of a rollout; `asked` when its run asked for answers."""
     turns = row["turns"] or []
     valid = sum(turn["failure"] is None for turn in turns)
-    made = [] if row["status"] == "failed" else [s for turn in turns for s in turn["searches"] or []]
-    retrieval = _retrieval(row, made, searcher, depth)
+    counted = [] if row["status"] == "failed" else turns
+    made = [(call, s) for call, turn in enumerate(counted, start=1) for s in turn["searches"] or []]
+    retrieval = _retrieval(row, [search for _, search in made], searcher, depth)
+    success = retrieval["searches_to_success"]
     anls = _anls(row) if asked else None
     citations = _citations(row) if asked else _NO_CITATIONS
     ended = fate(
         failed=row["status"] == "failed",
         acted=valid > 0,
-        found=retrieval["searches_to_success"] is not None,
+        found=success is not None,
         asked=asked,
         answered=row["outcome"] == "answered",
         cited=bool(citations["page_recall"]),
@@ -149,6 +150,7 @@ def _scored(row: Row, searcher: Searcher, depth: int, run: str, *, asked: bool) 
         **{name: row[name] for name in _QUESTION},
         "fate": ended,
         **retrieval,
+        "calls_to_success": None if success is None else made[success - 1][0],
         "outcome": row["outcome"],
         "turns": len(turns),
         "valid_turns": valid,
@@ -239,6 +241,7 @@ def _unanswered(run: str, row: Row, query: str | None, ranks: list[int], found: 
         "seen_ranks": None,
         "searches": int(found is not None),
         "searches_to_success": None,
+        "calls_to_success": None,
         "first_hit_rank": None,
         "zero_results": int(found == 0),
         "outcome": None,

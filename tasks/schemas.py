@@ -221,7 +221,7 @@ TABLES: dict[str, pa.Schema] = {
         prompt_fingerprint=_text,
     ),
     # one row a question and a run; null where a run has no such thing (the raw question gives no answer)
-    "results/3": _schema(
+    "results/4": _schema(
         run=_text,
         rollout_id=_text,
         **_QUESTION,
@@ -234,6 +234,7 @@ TABLES: dict[str, pa.Schema] = {
         seen_ranks=pa.list_(_int),  # the same among the pages of all searches, to top_k each, in the order first seen
         searches=_int,
         searches_to_success=_int,
+        calls_to_success=_int,  # model calls up to that search's own; null where there is no model
         first_hit_rank=_int,  # in that search
         zero_results=_int,  # searches that matched no page
         turns=_int,

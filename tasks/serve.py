@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks import config, watchdog
+from tasks import config, folders, watchdog
 from tasks.artifact import Artifact, fetch_folder
 from tasks.errors import ConfigError, ServerError
 from tasks.model import fetch_model
@@ -159,19 +159,22 @@ def serving(
 
     Raises:
         ConfigError: the model is not to be had, or is refused, see `fetch_model`.
-        ServerError: it ended or did not answer in time; the message holds the end of its log.
+        ServerError: something listens at `port`; or it ended or did not answer in time, and the message holds the end of its log.
     """
     if not is_loopback(settings.host) and not os.environ.get("OPENAI_API_KEY"):
         raise ConfigError(
             f"vLLM would answer anybody who reaches {settings.host}: set OPENAI_API_KEY, or leave host alone"
         )
-    port = port or free_port()
-    work_dir.mkdir(parents=True, exist_ok=True)
+    if port:
+        _refuse_taken(settings.host, port)
+    else:
+        port = free_port()
+    folders.make(work_dir)
     for old in sorted(work_dir.glob("vllm-*.log"))[:-_KEPT_LOGS]:  # their names begin with the time
         old.unlink(missing_ok=True)
     log = work_dir / f"vllm-{time.strftime('%Y%m%dT%H%M%S')}-{port}.log"
     if images:
-        images.mkdir(parents=True, exist_ok=True)  # vLLM does not start without it
+        folders.make(images)  # vLLM does not start without it
     args = command(
         fetch_model(model, trusted),
         port,
@@ -275,6 +278,16 @@ def free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise ServerError("a hundred ports on 127.0.0.1 are all taken or forbidden; free some, or name one by --port")
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """Another server that listens there, of another model perhaps, would be taken for the one that is started."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise ServerError(
+            f"vLLM cannot listen at {host}:{port} ({error.strerror}): stop what listens there, or name another --port"
+        ) from error
 
 
 def _request(url: str, body: Any = None) -> urllib.request.Request:

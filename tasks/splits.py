@@ -10,6 +10,8 @@ move others between splits, and what a model was trained on could turn up in its
 import hashlib
 from collections.abc import Collection, Sequence
 
+SPLITS = ("train", "dev", "test")
+
 
 def assign_splits(
     questions: Sequence[Collection[str]], train_ratio: float, dev_ratio: float, salt: str

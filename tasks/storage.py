@@ -77,7 +77,7 @@ def _s3(uri: str) -> Iterator[tuple[Any, str, str]]:
 
 
 @contextlib.contextmanager
-def _local(uri: str, done: str) -> Iterator[None]:
+def local_errors(uri: str, done: str) -> Iterator[None]:
     """What the file system complains of becomes a typed error; `done` says what cannot be done with `uri`."""
     try:
         yield
@@ -100,7 +100,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         return
     path = Path(uri)
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    with _local(uri, "written"):
+    with local_errors(uri, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             file.write(data)
@@ -118,7 +118,7 @@ def read_bytes(uri: str) -> bytes:
         ConfigError: it refuses; a local file that may not be read has a PermissionError as its cause.
     """
     if not is_s3(uri):
-        with _local(uri, "read"):
+        with local_errors(uri, "read"):
             try:
                 return Path(uri).read_bytes()
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
@@ -146,7 +146,7 @@ def read_lines(uri: str) -> Iterator[bytes]:
     if is_s3(uri):
         yield from io.BytesIO(read_bytes(uri))
         return
-    with _local(uri, "read"), Path(uri).open("rb") as file:
+    with local_errors(uri, "read"), Path(uri).open("rb") as file:
         yield from file
 
 
@@ -159,7 +159,7 @@ def is_file(uri: str) -> bool:
     """Whether one file lies at `uri` itself."""
     if is_s3(uri):
         return next(iter_files(uri), None) == uri
-    with _local(uri, "looked for"):
+    with local_errors(uri, "looked for"):
         return Path(uri).is_file()
 
 
@@ -167,11 +167,29 @@ def iter_files(uri: str) -> Iterator[str]:
     """URIs of all files at or below `uri`, sorted. Local files still being written are left out."""
     if not is_s3(uri):
         root = Path(uri)
-        with _local(uri, "listed"):
-            paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
+        with local_errors(uri, "listed"):
+            paths = [root] if root.is_file() else sorted(_walk(root, ()))
         yield from (str(p) for p in paths if not (p.name.startswith(".") and p.name.endswith(".tmp")))
         return
     yield from (name for name, _ in _iter_objects(uri))
+
+
+def _walk(folder: Path, inside: tuple[Path, ...]) -> Iterator[Path]:
+    """All files below a folder, also behind links, but not in circles.
+
+    Args:
+        inside: real paths of the folders that `folder` lies in.
+    """
+    real = folder.resolve()
+    if real in inside:
+        return
+    with local_errors(str(folder), "listed"):
+        entries = [Path(entry) for entry in os.scandir(folder)] if folder.is_dir() else []
+    for path in entries:
+        if path.is_dir():
+            yield from _walk(path, (*inside, real))
+        elif path.is_file():
+            yield path
 
 
 def _iter_objects(uri: str) -> Iterator[tuple[str, str]]:
@@ -210,7 +228,7 @@ def fingerprint(uri: str) -> str:
 
 def _digest(file: str) -> bytes:
     """Hash of a local file; one that may not be read counts as empty: whoever reads it will say so."""
-    with _local(file, "read"):
+    with local_errors(file, "read"):
         try:
             with open(file, "rb") as content:
                 return hashlib.file_digest(content, "sha256").digest()
@@ -225,7 +243,7 @@ def delete(uri: str) -> None:
             with _s3(file) as (client, bucket, key):
                 client.delete_object(Bucket=bucket, Key=key)
         return
-    with _local(uri, "deleted"):
+    with local_errors(uri, "deleted"):
         if Path(uri).is_dir():
             shutil.rmtree(uri)
         else:

@@ -98,20 +98,24 @@ class Supervised:
             reason = self._watch.reason
         tail = log_tail(self._served.log)
         self._end()
-        if self._restarts == self._max_restarts:
-            raise ServerError(
-                f"the model server died once more than max_restarts ({self._max_restarts}) allows: {reason}. What was "
-                f"finished is kept, and the same command goes on from there. Its log ends:\n{tail}"
+        while self._served is None:
+            if self._restarts == self._max_restarts:
+                raise ServerError(
+                    f"the model server died once more than max_restarts ({self._max_restarts}) allows: {reason}. What was "
+                    f"finished is kept, and the same command goes on from there. Its log ends:\n{tail}"
+                )
+            self._restarts += 1
+            run_logger().warning(
+                "the model server is dead: %s; starting it again (%d of at most %d times). Its log ends:\n%s",
+                reason,
+                self._restarts,
+                self._max_restarts,
+                tail,
             )
-        self._restarts += 1
-        run_logger().warning(
-            "the model server is dead: %s; starting it again (%d of at most %d times). Its log ends:\n%s",
-            reason,
-            self._restarts,
-            self._max_restarts,
-            tail,
-        )
-        self._begin()
+            try:
+                self._begin()
+            except ServerError as error:
+                reason, tail = "it did not start again", str(error)
         run_logger().info("the model server answers again")
 
 

@@ -271,7 +271,7 @@ class ImportRun(BaseRun):
     """Parameters of the flow `import`."""
 
     what: Literal[
-        "trajectories", "processed", "sft_best", "sft_trajectory", "sft_context", "dpo", "reward", "adapter"
+        "trajectories", "mined", "processed", "sft_best", "sft_trajectory", "sft_context", "dpo", "reward", "adapter"
     ] = Field(title="What is imported", description="It becomes the newest of its kind, which later stages take.")
     name: AdapterName = Field(
         default="", description="Name that an adapter is kept under beside being the newest; none when empty."
@@ -382,6 +382,8 @@ class Improve(ModelRun):
             raise ValueError("lora_r is above max_lora_rank: the server would refuse the adapter")
         left_out = self.serve.adapters == "lora" and not self.serve.tower_lora
         whole = {"sft_trajectory", "sft_context"} & {self.learned_from(training) for training in self.trainings}
+        if self.mine and whole:
+            raise ValueError("what is mined are single queries, and no conversations: learn from sft_best or dpo")
         # a mined query of a later turn is learned behind what was shown before it
         behind_pages = whole or (self.mine is not None and self.mine.states != "questions")
         parts = {part for training in self.trainings for part in training.parts}

@@ -20,7 +20,7 @@ def _without_secrets(address: str) -> str:
             "not an address such as http://host:8000/v1; a user, password or key does not belong in it: "
             "set the environment variable OPENAI_API_KEY"
         )
-    return address
+    return address.rstrip("/")
 
 
 Address = Annotated[str, AfterValidator(_without_secrets), Field(json_schema_extra={"pattern": _ADDRESS})]

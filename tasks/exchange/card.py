@@ -10,6 +10,7 @@ _ABOUT = {
     "pages": "A page of a document: its text, and where that comes from.",
     "trajectories": "Rollouts of an agent that searches documents to answer questions: every turn, query, result and answer, "
     "one row an attempt.",
+    "mined": "Queries that a model wrote for a question, or where a conversation went on, and what a search for each finds.",
     "processed": "Rollouts that were kept, one row each, with the rank of the answer's page in every search.",
     "pairs": "Two queries for the same question, of which one ranked the answer's page better.",
     "sft": "A conversation and what is to be said next, in TRL's conversational prompt-completion form.",

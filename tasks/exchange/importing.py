@@ -1,6 +1,7 @@
 """Files of others, or of our own export, as the artifacts that the next stages take.
 
 trajectories    → trajectories                       process takes them
+mined           → mined                              process --source mined takes them
 processed       → processed, pairs (and statistics)  format takes them
 a format's name → the training set                   finetune takes it
 
@@ -101,7 +102,7 @@ class _Import:
             usable = parse(found, lambda record, u=unknown: read(record, u), shown, self.aside)  # type: ignore[misc]
             yield from (
                 rows.once(usable, shown, self.aside)
-                if name in ("trajectories", "processed")
+                if name in ("trajectories", "mined", "processed")
                 else (row for _, row in usable)
             )
             rows.note_unknown(unknown, shown, self.aside)
@@ -134,7 +135,7 @@ def import_rows(
     """Read files as the artifacts named in the module's docstring, and "set_aside_import".
 
     Args:
-        what: "trajectories", "processed", or the name of a format.
+        what: "trajectories", "mined", "processed", or the name of a format.
         sources: the file, or folder of a data set. Further: for processed its pairs; for a format the part "val".
         agent: as whose conversations rollouts and examples of others are told.
         pages: ingested pages, for the texts that a rollout saw.
@@ -147,8 +148,8 @@ def import_rows(
         ConfigError: the agent sees images, which others' rollouts cannot be told with.
     """
     work = _Import(sources, agent, pages, questions, root)
-    if what == "trajectories":
-        made = {"trajectories": _trajectories(work, sources[0], "trajectories", uri)}
+    if what in ("trajectories", "mined"):
+        made = {what: _trajectories(work, sources[0], what, uri)}
     elif what == "processed":
         made = _processed(work, uri)
     else:

@@ -29,6 +29,7 @@ _NEEDED = {
 }
 
 _TRAINED_ON = ("sft", "dpo", "reward")
+_QUERIES = {"dpo": ("chosen", "rejected"), "reward": ("completion",)}
 
 
 def schema_of(kind: str) -> str:
@@ -105,6 +106,9 @@ def native(row: Mapping[str, Any], kind: str, unknown: Counter[str], derived: It
     for name in schema.names:
         if schema.field(name).type == pa.list_(MESSAGE):
             _shows_its_images(made[name] or [])
+    for name in _QUERIES.get(kind, ()):
+        if [message["role"] for message in made[name]] != ["assistant"]:
+            raise Refused("bad_example", f"{name} is to be one message, of the assistant")
     if kind == "trajectories":
         _has_its_turns(made)
     return made

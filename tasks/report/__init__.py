@@ -42,7 +42,7 @@ _SECTIONS = {
         *("prompt_tokens", "completion_tokens", "seconds"),
     ),
     "Over found questions only: for reference, not for comparing": (
-        *("searches_to_success", "first_hit_rank", "mrr_survivors"),
+        *("searches_to_success", "calls_to_success", "first_hit_rank", "mrr_survivors"),
     ),
 }
 _BY_CATEGORY = ("hit_at_1", "mrr_first", "success", "correct")
@@ -335,14 +335,12 @@ def _figures(
         "Every question counts; “missed” are those whose page is not among the first ten.",
         plots.rank_bars(ranks),
     )
-    searches = {
-        run: [row["searches_to_success"] for row in rows] for run, rows in tables.items() if rows[0]["best_known"]
-    }
-    if any(row["searches"] > 1 for rows in tables.values() for row in rows):
+    calls = {run: [row["calls_to_success"] for row in rows] for run, rows in tables.items() if rows[0]["turns"]}
+    if any(row["turns"] > 1 for run in calls for row in tables[run]):
         yield (
-            "How many searches did it take?",
-            "Every question by the number of the first search that showed the agent a page with the answer.",
-            plots.search_bars(searches),
+            "How many model calls did it take?",
+            "Every question by the number of the call whose search first showed the agent a page with the answer.",
+            plots.call_bars(calls),
         )
     if statistics and statistics["rank_score"]:
         yield (

@@ -41,8 +41,10 @@ def write_sample(folder: Path) -> Sample:
     sample = sample_in(folder)
     if not sample.expert_queries.exists() and (sample.questions.exists() or any(sample.documents.glob("*"))):
         raise ConfigError(f"{folder} holds documents or questions that are not the sample's: name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    sample.expert_queries.touch()  # killed from here on, what lies here is a sample's
     shutil.rmtree(sample.documents, ignore_errors=True)  # an older sample had others
-    sample.documents.mkdir(parents=True)
+    sample.documents.mkdir()
     questions: list[dict[str, object]] = []
     queries: list[dict[str, object]] = []
     for path in sorted(Path(__file__).parent.glob("*.yaml")):

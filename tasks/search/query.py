@@ -50,7 +50,7 @@ _CHARACTERS = rf"[\"*()\[\]{{}}^~{_QUESTION_MARKS}]|(?<!\w)'"
 # with what the parser sees around an operator once question marks and colons are gone
 _OPERATORS = rf"(?<![^\s:{_QUESTION_MARKS}])(?:AND|OR|NOT|ANDNOT|ANDMAYBE|REQUIRE)(?![^\s:{_QUESTION_MARKS}])"
 _SYNTAX = re.compile(rf"{_CHARACTERS}|\b(?:{_NAMES}):(?=\S)|{_OPERATORS}")
-_MEANT = re.compile(rf"[\"*]|\b(?:{_NAMES}):(?=\S)|{_OPERATORS}")
+_MEANT = re.compile(rf"[\"*{_QUESTION_MARKS}]|\b(?:{_NAMES}):(?=\S)|{_OPERATORS}")
 _SIMPLE = re.compile(r"[\w\s.,;!/$%&#@+=|\\<>`-]*\??\s*")
 _NOT_WORDS = re.compile(rf"{_CHARACTERS}|:")
 _ENDING = re.compile(rf"[{_QUESTION_MARKS}]+(?=[\s)\]}}\"',.;:!]|$)")

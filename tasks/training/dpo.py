@@ -22,7 +22,7 @@ import torch
 
 from tasks.config import Finetune
 from tasks.errors import TrainingError
-from tasks.training.examples import Example, Item, Items, Pair, Row, encode, unusable
+from tasks.training.examples import MISTAKABLE, Example, Item, Items, Pair, Row, encode, mistakable, unusable
 from tasks.training.method import Batch, Columns, compared, mean, sums
 from tasks.training.sight import Sight
 from tasks.training.weights import weigh
@@ -34,8 +34,8 @@ def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune, sight: Sight |
     """Tokenize rows of dpo/3, one item a prompt.
 
     Set aside are pairs of which a side has more than `max_length` tokens ("too long"), none to learn under the mask strategy
-    ("nothing to learn"), or the same tokens as the other ("the same"), and pairs to learn from that weigh 0 ("weight 0").
-    Those to measure on all weigh 1.
+    ("nothing to learn"), or the same tokens as the other ("the same"), pairs to learn from that weigh 0 ("weight 0"), and those
+    with a text that the model would see as an image. Those to measure on all weigh 1.
 
     Raises:
         TrainingError: a margin is asked for, and a pair has no scores.
@@ -59,6 +59,9 @@ def _items(
     examples: dict[str, dict[Example, int]] = {}  # of each prompt, in the order in which they come
     pairs: dict[str, list[Pair]] = {}
     for row, weight in zip(rows, weights, strict=True):
+        if mistakable([*row["prompt"], *row["chosen"], *row["rejected"]], tokenizer, sight):
+            aside[MISTAKABLE] += 1
+            continue
         sides = [_example(row, side, tokenizer, settings, sight) for side in ("chosen", "rejected")]
         reasons = [reason for example in sides if (reason := unusable(example, settings.max_length))]
         if weight == 0 or reasons or sides[0] == sides[1]:

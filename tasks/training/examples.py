@@ -24,12 +24,11 @@ learned under `none` alone.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tasks.agent.message import chat_content, images_of
-from tasks.errors import TrainingError
 from tasks.training.sight import Sight
 
 Span = tuple[int, int]
@@ -93,6 +92,9 @@ class Items:
     set_aside: dict[str, int]
 
 
+MISTAKABLE = "a text holds an image's token"
+
+
 def unusable(example: Example, max_length: int) -> str | None:
     """Why an example is set aside, whole: it is never cut."""
     if len(example.ids) > max_length:
@@ -108,9 +110,7 @@ def encode(row: Row, tokenizer: Any, strategy: str, weight: float = 1.0, sight: 
         tokenizer: a fast tokenizer with a chat template.
         strategy: a mask strategy, see the module's docstring.
         sight: what the model makes of the images that the row shows; needed where it shows any.
-
-    Raises:
-        TrainingError: a text of the row holds what stands for an image in the tokenizer's vocabulary.
+            No text of the row is `mistakable`.
     """
     examples = []
     images = [image for message in [*row["prompt"], *row["completion"]] for image in images_of(message)]
@@ -128,14 +128,22 @@ def encode(row: Row, tokenizer: Any, strategy: str, weight: float = 1.0, sight: 
             learned += [len(ids) + i for i in _overlapping(encoded["offset_mapping"][index], spans)]
             ids += piece_ids
         if sight:
-            ids, learned = _with_images(ids, learned, [sight.tokens(image) for image in images], sight.token_id, row)
+            ids, learned = _with_images(ids, learned, [sight.tokens(image) for image in images], sight.token_id)
         # the first token follows nothing, so nothing predicts it
         examples.append(Example(tuple(ids), tuple(i for i in learned if i > 0), weight))
     return examples
 
 
+def mistakable(messages: Iterable[Mapping[str, Any]], tokenizer: Any, sight: Sight | None) -> bool:
+    """Whether a text holds the token that the model reads as an image, as a page about the model may. Its row is set aside."""
+    if sight is None:
+        return False
+    token = tokenizer.convert_ids_to_tokens(sight.token_id)
+    return any(token in message["content"] for message in messages)
+
+
 def _with_images(
-    ids: Sequence[int], learned: Sequence[int], images: Sequence[Sequence[int]], token_id: int, row: Row
+    ids: Sequence[int], learned: Sequence[int], images: Sequence[Sequence[int]], token_id: int
 ) -> tuple[list[int], list[int]]:
     """Put the tokens of each image in the place of the one that stands for it; a sequence may end before the last image."""
     expanded: list[int] = []
@@ -145,13 +153,8 @@ def _with_images(
         moved.append(len(expanded))
         if token != token_id:
             expanded.append(token)
-        elif left:
-            expanded += left.pop(0)
         else:
-            raise TrainingError(
-                f"question {row['question_id']}: a text of its conversation holds the token that stands for an image: take the "
-                "question out of the training set"
-            )
+            expanded += left.pop(0)
     return expanded, [moved[at] for at in learned]
 
 

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tasks import storage, watchdog
+from tasks import folders, storage, watchdog
 from tasks.artifact import Artifact, provenance, read_provenance, read_rows, write_folder, write_table
 from tasks.config import Finetune, Launch
 from tasks.errors import ConfigError, TrainingError
@@ -115,7 +115,7 @@ def finetune(
         images_root=images_root,
         start=start,
     )
-    work_dir.mkdir(parents=True, exist_ok=True)
+    folders.make(work_dir)
     if spec.checkpoints_uri:
         checkpoints.fetch(spec.checkpoints_uri, work_dir / "checkpoints", spec.training)
     write_spec(spec, work_dir / "spec.json")

@@ -10,6 +10,8 @@ from tasks.model import fetch_model, model_fingerprint
 from tasks.training.adapted import load_adapted
 from tasks.training.loading import base_name, load_tokenizer
 
+_MOST_IN_A_FILE = "4GB"  # object storage takes 5 GiB at once
+
 
 def merge(adapter: Artifact, model: str, uri: str, trusted: Collection[str] = ()) -> Artifact:
     """Write base + adapter as one checkpoint (model/1), with the tokenizer, in the base's own precision.
@@ -32,10 +34,11 @@ def merge(adapter: Artifact, model: str, uri: str, trusted: Collection[str] = ()
     # Added up in float32 and rounded once: adding in bfloat16 would lose most of the adapter.
     whole = load_adapted(adapter, model, trusted, bf16=False)
     base, trust = fetch_model(model, trusted), model in trusted
-    precision = AutoConfig.from_pretrained(base, trust_remote_code=trust).dtype or torch.float32
+    known = AutoConfig.from_pretrained(base, trust_remote_code=trust)
+    precision = known.dtype or known.get_text_config().dtype or torch.float32  # Qwen3-VL says it of its text alone
     merged = whole.merge_and_unload(safe_merge=True).to(precision)
     with tempfile.TemporaryDirectory() as scratch:
-        merged.save_pretrained(scratch)
+        merged.save_pretrained(scratch, max_shard_size=_MOST_IN_A_FILE)
         load_tokenizer(base, trust_remote_code=trust).save_pretrained(scratch)
         for file in base.glob("*processor_config.json"):  # how images are seen
             shutil.copy(file, scratch)

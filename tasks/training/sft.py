@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tasks.config import Finetune
-from tasks.training.examples import Example, Item, Items, Row, encode, unusable
+from tasks.training.examples import MISTAKABLE, Example, Item, Items, Row, encode, mistakable, unusable
 from tasks.training.method import Batch, Columns, mean
 from tasks.training.sight import Sight
 from tasks.training.weights import weigh
@@ -22,14 +22,18 @@ def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune, sight: Sight |
     """Tokenize rows of sft/2, one item a sequence.
 
     Set aside are sequences with more than `max_length` tokens ("too long"), without a token to learn under the mask strategy
-    ("nothing to learn"), and rows to learn from that weigh 0 ("weight 0"). Those to measure on all weigh 1.
+    ("nothing to learn"), rows to learn from that weigh 0 ("weight 0"), and those with a text that the model would see as an
+    image. Those to measure on all weigh 1.
     """
     train_rows = [row for row in rows if row["split"] == "train"]
     weights = weigh(train_rows, settings.weight_scheme)
     aside: Counter[str] = Counter()
 
     def items(row: Row, weight: float) -> list[Item]:
-        kept = []
+        kept: list[Item] = []
+        if mistakable([*row["prompt"], *row["completion"]], tokenizer, sight):
+            aside[MISTAKABLE] += 1
+            return kept
         for example in encode(row, tokenizer, settings.mask_strategy, weight, sight):
             if reason := unusable(example, settings.max_length):
                 aside[reason] += 1

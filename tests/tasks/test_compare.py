@@ -25,7 +25,7 @@ ranks = st.one_of(st.none(), st.integers(1, 10))
 def result(run: str, number: int, rank: int | None, **others: Any) -> dict[str, Any]:
     """A results row of question `number`, two questions a document."""
     return {
-        **dict.fromkeys(TABLES["results/3"].names),
+        **dict.fromkeys(TABLES["results/4"].names),
         "run": run,
         "question_id": f"q{number:04d}",
         "question": f"Question {number}?",
@@ -45,7 +45,7 @@ def result(run: str, number: int, rank: int | None, **others: Any) -> dict[str, 
 
 def stored(folder: Path, run: str, found: Sequence[int | None], **others: Any) -> Artifact:
     rows = [result(run, number, rank, **others) for number, rank in enumerate(found)]
-    return write_table(table_of(rows, "results/3"), str(folder / f"{run}.parquet"), "results/3", {})
+    return write_table(table_of(rows, "results/4"), str(folder / f"{run}.parquet"), "results/4", {})
 
 
 def cells_of(*results: Artifact) -> dict[tuple[str, str], Cell]:
@@ -76,7 +76,7 @@ def test_rates_are_of_searches_and_turns_not_of_questions(tmp_path: Path) -> Non
         result("base", 0, 1, searches=4, zero_results=1, turns=5, valid_turns=5),
         result("base", 1, None, searches=0, zero_results=0, turns=5, valid_turns=0),
     ]
-    stored_rows = write_table(table_of(rows, "results/3"), str(tmp_path / "r.parquet"), "results/3", {})
+    stored_rows = write_table(table_of(rows, "results/4"), str(tmp_path / "r.parquet"), "results/4", {})
     cells = cells_of(stored_rows)
     assert cells["zero_results", "base"].mean == 0.25
     assert cells["valid_turns", "base"].mean == 0.5
@@ -144,9 +144,9 @@ def test_runs_of_the_same_name_no_runs_and_repeated_questions_are_refused(tmp_pa
         compared(tmp_path, run, run)
     with pytest.raises(InputError, match="no results"):
         compared(tmp_path)
-    twice = table_of([result("b", 0, 1), result("b", 0, 2)], "results/3")
+    twice = table_of([result("b", 0, 1), result("b", 0, 2)], "results/4")
     with pytest.raises(InputError, match="more than once"):
-        compared(tmp_path, write_table(twice, str(tmp_path / "b.parquet"), "results/3", {}))
+        compared(tmp_path, write_table(twice, str(tmp_path / "b.parquet"), "results/4", {}))
 
 
 def test_every_later_run_is_compared_with_every_earlier_and_the_headline_is_the_last_pair(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def question(number: int) -> dict[str, Any]:
 def results(folder: Path, run: str, ranks: Sequence[int | None]) -> Artifact:
     rows = [
         {
-            **dict.fromkeys(TABLES["results/3"].names),
+            **dict.fromkeys(TABLES["results/4"].names),
             **question(number),
             "run": run,
             "fate": "found" if rank and rank <= 3 else "never_retrieved",
@@ -99,7 +99,7 @@ def results(folder: Path, run: str, ranks: Sequence[int | None]) -> Artifact:
         }
         for number, rank in enumerate(ranks)
     ]
-    return write_table(table_of(rows, "results/3"), str(folder / f"{run}.parquet"), "results/3", provenance())
+    return write_table(table_of(rows, "results/4"), str(folder / f"{run}.parquet"), "results/4", provenance())
 
 
 def rollout(number: int, rank: int | None, text: str = ATTACK) -> dict[str, Any]:
