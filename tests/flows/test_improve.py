@@ -9,9 +9,9 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import ArtifactSort
 
 from flows.improve import improve, steps
-from tasks import config, storage
-from tasks.artifact import load_ref, read_provenance
-from tasks.errors import ServerError
+from tasks import artifact, config, storage
+from tasks.artifact import Artifact, load_ref, read_provenance
+from tasks.errors import InputError, ServerError
 from tests.model_server import ModelServer
 from tests.small_collection import searcher
 from tests.tiny_model import tiny_model
@@ -130,3 +130,47 @@ def test_a_night_is_not_what_it_learns_from(tmp_path: Path, dated: dict[str, Any
     named = small_loop(str(tmp_path), tmp_path, "base", "http://127.0.0.1:9/v1").model_dump()
     with pytest.raises(ValueError, match="leave dt empty"):
         config.Improve(**named | dated)
+
+
+def test_what_others_make_meanwhile_is_not_what_it_goes_on_from(tmp_path: Path, documents: Path) -> None:
+    """Under the same storage somebody else collects, and keeps another training's adapter, while the loop is under way."""
+    root, model = str(tmp_path / "store"), str(tiny_model(tmp_path / "model"))
+    with ModelServer(searcher) as server:
+        server.models = [model]
+        settings = small_loop(root, documents, model, server.url)
+        alone = {run.stage: run.artifacts for run in improve(settings)}
+
+        other = str(tmp_path / "other")
+        few = small_loop(other, documents, model, server.url)
+        improve(few.model_copy(update={"collect": config.Collect(limit=2)}))
+        others = {name: load_ref(other, name) for name in ("trajectories", "sft_best", "adapter")}
+        saved = artifact.save_ref
+
+        def interfering(root: str, name: str, made: Artifact) -> None:
+            saved(root, name, made)
+            if name in others:
+                with artifact.refs_of(""):
+                    saved(root, name, others[name])
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(artifact, "save_ref", interfering)
+            again = improve(settings)
+        assert all(run.cached for run in again), [run.stage for run in again if not run.cached]
+        assert {run.stage: run.artifacts for run in again} == alone
+        assert load_ref(root, "trajectories") == others["trajectories"]
+        assert not storage.exists(storage.join(root, "loops"))
+
+
+def test_a_split_without_questions_is_told_before_anything_is_asked(tmp_path: Path, documents: Path) -> None:
+    with ModelServer(searcher) as server:
+        settings = small_loop(str(tmp_path / "store"), documents, "base", server.url)
+        ingest = settings.ingest.model_copy(update={"train_ratio": 1.0})
+        with pytest.raises(InputError, match="no question is in split 'test'"):
+            improve(settings.model_copy(update={"ingest": ingest}))
+        assert server.calls == 0
+
+
+def test_mined_queries_are_not_learned_from_as_conversations(tmp_path: Path) -> None:
+    named = small_loop(str(tmp_path), tmp_path, "base", "http://127.0.0.1:9/v1").model_dump()
+    with pytest.raises(ValueError, match="what is mined are single queries"):
+        config.Improve(**named | {"mine": {}, "format": {"formats": ["sft_trajectory"]}})

@@ -78,6 +78,7 @@ def test_retry_redoes_only_what_failed_on_another_machine(
         with worker("gpu-serving", tmp_path / "one") as log:
             failed = ended(whole_server, run, log)
         assert failed["state_type"] == "FAILED", log.read_text()
+        assert failed["name"].startswith("collect-all-2026-11-24-"), "the night that it is"
         assert "4 of 20 rollouts failed (server_error 4)" in failed["state"]["message"]
 
         rows, description = _failed_table(whole_server, run)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tasks import artifact, collect, config, storage
 from tasks.artifact import Artifact
 from tasks.collect import RolloutSpec, Shard
-from tasks.errors import ArtifactError
+from tasks.errors import ArtifactError, InputError
 from tasks.unwritten import Unwritten
 
 QUESTION_IDS = [f"q{n}" for n in range(30)]
@@ -280,3 +280,11 @@ async def test_what_cannot_be_read_is_forgotten(tmp_path: Path) -> None:
     next(tmp_path.rglob("*.parquet")).write_bytes(b"PAR1")
     collect.forget([_shard(5)], str(tmp_path))
     assert {row["rollout_id"] for row in _stored(str(tmp_path))} < {spec.rollout_id for spec in _shard().rollouts}
+
+
+def test_a_split_without_questions_is_told_with_what_the_others_hold(tmp_path) -> None:
+    questions = _questions(str(tmp_path))
+    none_for_dev = collect.select(questions, "all", None)
+    assert none_for_dev
+    with pytest.raises(InputError, match=r"no question is in split 'dev' \(train: \d+, dev: 0, test: \d+\)"):
+        collect.plan(questions, config.Collect(split="dev"), "key")

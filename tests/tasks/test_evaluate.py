@@ -145,6 +145,7 @@ def test_best_and_first_search_of_a_rollout(tmp_path: Path, searcher: Searcher) 
     assert (row["first_query"], row["first_rank"], row["best_rank"]) == ("service", 7, 1)
     assert (row["searches"], row["searches_to_success"], row["turns"], row["valid_turns"]) == (3, 2, 3, 3)
     assert row["first_hit_rank"] == turns[1]["searches"][0]["gt_rank"] == 1
+    assert row["calls_to_success"] == 2
     measured = {metric.name: metric.parts(row) for metric in METRICS}
     assert [measured[f"hit_at_{k}"] for k in HIT_DEPTHS] == [(0, 1), (0, 1), (0, 1), (1, 1)]
     assert [measured[f"best_hit_at_{k}"] for k in HIT_DEPTHS] == [(1, 1)] * 4
@@ -286,9 +287,10 @@ def test_the_raw_question_is_the_query(tmp_path: Path, searcher: Searcher) -> No
     one, two = read_rows(baseline(tmp_path, searcher, asked))
     assert (one["first_rank"], one["searches"], one["searches_to_success"]) == (1, 1, 1)
     assert (two["first_rank"], two["searches_to_success"]) == (6, None)
+    assert [(row["first_hit_rank"], row["calls_to_success"]) for row in (one, two)] == [(1, None), (None, None)]
     assert (two["best_rank"], two["best_known"], two["outcome"], two["anls"]) == (6, True, None, None)
     assert len(read_rows(baseline(tmp_path, searcher, asked, limit=1))) == 1
-    with pytest.raises(InputError, match="no question in split"):
+    with pytest.raises(InputError, match="no question is in split"):
         baseline(tmp_path, searcher, asked, split="dev")
 
 
@@ -366,3 +368,13 @@ def test_a_rollout_that_ran_out_of_context_does_not_make_a_run_one_that_answers(
     facts = provenance(settings={"agent": config.Agent(answer=False).model_dump(mode="json")})
     rows = read_rows(scored(tmp_path, searcher, [searched, full], facts=facts))
     assert {row["anls"] for row in rows} == {row["page_f1"] for row in rows} == {None}
+
+
+def test_calls_count_turns_that_searched_for_nothing_and_not_searches(tmp_path: Path, searcher: Searcher) -> None:
+    asked = question(6)
+    wasted = {**turn(searcher, asked), "failure": "unparsable"}
+    turns = [wasted, turn(searcher, asked, "service", "cables")]
+    (row,) = read_rows(scored(tmp_path, searcher, [rollout(asked, *turns)]))
+    assert (row["searches_to_success"], row["calls_to_success"]) == (2, 2)
+    (row,) = read_rows(scored(tmp_path, searcher, [rollout(asked, wasted, wasted, turn(searcher, asked, "cables"))]))
+    assert (row["searches_to_success"], row["calls_to_success"]) == (1, 3)

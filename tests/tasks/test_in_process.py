@@ -169,6 +169,11 @@ def test_page_images_are_seen_as_the_models_own_code_sees_them(tmp_path: Path) -
     assert found.prompt_tokens == length
     assert found.raw_text == tokenizer.decode(ids[0, length:], skip_special_tokens=True)
     assert asked(*reversed(images)).raw_text != found.raw_text
+    tight = open_in_process(config.Server(model=str(folder)), None, length + 7, str(tmp_path))()
+    seeing = tight  # an image gives way to the answer
+    with pytest.raises(CompletionError) as full:
+        asked(*images)
+    assert full.value.out_of_context
     forged = [{"role": "user", "content": f"<|image_pad|> {PLACEHOLDER}", "images": images[:1]}]
     with pytest.raises(CompletionError, match="stands for an image"):
         asyncio.run(seeing(forged, {}, resolve("greedy", config.Sampling(max_tokens=1)), 0))

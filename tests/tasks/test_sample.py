@@ -193,3 +193,24 @@ def test_the_demo_refuses_documents_of_ones_own(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="drag improve"):
         demo(config.Improve(storage=str(tmp_path / "store"), ingest=mine))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sample_whose_writing_was_broken_off_is_written_again(
+    sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = 0
+
+    def killed(document: Any) -> bytes:
+        nonlocal written
+        written += 1
+        if written == 3:
+            raise KeyboardInterrupt
+        return render.to_pdf(document)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.sample.to_pdf", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_sample(tmp_path)
+    again = write_sample(tmp_path)
+    assert again.questions.read_bytes() == sample.questions.read_bytes()
+    assert {path.name for path in again.documents.iterdir()} == {path.name for path in sample.documents.iterdir()}

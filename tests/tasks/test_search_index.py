@@ -134,6 +134,8 @@ def test_the_question_is_added_to_what_has_no_operators(index: Artifact) -> None
     assert result.read_as == "query"
     assert found(result) == [("reports/annual_2020.pdf", 2)]
     assert searcher.search('"money"', 1, question="What rose?").searched == '"money"'
+    assert searcher.search("m?ney", 1, question="What rose?").searched == "m?ney"
+    assert searcher.search("money?", 1, question="What rose?").searched == "money What rose"
     assert searcher.search("money_{o2o} (2019)", 1, question="What rose?").searched.split()[-2:] == ["What", "rose"]
     assert searcher.search("money", 1).searched == "money"
     assert open_index(index, config.Search()).search("money", 1, question="What rose?").searched == "money"

@@ -3,6 +3,7 @@
 import ast
 import json
 import random
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,15 @@ def test_a_free_port_is_none_that_a_connection_takes_meanwhile() -> None:
     assert max(ports) < lowest
     random.seed(0)
     assert {serve.free_port() for _ in range(20)} != ports  # two test processes seed alike
+
+
+def test_a_port_that_something_listens_at_is_refused(tmp_path: Path) -> None:
+    """What listens there may be another vLLM, which answers for the same name."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(ServerError, match=rf"cannot listen at 127.0.0.1:{port} \(Address already in use"),
+            serve.serving("nobody/model", config.Serve(), tmp_path / "work", port=port),
+        ):
+            pass
+    assert list((tmp_path / "work").glob("*.log")) == []

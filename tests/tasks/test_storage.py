@@ -225,3 +225,18 @@ def test_join_and_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
     assert storage.resolve("data") == str(tmp_path / "data")
     assert storage.resolve("s3://b/prefix/") == "s3://b/prefix"
+
+
+def test_files_behind_links_are_listed_but_not_in_circles(tmp_path: Path) -> None:
+    docs, archive = tmp_path / "docs", tmp_path / "archive"
+    docs.mkdir()
+    (archive / "old").mkdir(parents=True)
+    (archive / "old" / "b.pdf").write_bytes(b"b")
+    (docs / "a.pdf").write_bytes(b"a")
+    (docs / "2019").symlink_to(archive)
+    (archive / "back").symlink_to(docs)
+    found = [storage.relative(uri, str(docs)) for uri in storage.iter_files(str(docs))]
+    assert found == ["2019/old/b.pdf", "a.pdf"]
+    before = storage.fingerprint(str(docs))
+    (archive / "old" / "b.pdf").write_bytes(b"another")
+    assert storage.fingerprint(str(docs)) != before

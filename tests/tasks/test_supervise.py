@@ -89,6 +89,28 @@ def test_no_more_often_than_allowed(tmp_path: Path) -> None:
     assert len(starts.made) == 2
 
 
+def test_a_start_that_fails_is_one_of_those_that_are_allowed(tmp_path: Path) -> None:
+    starts = Starts(tmp_path, [])
+    tries = 0
+
+    def flaky() -> AbstractContextManager[Served]:
+        nonlocal tries
+        tries += 1
+        if tries == 2:
+            raise ServerError("the card is not free yet")
+        return starts()
+
+    with Supervised(flaky, max_restarts=2) as supervised:
+        for _ in range(2):
+            os.kill(counts(supervised.served().base_url)["pid"], signal.SIGKILL)
+            starts.made[-1].process.wait(60)
+            if len(starts.made) == 1:
+                assert supervised.revive()
+        with pytest.raises(ServerError, match=r"max_restarts \(2\) allows"):
+            supervised.revive()
+    assert tries == 3
+
+
 @pytest.mark.parametrize(("end", "said"), [("ill", "answers 503"), ("hang", "does not answer")])
 def test_one_that_is_ill_or_hangs_is_ended_by_the_watch_and_started_again(
     tmp_path: Path, end: str, said: str, caplog: pytest.LogCaptureFixture

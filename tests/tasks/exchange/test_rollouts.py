@@ -67,6 +67,14 @@ def test_ours_come_back_as_they_were(
     assert by_id(again[0]) == by_id(scored["processed"])
     assert format_training(*again[:2], Format(formats=["sft_trajectory"]), agent, str(tmp_path / "sets"))
 
+    mined = tmp_path / "mined"
+    mined.mkdir()
+    export_tables({"mined": made}, layout, mined, str(tmp_path))
+    source = str(mined if layout == "hf" else mined / "mined.jsonl")
+    back = import_rows("mined", [source], other, None, None, str(tmp_path / "m"), str(tmp_path))
+    assert by_id(back["mined"]) == by_id(made)
+    assert artifact.read_rows(back["set_aside_import"]) == []
+
     back = import_rows("processed", sources["processed"], other, None, None, str(tmp_path / "b"), str(tmp_path))
     assert by_id(back["processed"]) == by_id(scored["processed"])
     order = [(name, "ascending") for name in ("split", "question_id", "chosen", "rejected")]

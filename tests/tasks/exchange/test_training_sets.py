@@ -190,3 +190,18 @@ def test_a_row_of_ours_that_nobody_can_learn_from_is_refused(tmp_path: Path) -> 
     assert aside == {2: "bad_example", **dict.fromkeys((3, 4, 5), "bad_conversation")}
     with pytest.raises(ArtifactError, match="its question is not known"):
         training_sets.write(unasked)
+
+
+@pytest.mark.parametrize("name", ["dpo", "reward"])
+def test_a_query_to_compare_is_one_message_of_the_assistant(name: FormatName, searcher: Any, tmp_path: Path) -> None:
+    processed, pairs = prepared(searcher, str(tmp_path), Agent())
+    made = format_training(processed, pairs, Format(formats=[name]), Agent(), str(tmp_path / "made"))
+    row = next(iter(artifact.read_rows(made[name])))
+    column = "chosen" if name == "dpo" else "completion"
+    twice, asked = row[column] * 2, [{**row[column][0], "role": "user"}]
+    file = tmp_path / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(row | {column: said}) + "\n" for said in (row[column], [], twice, asked)))
+    back = import_rows(name, [str(file)], Agent(), None, None, str(tmp_path / "back"), str(tmp_path))
+    assert back[name].rows == 1
+    aside = {found["row"]: found["reason"] for found in artifact.read_rows(back["set_aside_import"])}
+    assert aside == dict.fromkeys((2, 3, 4), "bad_example")

@@ -14,7 +14,7 @@ from tasks.artifact import Artifact, fetch_folder, provenance, read_rows, table_
 from tasks.config import Finetune, Part
 from tasks.errors import TrainingError
 from tasks.model import model_fingerprint
-from tasks.training import sft
+from tasks.training import dpo, sft
 from tasks.training.loading import load_model, load_tokenizer
 from tasks.training.merge import merge
 from tasks.training.parts import part_of
@@ -196,11 +196,19 @@ def test_a_model_that_reads_alone_is_not_shown_images(spec: Spec, model: Path) -
         train(replace(spec, model=str(model)))
 
 
-def test_what_stands_for_an_image_in_a_text_is_told(spec: Spec, root: Path) -> None:
-    forged = shown("How long?", "warranty", 0)
+def test_a_row_with_a_text_that_would_be_seen_as_an_image_is_set_aside(spec: Spec, root: Path) -> None:
+    forged, sound = shown("How long?", "warranty", 0), shown("How wide?", "width", 1)
     forged["prompt"][1]["content"] += " <|image_pad|>"
-    with pytest.raises(TrainingError, match=r"question How long\?: a text of its conversation"):
-        sft.load([forged], load_tokenizer(spec.model), spec.settings, Sight(Path(spec.model), str(root)))
+    tokenizer, sight = load_tokenizer(spec.model), Sight(Path(spec.model), str(root))
+    items = sft.load([forged, sound], tokenizer, spec.settings, sight)
+    assert (len(items.train), items.set_aside) == (1, {"a text holds an image's token": 1})
+    pair, other = (
+        {**row, "chosen": row["completion"], "rejected": [{"role": "assistant", "content": "<search>it</search>"}]}
+        | {"chosen_score": 1.0, "rejected_score": 0.0}
+        for row in (forged, sound)
+    )
+    items = dpo.load([pair, other], tokenizer, spec.settings.model_copy(update={"method": "dpo"}), sight)
+    assert (len(items.train), items.set_aside) == (1, {"a text holds an image's token": 1})
 
 
 def test_merged_it_sees_what_base_and_adapter_see(spec: Spec, root: Path, tmp_path: Path) -> None:
