@@ -150,6 +150,30 @@ def test_only_what_differs_is_written_and_what_people_set_elsewhere_stays(
     assert _outcomes(deploy(settings), "changed") == []
 
 
+def test_a_schedule_that_was_added_in_the_ui_stays_and_unsettles_nothing(whole_server: str, files: Path) -> None:
+    settings = config.Deploy(storage="s3://bucket/drag")
+    deploy(settings)
+    nightly = _deployed(whole_server, "collect/nightly")
+    of_schedules = f"{whole_server}/deployments/{nightly['id']}/schedules"
+    API.patch(f"{of_schedules}/{nightly['schedules'][0]['id']}", json={"active": False})
+    added = {"schedule": {"cron": "0 13 * * 6", "timezone": "UTC"}, "active": True}
+    API.post(of_schedules, json=[added, added | {"slug": "saturdays"}]).raise_for_status()
+
+    def stands() -> list[tuple[str | None, bool, str]]:
+        after = _deployed(whole_server, "collect/nightly")["schedules"]
+        return sorted((s["slug"] or "", s["active"], s["schedule"]["cron"]) for s in after)
+
+    kept = [("", True, "0 13 * * 6"), ("saturdays", True, "0 13 * * 6")]
+    assert _outcomes(deploy(settings), "changed") == []
+    assert stands() == sorted([*kept, ("nightly", False, "0 1 * * *")])
+    _edit(files / "prefect.yaml", 'cron: "0 1 * * *"', 'cron: "30 2 * * *"')
+    assert _outcomes(deploy(settings), "changed") == ["deployment collect/nightly"]
+    assert stands() == sorted([*kept, ("nightly", False, "30 2 * * *")])
+    API.delete(f"{of_schedules}/{nightly['schedules'][0]['id']}").raise_for_status()
+    assert _outcomes(deploy(settings), "changed") == ["deployment collect/nightly"]
+    assert stands() == sorted([*kept, ("nightly", True, "30 2 * * *")])
+
+
 def test_kubernetes_jobs_get_image_gpus_and_references_to_secrets(whole_server: str) -> None:
     from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
@@ -269,27 +293,3 @@ def test_without_a_server_it_says_how_to_get_one(
     assert "prefect server start" in capsys.readouterr().err
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         assert main(["deploy", "--storage", "/shared/drag"]) == ServerError.exit_code
-
-
-def test_a_schedule_that_was_added_in_the_ui_stays_and_unsettles_nothing(whole_server: str, files: Path) -> None:
-    settings = config.Deploy(storage="s3://bucket/drag")
-    deploy(settings)
-    nightly = _deployed(whole_server, "collect/nightly")
-    of_schedules = f"{whole_server}/deployments/{nightly['id']}/schedules"
-    API.patch(f"{of_schedules}/{nightly['schedules'][0]['id']}", json={"active": False})
-    added = {"schedule": {"cron": "0 13 * * 6", "timezone": "UTC"}, "active": True}
-    API.post(of_schedules, json=[added, added | {"slug": "saturdays"}]).raise_for_status()
-
-    def stands() -> list[tuple[str | None, bool, str]]:
-        after = _deployed(whole_server, "collect/nightly")["schedules"]
-        return sorted((s["slug"] or "", s["active"], s["schedule"]["cron"]) for s in after)
-
-    kept = [("", True, "0 13 * * 6"), ("saturdays", True, "0 13 * * 6")]
-    assert _outcomes(deploy(settings), "changed") == []
-    assert stands() == sorted([*kept, ("nightly", False, "0 1 * * *")])
-    _edit(files / "prefect.yaml", 'cron: "0 1 * * *"', 'cron: "30 2 * * *"')
-    assert _outcomes(deploy(settings), "changed") == ["deployment collect/nightly"]
-    assert stands() == sorted([*kept, ("nightly", False, "30 2 * * *")])
-    API.delete(f"{of_schedules}/{nightly['schedules'][0]['id']}").raise_for_status()
-    assert _outcomes(deploy(settings), "changed") == ["deployment collect/nightly"]
-    assert stands() == sorted([*kept, ("nightly", True, "30 2 * * *")])

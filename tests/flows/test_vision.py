@@ -13,7 +13,7 @@ import pytest
 
 from flows.collect import collect
 from flows.finetune import finetune
-from tasks import artifact, config, serve, storage
+from tasks import artifact, config, images, serve, storage
 from tasks.adapters import check_adapter
 from tasks.agent import prompts
 from tasks.agent.message import Image, Message, images_of, openai_content
@@ -39,13 +39,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def vllm(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve.Served]:
+def root(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    made = storage.resolve(str(tmp_path_factory.mktemp("vision") / "store"))
+    ingest_small(made, documents)
+    return made
+
+
+@pytest.fixture(scope="module")
+def vllm(model: Path, root: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve.Served]:
     settings = config.Serve(max_model_len=4096, max_num_seqs=8, tower_lora=True, tool_call_parser="hermes")
     folder = tmp_path_factory.mktemp("vllm")
     with pytest.MonkeyPatch.context() as patch:
         if not serve.has_gpu():
             patch.setenv("PYTHONPATH", str(torchvision_on_a_cpu(serve.vllm_python(), folder / "torchvision")))
-        server = serve.serving(str(model), settings, folder / "log")
+        server = serve.serving(str(model), settings, folder / "log", images=Path(images.folder(root)))
         served = server.__enter__()
     try:
         yield served
@@ -53,15 +60,14 @@ def vllm(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[serv
         server.__exit__(None, None, None)
 
 
-def test_what_is_seen_is_what_is_trained_on(vllm: serve.Served, model: Path, documents: Path, tmp_path: Path) -> None:
-    root = storage.resolve(str(tmp_path / "store"))
-    ingest_small(root, documents)
+def test_what_is_seen_is_what_is_trained_on(vllm: serve.Served, model: Path, root: str, tmp_path: Path) -> None:
+    """The server reads the images from storage, as it may; what it saw is what the same images inline are."""
     run = config.CollectRun(
         storage=root,
         agent=AGENT,
         search=config.Search(expand="question"),  # or a query without sense would find nothing to be shown
         sampling=config.Sampling(max_tokens=256),
-        server=config.Server(base_url=vllm.base_url, model=serve.BASE_NAME),
+        server=config.Server(base_url=vllm.base_url, model=serve.BASE_NAME, send_images="url"),
         collect=config.Collect(split="all", limit=6, samples=4),  # it answers at once or searches, as chance has it
     )
     collect(run)
@@ -108,10 +114,8 @@ def test_what_is_seen_is_what_is_trained_on(vllm: serve.Served, model: Path, doc
     assert _log_probability(vllm, names[0], calling["prompt"], root)
 
 
-def test_tools_are_called_and_answered_with_images(vllm: serve.Served, documents: Path, tmp_path: Path) -> None:
+def test_tools_are_called_and_answered_with_images(vllm: serve.Served, root: str) -> None:
     """Guided, as a model without sense calls tools only where it can do nothing else."""
-    root = storage.resolve(str(tmp_path / "store"))
-    ingest_small(root, documents)
     run = config.CollectRun(
         storage=root,
         agent=AGENT.model_copy(update={"protocol": "tools"}),

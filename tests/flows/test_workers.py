@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -119,23 +120,56 @@ def test_merge_runs_in_its_pool(whole_server: str, root: str, model: Path, tmp_p
     assert load_ref(root, "merged_model").schema == "model/1"
 
 
+def _held_after_five(url: str, root: str, server: ModelServer, seed: int) -> str:
+    """A collection that hangs once five rollouts are done; its run."""
+
+    def holding(request: dict[str, Any], call: int) -> Any:
+        server.holding = call > 20  # after the test questions and five rollouts
+        return searcher(request, call)
+
+    server.script = holding
+    settings = config.CollectRun(
+        storage=root,
+        agent=config.Agent(protocol="tags", max_iterations=3),
+        server=config.Server(base_url=server.url, model="base", max_retries=0, concurrency=1),
+        collect=config.Collect(split="all", flush_every=1000, seed=seed),
+    )
+    return start_run(url, "collect/collect", settings.model_dump(mode="json"))
+
+
+def test_a_pod_that_is_stopped_writes_what_it_has_and_its_run_goes_on_elsewhere(
+    whole_server: str, root: str, tmp_path: Path
+) -> None:
+    """As infra/kubernetes has it: `prefect flow-run execute`, told by SIGTERM, gives the run back to the pool."""
+    log = tmp_path / "pod.log"
+    pod = dict(os.environ) | {"PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule", "PYTHONPATH": str(ROOT)}
+    with ModelServer(searcher) as server:
+        run = _held_after_five(whole_server, root, server, seed=7)
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "flow-run", "execute", run], env=pod, stdout=output, stderr=output
+            )
+        _until(lambda: server.holding, log)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0, log_tail(log)
+        waiting = API.get(f"{whole_server}/flow_runs/{run}").json()
+        assert (waiting["state_type"], waiting["state_name"]) == ("SCHEDULED", "AwaitingRetry"), log_tail(log)
+        (watching,) = (spec for spec in deploy_files.read_automations() if spec.crashed)
+        assert (
+            f"prefect.flow-run.{waiting['state_name']}" in watching.trigger.expect
+        )  # it is not taken for dead meanwhile
+
+        before, server.script, server.holding = server.calls, searcher, False
+        with worker("gpu-serving", tmp_path / "worker") as log:
+            assert ended(whole_server, run, log)["state_type"] == "COMPLETED", log_tail(log)
+        assert server.calls - before == 4 + 3 * 5  # the test questions, and what was not done
+
+
 def test_a_worker_that_is_stopped_lets_its_run_write_what_it_has(whole_server: str, root: str, tmp_path: Path) -> None:
     rollouts = storage.join(root, "rollouts")
     before = set(storage.iter_files(rollouts))
     with ModelServer(searcher) as server:
-
-        def holding(request: dict[str, Any], call: int) -> Any:
-            server.holding = call > 20  # after the test questions and five rollouts
-            return searcher(request, call)
-
-        server.script = holding
-        settings = config.CollectRun(
-            storage=root,
-            agent=config.Agent(protocol="tags", max_iterations=3),
-            server=config.Server(base_url=server.url, model="base", max_retries=0, concurrency=1),
-            collect=config.Collect(split="all", flush_every=1000),
-        )
-        run = start_run(whole_server, "collect/collect", settings.model_dump(mode="json"))
+        run = _held_after_five(whole_server, root, server, seed=0)
         with worker("gpu-serving", tmp_path / "worker") as log:
             _until(lambda: server.holding, log)
             of_worker = parent(parent(_pid(whole_server, run)))
