@@ -48,8 +48,11 @@ def small_loop(root: str, documents: Path, model: str, url: str) -> config.Impro
     )
 
 
-def test_every_stage_once_and_one_table(tmp_path: Path, documents: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root, model = str(tmp_path / "store"), str(tiny_model(tmp_path / "model"))
+@pytest.mark.parametrize("storage_root", ["local", "seaweedfs"], indirect=True)
+def test_every_stage_once_and_one_table(
+    storage_root: str, tmp_path: Path, documents: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, model = storage_root, str(tiny_model(tmp_path / "model"))
     with ModelServer(searcher) as server:
         server.models = [model]
         settings = small_loop(root, documents, model, server.url)
