@@ -59,7 +59,7 @@ def load_model(
     short = longest_row is not None and longest_row <= _SHORT and not torch.cuda.is_available()
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     try:
-        return (AutoModelForImageTextToText if _sees(config) else AutoModelForCausalLM).from_pretrained(
+        return (AutoModelForImageTextToText if sees(config) else AutoModelForCausalLM).from_pretrained(
             model,
             dtype=torch.bfloat16 if bf16 else torch.float32,
             attn_implementation="eager" if short else "sdpa",
@@ -108,12 +108,13 @@ def meta_model(model: str | Path, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    kind = AutoModelForImageTextToText if _sees(config) else AutoModelForCausalLM
+    kind = AutoModelForImageTextToText if sees(config) else AutoModelForCausalLM
     with torch.device("meta"):
         return kind.from_config(config, trust_remote_code=trust_remote_code)
 
 
-def _sees(config: Any) -> bool:
+def sees(config: Any) -> bool:
+    """Whether a model of that configuration is shown images."""
     return getattr(config, "vision_config", None) is not None
 
 

@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from scipy.stats import spearmanr
+from transformers import AutoModelForSequenceClassification
 
+from tasks.agent.message import scored_query
 from tasks.artifact import Artifact, fetch_folder, provenance, read_rows, table_of, write_folder, write_table
 from tasks.config import Finetune
-from tasks.errors import TrainingError
 from tasks.model import model_fingerprint
 from tasks.training import launch
 from tasks.training.loading import load_model, load_tokenizer
 from tasks.training.merge import merge
 from tasks.training.parts import part_of
+from tasks.training.reward import example_of
 from tasks.training.scoring import open_scorer
 from tasks.training.spec import Spec
 from tasks.training.train import train
@@ -112,5 +115,15 @@ def test_a_reward_model_of_what_sees_scores_as_it_was_measured(scored: Artifact,
     given = open_scorer(made, str(vlm))([asked_and_searched(row) for row in rows])
     assert facts["measured"]["spearman_within"] > 0.5
     assert facts["measured"]["spearman"] == pytest.approx(spearmanr([row["score"] for row in rows], given)[0], abs=1e-3)
-    with pytest.raises(TrainingError, match=r"classif"):
-        merge(made, str(vlm), str(tmp_path / "merged"))
+
+    merged = fetch_folder(merge(made, str(vlm), str(tmp_path / "merged")))
+    alone, tokenizer = AutoModelForSequenceClassification.from_pretrained(merged), load_tokenizer(merged)
+    texts = [example_of(scored_query(*asked_and_searched(row)), tokenizer).ids[:-1] for row in rows]
+    assert len(set(map(len, texts))) > 1
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(text) for text in texts], batch_first=True, padding_value=tokenizer.pad_token_id
+    )
+    with torch.no_grad():
+        scores = alone(ids, attention_mask=ids != tokenizer.pad_token_id).logits.flatten().tolist()
+    assert scores == pytest.approx(given, abs=1e-4)
+    assert not list(merged.glob("*processor_config.json"))
