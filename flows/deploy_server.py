@@ -164,6 +164,7 @@ def deployment(client: SyncPrefectClient, spec: DeploymentSpec, settable: Collec
     wanted["schedules"] = schedules
 
     def update(changed: dict[str, Any]) -> None:
+        changed = dict(changed)
         # one by one: given with the deployment, they would take the place of those that were added in the UI
         for slug, schedule in changed.pop("schedules", {}).items():
             if slug in there:

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from flows.form import settings_flow
 from flows.summary import show_markdown
-from tasks import adapter_names, artifact, config, storage
+from tasks import adapter_names, artifact, config, evaluate, storage
 from tasks.artifact import Artifact, load_ref, read_provenance
 from tasks.errors import ArtifactError
 from tasks.exchange.adapter import export_adapter
@@ -57,6 +57,8 @@ def _measured(root: str) -> dict[str, Artifact]:
     for name in artifact.ref_names(root):
         if name.startswith("results-"):
             results = load_ref(root, name)
+            if results.schema != evaluate.SCHEMA:  # of an earlier version, so not of the newest comparison
+                continue
             if {results.sha256, read_provenance(results)["inputs"].get("results")} & set(compared.values()):
                 tables[name.replace(" ", "_")] = results
     there = {table.sha256 for table in tables.values()}

@@ -70,13 +70,18 @@ def improve(settings: config.Improve) -> list[StageRun]:
     root, loop = storage.resolve(settings.storage), str(flow_run.id)
     rows: list[dict[str, Any]] = []
     runs: list[StageRun] = []
-    for number, (step, chosen) in enumerate(steps(settings)):
-        if deployment.id:
-            rows += _in_its_pool(number, step.name, chosen)
-        else:
-            runs += step(chosen)
-        if step is ingest:
-            _refuse_empty_splits(root, loop, settings)
+    try:
+        for number, (step, chosen) in enumerate(steps(settings)):
+            if deployment.id:
+                rows += _in_its_pool(number, step.name, chosen)
+            else:
+                runs += step(chosen)
+            if step is ingest:
+                _refuse_empty_splits(root, loop, settings)
+    except BaseException:
+        if not deployment.id:  # nobody retries a command's run, and the same command is another
+            artifact.forget_refs_of(root, loop)
+        raise
     artifact.forget_refs_of(root, loop)
     if deployment.id:
         show_rows(rows)
@@ -93,9 +98,10 @@ def _refuse_empty_splits(root: str, loop: str, settings: config.Improve) -> None
     """
     with artifact.refs_of(loop):
         questions = artifact.load_ref(root, "questions")
-    for asked in (settings.collect, settings.mine, settings.evaluate):
-        if asked:
-            select(questions, asked.split, None)
+    for _, chosen in steps(settings):
+        for section in ("collect", "mine", "evaluate"):
+            if asks := getattr(chosen, section, None):
+                select(questions, asks.split, None)
 
 
 def _in_its_pool(number: int, name: str, settings: config.Run) -> list[dict[str, Any]]:

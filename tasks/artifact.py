@@ -321,7 +321,7 @@ def forget_refs_of(root: str, loop: str) -> None:
 
 
 def _loop_refs(root: str, loop: str) -> str:
-    return storage.join(root, "loops", loop, "refs")
+    return storage.join(root, "loops", loop)
 
 
 def _ref_uris(root: str, name: str) -> list[str]:

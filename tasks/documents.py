@@ -104,7 +104,8 @@ def _pdf_pages(settings: Ingest, set_aside: list[SetAside], on_progress: Progres
 def _pdf_files(root: str, set_aside: list[SetAside]) -> dict[str, str]:
     """Name → URI of the files to read, in the order of names; what is no candidate is set aside."""
     files = {}
-    for uri in storage.iter_files(root):
+    closed: list[str] = []
+    for uri in storage.iter_files(root, closed):
         name = storage.relative(uri, root)
         if uri.endswith("/"):  # S3's marker of an empty folder
             continue
@@ -116,6 +117,9 @@ def _pdf_files(root: str, set_aside: list[SetAside]) -> dict[str, str]:
             set_aside.append(SetAside(printable(name), None, refused.reason, refused.detail))
         else:
             files[name] = uri
+    for folder in closed:
+        name = printable(storage.relative(folder, root))
+        set_aside.append(SetAside(name, None, "unreadable", "a folder that may not be listed"))
     return dict(sorted(files.items()))
 
 

@@ -65,17 +65,17 @@ def scratch(parent: Path, name: str) -> Iterator[Path]:
             fcntl.flock(alone, fcntl.LOCK_EX)
             for old in parent.glob(f"{name}-*/.lock"):
                 if _is_free(old):
-                    shutil.rmtree(old.parent)
+                    shutil.rmtree(old.parent, ignore_errors=True)
             folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
-            held.callback(shutil.rmtree, folder)
             fcntl.flock(held.enter_context((folder / ".lock").open("wb")), fcntl.LOCK_EX)
+            held.callback(shutil.rmtree, folder, ignore_errors=True)  # while the lock is held
         yield folder
 
 
 def _is_free(lock: Path) -> bool:
-    with lock.open("rb") as file:
-        try:
+    try:
+        with lock.open("r+b") as file:  # a network share locks what is open for writing alone
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+    except (BlockingIOError, FileNotFoundError):  # held, or gone meanwhile
+        return False
     return True

@@ -144,20 +144,22 @@ def rank_bars(ranks: Ranks, depth: int = 10) -> str:
     return svg[0]
 
 
-def call_bars(calls: Ranks) -> str:
+def call_bars(calls: Mapping[str, Sequence[int | None] | None]) -> str:
     """Share of all questions by the number of the model call whose search first found the page, bars of all runs side by side.
 
     Args:
-        calls: by run, for each question the number of that call from 1, or None where no search found the page.
+        calls: by run, for each question the number of that call from 1, or None where no search found the page; None for a
+            run that makes no calls, which keeps its colour and is not drawn.
     """
+    drawn = {run: (number, found) for number, (run, found) in enumerate(calls.items()) if found is not None}
     svg: list[str] = []
-    last = max((number for found in calls.values() for number in found if number is not None), default=1)
-    never = ", ".join(f"{run} {sum(n is None for n in found)} of {len(found)}" for run, found in calls.items())
+    last = max((number for _, found in drawn.values() for number in found if number is not None), default=1)
+    never = ", ".join(f"{run} {sum(n is None for n in found)} of {len(found)}" for run, (_, found) in drawn.items())
     with _figure(3.0, f"Model calls until the page was found; never: {never}", svg) as axes:
-        width = 0.8 / len(calls)
-        for number, (run, found) in enumerate(calls.items()):
+        width = 0.8 / len(drawn)
+        for place, (run, (number, found)) in enumerate(drawn.items()):
             shares = [100 * sum(n == step for n in found) / len(found) for step in [*range(1, last + 1), None]]
-            x = [k + (number + 0.5) * width - 0.4 for k in [*range(1, last + 1), last + 1.4]]
+            x = [k + (place + 0.5) * width - 0.4 for k in [*range(1, last + 1), last + 1.4]]
             axes.bar(x, shares, width * 0.92, label=run, **_bar(number))
         axes.set_xticks([*range(1, last + 1), last + 1.4], [*map(str, range(1, last + 1)), "never"])
         axes.tick_params(axis="x", length=0)

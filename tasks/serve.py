@@ -16,6 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +174,7 @@ def serving(
     for old in sorted(work_dir.glob("vllm-*.log"))[:-_KEPT_LOGS]:  # their names begin with the time
         old.unlink(missing_ok=True)
     log = work_dir / f"vllm-{time.strftime('%Y%m%dT%H%M%S')}-{port}.log"
+    own = f"started-{uuid.uuid4().hex[:12]}"  # what another server, of another model, does not answer for
     if images:
         folders.make(images)  # vLLM does not start without it
     args = command(
@@ -180,7 +182,7 @@ def serving(
         port,
         settings,
         adapters or {},
-        names=(BASE_NAME, model),
+        names=(BASE_NAME, model, own),
         trust_remote_code=model in trusted,
         images=images,
     )
@@ -189,7 +191,7 @@ def serving(
     at = settings.host if settings.host != "0.0.0.0" else "127.0.0.1"
     served = Served(f"http://{at}:{port}/v1", process, log)
     try:
-        _wait_until_it_answers(served, settings.start_timeout, on_wait)
+        _wait_until_it_answers(served, own, settings.start_timeout, on_wait)
         yield served
     finally:
         watchdog.stop(process)
@@ -301,10 +303,14 @@ def _post(url: str, body: Any, timeout: float) -> bytes:
         return reply.read()
 
 
-def _wait_until_it_answers(served: Served, timeout_s: float, on_wait: Callable[[float], None] | None) -> None:
-    """Return once a completion came back: a healthy port alone may hide an engine that is still loading."""
+def _wait_until_it_answers(served: Served, own: str, timeout_s: float, on_wait: Callable[[float], None] | None) -> None:
+    """Return once a completion came back: a healthy port alone may hide an engine that is still loading.
+
+    Args:
+        own: a name that this server alone answers for.
+    """
     started = time.monotonic()
-    probe = {"model": BASE_NAME, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+    probe = {"model": own, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
     told = 0.0
     while True:
         waited = time.monotonic() - started
@@ -318,6 +324,10 @@ def _wait_until_it_answers(served: Served, timeout_s: float, on_wait: Callable[[
             _post(f"{served.base_url}/chat/completions", probe, timeout=60)
             return
         except urllib.error.HTTPError as error:
+            if error.code == 404:
+                raise ServerError(
+                    f"another server listens at {served.base_url}: stop it, or name another --port"
+                ) from error
             if error.code < 500:  # it is up, and says what is wrong
                 raise ServerError(
                     f"vLLM answers with {error.code}: {error.read().decode(errors='replace')[:500]}"

@@ -163,33 +163,50 @@ def is_file(uri: str) -> bool:
         return Path(uri).is_file()
 
 
-def iter_files(uri: str) -> Iterator[str]:
-    """URIs of all files at or below `uri`, sorted. Local files still being written are left out."""
-    if not is_s3(uri):
-        root = Path(uri)
-        with local_errors(uri, "listed"):
-            paths = [root] if root.is_file() else sorted(_walk(root, ()))
-        yield from (str(p) for p in paths if not (p.name.startswith(".") and p.name.endswith(".tmp")))
-        return
-    yield from (name for name, _ in _iter_objects(uri))
+def iter_files(uri: str, closed: list[str] | None = None) -> Iterator[str]:
+    """URIs of all files at or below `uri`, sorted. Local files still being written are left out.
 
-
-def _walk(folder: Path, inside: tuple[Path, ...]) -> Iterator[Path]:
-    """All files below a folder, also behind links, but not in circles.
+    Local links are followed to where nothing is listed yet, so that no file comes twice.
 
     Args:
-        inside: real paths of the folders that `folder` lies in.
+        closed: is told the local folders below `uri` that may not be listed; one is an error when None.
     """
-    real = folder.resolve()
-    if real in inside:
+    if is_s3(uri):
+        yield from (name for name, _ in _iter_objects(uri))
         return
-    with local_errors(str(folder), "listed"):
-        entries = [Path(entry) for entry in os.scandir(folder)] if folder.is_dir() else []
-    for path in entries:
-        if path.is_dir():
-            yield from _walk(path, (*inside, real))
-        elif path.is_file():
-            yield path
+    root = Path(uri)
+    with local_errors(uri, "listed"):
+        if root.is_dir():
+            paths = sorted(_walk(root, [os.path.realpath(root)], closed))
+        else:
+            paths = [root] if root.is_file() else []
+    yield from (str(p) for p in paths if not (p.name.startswith(".") and p.name.endswith(".tmp")))
+
+
+def _walk(folder: Path, trees: list[str], closed: list[str] | None) -> Iterator[Path]:
+    """All files below a folder.
+
+    Args:
+        trees: real paths of the folder that all began with and of those that links have led to.
+    """
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        path = Path(entry.path)
+        linked = entry.is_symlink()  # a link that leads nowhere, or round in a circle, is neither
+        if not (os.path.isdir(path) if linked else entry.is_dir()):
+            if os.path.isfile(path) if linked else entry.is_file():
+                yield path
+            continue
+        if linked:
+            target = os.path.realpath(path)
+            if any(os.path.commonpath([target, tree]) in (target, tree) for tree in trees):
+                continue
+            trees.append(target)
+        try:
+            yield from _walk(path, trees, closed)
+        except PermissionError:
+            if closed is None:
+                raise
+            closed.append(str(path))
 
 
 def _iter_objects(uri: str) -> Iterator[tuple[str, str]]:
@@ -211,7 +228,7 @@ def relative(uri: str, root: str) -> str:
 
 
 def fingerprint(uri: str) -> str:
-    """Hash of the names and contents of all files at or below `uri`.
+    """Hash of the names and contents of all files at or below `uri`; what may not be read counts as empty.
 
     On S3, where reading a collection to find it unchanged would take as long as ingesting it, the objects' entity tags stand
     for their contents: other content has another tag.
@@ -219,7 +236,7 @@ def fingerprint(uri: str) -> str:
     if is_s3(uri):
         contents = {relative(file, uri): tag.encode() for file, tag in _iter_objects(uri)}
     else:
-        contents = {relative(file, uri): _digest(file) for file in iter_files(uri)}
+        contents = {relative(file, uri): _digest(file) for file in iter_files(uri, closed=[])}
     digest = hashlib.sha256()
     for name in sorted(contents):
         digest.update(os.fsencode(name) + b"\0" + contents[name] + b"\0")
@@ -227,7 +244,7 @@ def fingerprint(uri: str) -> str:
 
 
 def _digest(file: str) -> bytes:
-    """Hash of a local file; one that may not be read counts as empty: whoever reads it will say so."""
+    """Hash of a local file; one that may not be read counts as empty."""
     with local_errors(file, "read"):
         try:
             with open(file, "rb") as content:

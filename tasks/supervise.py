@@ -18,6 +18,7 @@ Start = Callable[[], AbstractContextManager[Served]]
 
 _WATCH_EVERY_S = 5.0
 _ASK_TIMES, _ASK_AGAIN_S = 3, 2.0
+_START_AGAIN_S = 10.0
 _SILENT_S = 20.0  # a server that reads a long prompt may well take seconds to say that it is well
 
 
@@ -116,6 +117,7 @@ class Supervised:
                 self._begin()
             except ServerError as error:
                 reason, tail = "it did not start again", str(error)
+                time.sleep(_START_AGAIN_S)  # what holds its port, or its card's memory, may be about to go
         run_logger().info("the model server answers again")
 
 

@@ -335,8 +335,11 @@ def _figures(
         "Every question counts; “missed” are those whose page is not among the first ten.",
         plots.rank_bars(ranks),
     )
-    calls = {run: [row["calls_to_success"] for row in rows] for run, rows in tables.items() if rows[0]["turns"]}
-    if any(row["turns"] > 1 for run in calls for row in tables[run]):
+    calls = {
+        run: None if rows[0]["turns"] is None else [row["calls_to_success"] for row in rows]
+        for run, rows in tables.items()
+    }
+    if any((row["turns"] or 0) > 1 for rows in tables.values() for row in rows):
         yield (
             "How many model calls did it take?",
             "Every question by the number of the call whose search first showed the agent a page with the answer.",

@@ -161,7 +161,7 @@ def test_what_others_make_meanwhile_is_not_what_it_goes_on_from(tmp_path: Path, 
         assert all(run.cached for run in again), [run.stage for run in again if not run.cached]
         assert {run.stage: run.artifacts for run in again} == alone
         assert load_ref(root, "trajectories") == others["trajectories"]
-        assert not storage.exists(storage.join(root, "loops"))
+        assert list((tmp_path / "store" / "loops").iterdir()) == []
 
 
 def test_a_split_without_questions_is_told_before_anything_is_asked(tmp_path: Path, documents: Path) -> None:
@@ -171,6 +171,7 @@ def test_a_split_without_questions_is_told_before_anything_is_asked(tmp_path: Pa
         with pytest.raises(InputError, match="no question is in split 'test'"):
             improve(settings.model_copy(update={"ingest": ingest}))
         assert server.calls == 0
+    assert list((tmp_path / "store" / "loops").iterdir()) == []
 
 
 def test_mined_queries_are_not_learned_from_as_conversations(tmp_path: Path) -> None:

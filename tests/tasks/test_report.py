@@ -294,6 +294,19 @@ def test_reporting_again_gives_the_same_bytes(tmp_path: Path) -> None:
     assert pages[0] == pages[1]
 
 
+def test_runs_keep_their_colours_where_not_all_are_drawn_and_where_there_are_more_runs_than_colours() -> None:
+    drawn = plots.call_bars({"question": None, "base": [0, None], "adapter": [2, None]})
+    assert "base 1 of 2, adapter 1 of 2" in drawn
+    assert ">question<" not in drawn
+    assert ("var(--run-0" in drawn, "var(--run-1" in drawn, "var(--run-2" in drawn) == (False, True, True)
+    many = {f"run {number}": [1, None] for number in range(8)}
+    for figure in (plots.rank_bars(many), plots.call_bars(many)):
+        assert figure.count("<pattern") == 2
+    assert plots.hit_curves(many).count("stroke-dasharray") >= 2
+    few = dict(list(many.items())[:6])
+    assert "<pattern" not in plots.rank_bars(few)
+
+
 def test_figures_take_the_colours_of_the_page_and_leave_its_style_alone() -> None:
     figure = plots.hit_curves({"a $x$ & <b>": [1, None, 3], "b": [None, None, None]})
     assert figure.startswith("<svg ")

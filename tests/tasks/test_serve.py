@@ -4,6 +4,7 @@ import ast
 import json
 import random
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 from tasks import config, serve
 from tasks.beside_vllm.key_everywhere import KeyEverywhere
 from tasks.errors import ConfigError, ServerError
+from tests.model_server import ModelServer, Reply, Status
 from tests.tiny_model import tiny_model
 
 RECIPES = sorted(Path("deployments/recipes").glob("*.yaml"))
@@ -168,3 +170,19 @@ def test_a_port_that_something_listens_at_is_refused(tmp_path: Path) -> None:
         ):
             pass
     assert list((tmp_path / "work").glob("*.log")) == []
+
+
+def test_a_server_that_listens_there_first_is_not_taken_for_ours(tmp_path: Path) -> None:
+    """Two that start at once are both free to: vLLM listens only when its model is loaded."""
+
+    def of_another_model(request: dict[str, Any], call: int) -> Reply | Status:
+        return Reply("Hello") if request["model"] == serve.BASE_NAME else Status(404)
+
+    with ModelServer(of_another_model) as first:
+        ours = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        try:
+            with pytest.raises(ServerError, match="another server listens at"):
+                serve._wait_until_it_answers(serve.Served(first.url, ours, tmp_path / "log"), "started-1", 20, None)
+        finally:
+            ours.kill()
+            ours.wait(10)

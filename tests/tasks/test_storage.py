@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -227,16 +228,60 @@ def test_join_and_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert storage.resolve("s3://b/prefix/") == "s3://b/prefix"
 
 
-def test_files_behind_links_are_listed_but_not_in_circles(tmp_path: Path) -> None:
+def test_files_behind_links_are_listed_once_and_not_in_circles(tmp_path: Path) -> None:
     docs, archive = tmp_path / "docs", tmp_path / "archive"
-    docs.mkdir()
+    (docs / "2024").mkdir(parents=True)
     (archive / "old").mkdir(parents=True)
     (archive / "old" / "b.pdf").write_bytes(b"b")
-    (docs / "a.pdf").write_bytes(b"a")
-    (docs / "2019").symlink_to(archive)
-    (archive / "back").symlink_to(docs)
+    (docs / "2024" / "a.pdf").write_bytes(b"a")
+    for link, target in (
+        (docs / "2019", archive),
+        (docs / "2020", archive / "old"),  # what is behind it came with 2019
+        (docs / "latest", docs / "2024"),
+        (docs / "up", tmp_path),
+        (archive / "back", docs),
+        (archive / "itself", archive),
+        (docs / "nowhere", tmp_path / "gone"),
+        (docs / "round", docs / "round"),
+    ):
+        link.symlink_to(target)
     found = [storage.relative(uri, str(docs)) for uri in storage.iter_files(str(docs))]
-    assert found == ["2019/old/b.pdf", "a.pdf"]
+    assert found == ["2019/old/b.pdf", "2024/a.pdf"]
+    assert list(storage.iter_files(str(docs / "round"))) == []
     before = storage.fingerprint(str(docs))
     (archive / "old" / "b.pdf").write_bytes(b"another")
     assert storage.fingerprint(str(docs)) != before
+
+
+_LIST_AS_SOMEBODY_ELSE = """
+import os, sys
+from tasks import storage
+from tasks.errors import ConfigError
+from tasks.documents import _pdf_files
+if os.geteuid() == 0:
+    os.seteuid(65534)
+aside = []
+print(list(_pdf_files(sys.argv[1], aside)), [(one.source, one.reason) for one in aside], len(storage.fingerprint(sys.argv[1])))
+try:
+    list(storage.iter_files(sys.argv[1]))
+except ConfigError as error:
+    print(error)
+"""
+
+
+def test_documents_in_a_folder_that_may_not_be_listed_are_told_of_and_the_others_read() -> None:
+    with tempfile.TemporaryDirectory() as made:  # pytest's own are for nobody else
+        folder = Path(made)
+        folder.chmod(0o755)
+        (folder / "a.pdf").write_bytes(b"a")
+        (folder / "lost+found").mkdir(mode=0)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", _LIST_AS_SOMEBODY_ELSE, folder], capture_output=True, text=True
+            )
+        finally:
+            (folder / "lost+found").chmod(0o700)
+    assert done.stdout.splitlines() == [
+        "['a.pdf'] [('lost+found', 'unreadable')] 64",
+        f"{folder} cannot be listed: Permission denied; check the path, and who may do so",
+    ], done.stderr

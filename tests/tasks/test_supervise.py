@@ -24,6 +24,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervise, "_ASK_AGAIN_S", 0.1)
     monkeypatch.setattr(supervise, "_WATCH_EVERY_S", 0.1)
     monkeypatch.setattr(supervise, "_SILENT_S", 3.0)
+    monkeypatch.setattr(supervise, "_START_AGAIN_S", 0.1)
 
 
 class Starts:
