@@ -279,8 +279,8 @@ def _tables(name: FormatName, source: Source, agent: Agent) -> Iterator[pa.Table
         yield artifact.table_of(rows, kind.schema)
     if not parts:
         learned = source.settings.split
-        which = "" if learned == "all" else f", among the {learned} questions, which alone are learned from"
-        raise EmptyError(f"the training set {name} is empty: {kind.when_empty}{which}")
+        which = "" if learned == "all" else f" for the {learned} questions, which alone are learned from"
+        raise EmptyError(f"the training set {name} is empty{which}: {kind.when_empty}")
     if "train" not in parts:
         raise EmptyError(
             f"no question of {name} fell into the training part: raise train_ratio, or collect more questions"

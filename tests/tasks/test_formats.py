@@ -284,6 +284,6 @@ def test_questions_of_another_split_are_not_learned_from(searcher, tmp_path):
     processed, pairs = prepared(searcher, str(tmp_path), agent)
     for name in get_args(FormatName):
         settings = Format(formats=[name], split="dev")
-        with pytest.raises(EmptyError, match="among the dev questions, which alone are learned from"):
+        with pytest.raises(EmptyError, match="is empty for the dev questions, which alone are learned from: "):
             format_training(processed, pairs, settings, agent, str(tmp_path / "out"))
     assert Format(formats="all").formats == Format(formats=["all"]).formats == list(get_args(FormatName))
