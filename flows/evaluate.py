@@ -31,6 +31,8 @@ from tasks.stage_tasks import compare_runs, rescore_run, score_run, write_html_r
 from tasks.stages import StageRun, run_stage
 from tasks.supervise import Connect
 
+_LABEL_WIDTH, _RUN_WIDTH = 40, 26  # characters of a table's first column, and of each run's
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -237,7 +239,10 @@ def _show(sets: Mapping[str, list[Artifact]], comparisons: Mapping[str, Artifact
     text = "\n\n".join(parts)
     show_markdown("Comparison", f"{text}\n\nReport: {report}")
     create_link_artifact(report if storage.is_s3(report) else f"file://{report}", key="report", link_text="Report")
-    Console(stderr=True).print(Markdown(text))
+    console = Console(stderr=True)
+    if not console.is_terminal:  # a log file has room for a column a run
+        console.width = max(console.width, _LABEL_WIDTH + _RUN_WIDTH * len(sets[""]))
+    console.print(Markdown(text))
 
 
 @settings_flow(name="evaluate", about=lambda settings: settings.evaluate.split)
