@@ -21,7 +21,7 @@ from flows.verbose import show_ends, show_questions
 from tasks import adapter_names, artifact, breakdown, config, storage
 from tasks.artifact import Artifact, load_ref, read_provenance, read_rows
 from tasks.cache import stage_key
-from tasks.collect import select
+from tasks.chosen import select
 from tasks.compare import comparison_markdown
 from tasks.ingested import load_ingested
 from tasks.pages import PageStore

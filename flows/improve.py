@@ -32,7 +32,7 @@ from flows.mine import mine
 from flows.prepare import prepare
 from flows.summary import STAGES_KEY, show_rows, show_stages
 from tasks import artifact, config, storage
-from tasks.collect import select
+from tasks.chosen import select
 from tasks.config.adapters import NEWEST
 from tasks.errors import StageError
 from tasks.stages import StageRun

@@ -9,7 +9,6 @@ share what `open_attempts` opens: one connection pool, one index, one gate.
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 import uuid
 from collections import Counter
@@ -26,11 +25,11 @@ from tasks.agent.sampling import resolve
 from tasks.agent.trajectory import Failure, Question, to_row
 from tasks.artifact import Artifact
 from tasks.breaker import Breaker
-from tasks.errors import ArtifactError, ConfigError, InputError
+from tasks.chosen import digest, select
+from tasks.errors import ArtifactError, ConfigError
 from tasks.images import PageImages
 from tasks.pages import PageStore
 from tasks.search.index import open_index
-from tasks.splits import SPLITS
 from tasks.unwritten import Unwritten
 
 SCHEMA = "trajectories/2"
@@ -72,39 +71,6 @@ Attempt = Callable[[RolloutSpec, int], Awaitable[dict[str, Any]]]
 """Runs a rollout, given the attempt's number from 1; returns a trajectories row, its status "finished" or "failed"."""
 
 
-def _digest(*parts: object) -> str:
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
-
-
-def select(questions: Artifact, split: config.Split, limit: int | None, only: Collection[str] = ()) -> list[str]:
-    """Ids of a split's questions in an order fixed by hash, cut to `limit`: the same on every machine, and a smaller
-    limit's questions are the first of a larger one's.
-
-    Args:
-        only: take these, whatever the limit; all when empty.
-
-    Raises:
-        InputError: the split holds no question at all, or none of an id in `only`.
-    """
-    table = artifact.read_table(questions, ["question_id", "split"])
-    rows = zip(table["question_id"].to_pylist(), table["split"].to_pylist(), strict=True)
-    found = sorted((id_ for id_, own in rows if split in ("all", own)), key=lambda id_: _digest("order", id_))
-    if not found:
-        sizes = Counter(table["split"].to_pylist())
-        raise InputError(
-            f"no question is in split {split!r} ({', '.join(f'{name}: {sizes[name]}' for name in SPLITS)}): questions that share "
-            "a document stay together, so that few documents may all fall into others; more of them, other ratios or another "
-            "split_salt at ingest give it some",
-            file=questions.uri,
-        )
-    if unknown := sorted(set(only) - set(found)):
-        raise InputError(
-            f"there is no question {', '.join(unknown[:3])} in split {split!r}; name another split, or all",
-            file=questions.uri,
-        )
-    return [id_ for id_ in found if id_ in only] if only else found[:limit]
-
-
 def plan(
     questions: Artifact,
     settings: config.Collect,
@@ -130,8 +96,8 @@ def plan(
         for question_id in question_ids:
             for state in (None,) if began is None else began.get(question_id, ()):
                 for sampling, sample in alike:
-                    rollout_id = _digest(run_key, question_id, *([state] if state else []), sampling, sample)[:24]
-                    seed = int(_digest(settings.seed, rollout_id)[:8], 16) & 0x7FFFFFFF
+                    rollout_id = digest(run_key, question_id, *([state] if state else []), sampling, sample)[:24]
+                    seed = int(digest(settings.seed, rollout_id)[:8], 16) & 0x7FFFFFFF
                     yield RolloutSpec(rollout_id, question_id, sampling, sample, seed, state)
 
     if order is None:

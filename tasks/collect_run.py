@@ -17,6 +17,7 @@ from tasks.agent.trajectory import Failure
 from tasks.artifact import Artifact, provenance
 from tasks.beside import run_beside
 from tasks.cache import code_version
+from tasks.chosen import select
 from tasks.collect import ShardReport
 from tasks.errors import CollectError, ServerError
 from tasks.logs import run_logger
@@ -71,7 +72,7 @@ def collect_all(
     order = None
     if settings.collect.order == "new-and-hardest":
         assert settings.collect.dt is not None
-        alike = collect.select(questions, settings.collect.split, None)
+        alike = select(questions, settings.collect.split, None)
         inputs["order"] = nights.order(alike, storage.resolve(settings.storage), settings.collect.dt, run_uri)
         order = artifact.read_table(inputs["order"], ["question_id"])["question_id"].to_pylist()
     states_of = states.of_questions(began) if began is not None else None

@@ -12,7 +12,7 @@ from anls_star import anls_score
 
 from tasks import config
 from tasks.artifact import Artifact, provenance, read_provenance, read_rows, table_of, write_table
-from tasks.collect import select
+from tasks.chosen import select
 from tasks.errors import ArtifactError, InputError
 from tasks.fate import fate
 from tasks.reward import Page, best_search, first_success, gt_ranks, in_order_seen, set_f1

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tasks import artifact, collect, config, storage
 from tasks.artifact import Artifact
+from tasks.chosen import select
 from tasks.collect import RolloutSpec, Shard
 from tasks.errors import ArtifactError, InputError
 from tasks.unwritten import Unwritten
@@ -85,11 +86,11 @@ def test_more_samples_and_configurations_only_add_to_the_same_shards(tmp_path) -
 
 def test_plan_takes_the_split_and_a_larger_limit_only_adds(tmp_path) -> None:
     questions = _questions(str(tmp_path))
-    assert set(collect.select(questions, "test", None)) == set(QUESTION_IDS[::3])
+    assert set(select(questions, "test", None)) == set(QUESTION_IDS[::3])
     few = collect.plan(questions, config.Collect(limit=5, samples=2), "key")[0].rollouts
     many = collect.plan(questions, config.Collect(limit=9, samples=2), "key")[0].rollouts
     assert many[: len(few)] == few
-    assert {s.question_id for s in many} <= set(collect.select(questions, "train", None))
+    assert {s.question_id for s in many} <= set(select(questions, "train", None))
 
 
 def test_another_run_or_seed_gives_other_ids_or_seeds(tmp_path) -> None:
@@ -284,7 +285,7 @@ async def test_what_cannot_be_read_is_forgotten(tmp_path: Path) -> None:
 
 def test_a_split_without_questions_is_told_with_what_the_others_hold(tmp_path) -> None:
     questions = _questions(str(tmp_path))
-    none_for_dev = collect.select(questions, "all", None)
+    none_for_dev = select(questions, "all", None)
     assert none_for_dev
     with pytest.raises(InputError, match=r"no question is in split 'dev' \(train: \d+, dev: 0, test: \d+\)"):
         collect.plan(questions, config.Collect(split="dev"), "key")
