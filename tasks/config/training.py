@@ -97,7 +97,7 @@ class Finetune(Settings):
     )
     quantize: Literal["none", "4bit"] = Field(
         default="none",
-        description="Hold the frozen weights in four bits (QLoRA): a quarter of the memory, slower steps. Needs a GPU.",
+        description="Hold the frozen weights in four bits (QLoRA): a quarter of the memory, slower steps. Needs bitsandbytes.",
     )
 
     @model_validator(mode="after")

@@ -46,10 +46,10 @@ def load_model(
     Args:
         bf16: hold its weights in bfloat16 rather than float32.
         longest_row: tokens of the longest row that it will be given, where known.
-        quantize: "none"; or "4bit", on this process's GPU then, the head and the embeddings left as they are.
+        quantize: "none"; or "4bit", on this process's GPU then, if there is one, the head and the embeddings left as they are.
 
     Raises:
-        TrainingError: it is no causal language model, or four bits are wanted where there is no GPU or no bitsandbytes.
+        TrainingError: it is no causal language model, or four bits are wanted where there is no bitsandbytes.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
@@ -58,18 +58,25 @@ def load_model(
     logging.disable_progress_bar()  # what loads in a second needs no bar, and there is one of ours around it
     short = longest_row is not None and longest_row <= _SHORT and not torch.cuda.is_available()
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    dtype = torch.bfloat16 if bf16 else torch.float32
     try:
-        return (AutoModelForImageTextToText if sees(config) else AutoModelForCausalLM).from_pretrained(
+        made = (AutoModelForImageTextToText if sees(config) else AutoModelForCausalLM).from_pretrained(
             model,
-            dtype=torch.bfloat16 if bf16 else torch.float32,
+            dtype=dtype,
             attn_implementation="eager" if short else "sdpa",
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
-            **(_four_bits() if quantize == "4bit" else {}),
+            **(_four_bits(dtype) if quantize == "4bit" else {}),
         )
     except ValueError as error:
         reason = str(error).strip().splitlines()[0]
         raise TrainingError(f"{model} cannot be trained as a causal language model: {reason}") from error
+    for module in made.modules():
+        # On a CPU, bitsandbytes lays weights out for inference at the first measurement, and from then on no gradient passes
+        # through them.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return made
 
 
 def load_classifier(model: Path, *, bf16: bool, trust_remote_code: bool = False) -> Any:
@@ -118,19 +125,20 @@ def sees(config: Any) -> bool:
     return getattr(config, "vision_config", None) is not None
 
 
-def _four_bits() -> dict[str, Any]:
+def _four_bits(dtype: Any) -> dict[str, Any]:
     """How weights are loaded in four bits, the way QLoRA does: normal floats, their scales quantized too.
 
+    Args:
+        dtype: what products are computed in.
+
     Raises:
-        TrainingError: there is no GPU, or bitsandbytes is not installed.
+        TrainingError: bitsandbytes is not installed.
     """
     import torch
 
-    if not torch.cuda.is_available():
-        raise TrainingError("four-bit weights need a GPU, and here is none: take --quantize none")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise TrainingError(
-            "four-bit weights need bitsandbytes: pip install 'drag[train,gpu]', or take --quantize none"
+            "four-bit weights need bitsandbytes: pip install 'drag[train,qlora]', or take --quantize none"
         )
     from transformers import BitsAndBytesConfig
 
@@ -138,6 +146,7 @@ def _four_bits() -> dict[str, Any]:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
     )
-    return {"quantization_config": quantization, "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}}
+    device = int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": quantization, "device_map": {"": device}}

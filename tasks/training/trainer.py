@@ -32,8 +32,13 @@ class Trainer(SFTTrainer):
     """SFTTrainer that takes laid-out batches, computes logits of learned tokens alone, learns what a method says, and stops on a
     loss that is none."""
 
-    def __init__(self, method: Method, settings: Finetune, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def __init__(self, method: Method, settings: Finetune, *, model: Any, **arguments: Any) -> None:
+        learned = {name: parameter.data for name, parameter in model.named_parameters() if parameter.requires_grad}
+        super().__init__(model=model, **arguments)
+        for name, parameter in self.model.named_parameters():
+            # TRL rounds what learns beside four-bit weights to bfloat16, in which steps that are small beside a weight are lost.
+            if name in learned and parameter.dtype != learned[name].dtype:
+                parameter.data = learned[name].to(parameter.device)
         self.loss_is_scaled_for_ga = True
         self._method, self._settings = method, settings
         self._parts = {part_of(name) for name, parameter in self.model.named_parameters() if parameter.requires_grad}
