@@ -55,7 +55,9 @@ def lora_modules(model: Any, parts: Collection[Part]) -> dict[str, Any]:
         return {"target_modules": "all-linear"}
     wanted = "|".join(_WHERE[part] for part in sorted(parts))
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    names = {name.rpartition(".")[2] for name in linear if re.fullmatch(wanted, name)}
+    # A number names layers too, and says no more than with the name before it.
+    ends = re.compile(r"[^.]+(\.\d+)*$")
+    names = {match.group() for name in linear if re.fullmatch(wanted, name) and (match := ends.search(name))}
     return {"target_modules": sorted(names), "exclude_modules": rf"(?!(?:{wanted})$).*"}
 
 
