@@ -25,15 +25,20 @@ _SIGNATURE = re.compile(  # of an address that whoever has it may use (presigned
 _USER = re.compile(r"(?<=://)[^/@\s\"'<>]+@")  # user and password of an address
 
 
-def without_secrets(text: str) -> str:
-    """The text with the name of the variable in place of each secret, and no user, password or signature in an address.
-
-    Call it before the text is cut.
-    """
+def without_values(text: str) -> str:
+    """The text with the name of the variable in place of each secret, and all else as it was: for what a model says."""
     values = {name: value for name in _SECRET if len(value := os.environ.get(name, "")) >= _SHORTEST}
     for name, value in sorted(values.items(), key=lambda item: -len(item[1])):
         text = text.replace(value, f"[{name}]")
-    return _SIGNATURE.sub(r"\1=[signature]", _USER.sub("[user]@", text))
+    return text
+
+
+def without_secrets(text: str) -> str:
+    """The same, and no user, password or signature in an address: for what a program says.
+
+    Call it before the text is cut.
+    """
+    return _SIGNATURE.sub(r"\1=[signature]", _USER.sub("[user]@", without_values(text)))
 
 
 def quoted(text: str, most: int) -> str:

@@ -28,7 +28,7 @@ from tasks.agent.protocol import clean
 from tasks.agent.sampling import ResolvedSampling
 from tasks.errors import ConfigError, ServerError
 from tasks.logs import run_logger
-from tasks.secrets import quoted, without_secrets
+from tasks.secrets import quoted, without_values
 from tasks.serve import context_length
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _LONGEST_RETRY_AFTER_S = 0.5, 30.0, 120.0
@@ -234,7 +234,7 @@ def _dumped(body: Mapping[str, Any]) -> bytes:
 async def _ask(client: openai.AsyncOpenAI, content: bytes, timeout_s: float) -> str:
     try:
         async with asyncio.timeout(timeout_s):
-            return without_secrets(await client.post("/chat/completions", cast_to=str, content=content))
+            return without_values(await client.post("/chat/completions", cast_to=str, content=content))
     except TimeoutError as error:
         raise _TryError(CompletionError("deadline", f"no answer within {timeout_s:g} s"), can_pass=True) from error
     except openai.APIConnectionError as error:  # also a refused connection that the transport calls a timeout

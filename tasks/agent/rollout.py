@@ -171,9 +171,10 @@ async def _ask(
 ) -> tuple[Completion, int]:
     """A completion, and how many images gave way so that the conversation fits the model's context.
 
-    Servers and chat templates that refuse several calls in a message get all calls as text from then on.
+    Where there is none, nothing gave way: what was said before was said with all that was shown then. Servers and chat
+    templates that refuse several calls in a message get all calls as text from then on.
     """
-    replaced = 0
+    replaced, before = 0, list(conversation.messages)
     while True:
         try:
             return await complete(list(conversation.messages), options, sampling, seed), replaced
@@ -183,6 +184,7 @@ async def _ask(
             elif error.refused and any(len(m.get("tool_calls", ())) > 1 for m in conversation.messages):
                 conversation.messages = [{**as_stored(m)} if "tool_calls" in m else m for m in conversation.messages]
             else:
+                conversation.messages = before
                 raise
 
 

@@ -77,6 +77,14 @@ async def test_request_and_reply() -> None:
     assert completion.latency_s > 0
 
 
+async def test_what_the_model_says_is_left_as_it_is_but_for_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "vllm-key-0123456789")
+    said = "https://www.acme.com\nsales@acme.com, Signature=none, //me:you@host, "
+    with ModelServer(replies(Reply(f"{said}vllm-key-0123456789"))) as server:
+        completion = await ask(server.url)
+    assert completion.raw_text == f"{said}[OPENAI_API_KEY]"
+
+
 async def test_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     with ModelServer() as server:
         await ask(server.url)

@@ -178,6 +178,23 @@ async def test_what_does_not_fit_by_name_alone_ends_the_rollout_unsent(library: 
         assert (trajectory.status, trajectory.outcome, server.refused) == ("failed", "http_status", 0)
 
 
+async def test_images_stay_where_no_request_was_short_enough(library: Library) -> None:
+    """What the model said, it said while they stood; no turn was taken behind what stands in their place."""
+    from tests.model_server import Status
+
+    def refusing(request: dict[str, Any], call: int) -> Reply | Status:
+        spoken = sum(message["role"] == "assistant" for message in request["messages"])
+        return searching("tags")(request, call) if spoken < 2 else Status(400, "the context length is exceeded")
+
+    with ModelServer(refusing) as server:
+        trajectory = await run(library, server, config.Agent(observation="image", top_k=2, max_iterations=6))
+    assert (trajectory.outcome, len(trajectory.turns)) == ("out_of_context", 2)
+    assert [turn.images_replaced for turn in trajectory.turns] == [0, 0]
+    assert sum(len(images_of(message)) for message in trajectory.messages) == sum(
+        turn.images_shown for turn in trajectory.turns
+    )
+
+
 async def test_a_server_that_says_no_length_is_believed_when_it_refuses(library: Library) -> None:
     from tests.model_server import Status, count_tokens
 
