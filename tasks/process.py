@@ -47,10 +47,11 @@ def process(trajectories: Mapping[str, Artifact], settings: Process, uri: str) -
         The processed rollouts, the pairs, and the statistics (tasks/statistics.py).
 
     Raises:
-        ConfigError: the collections searched to different depths, so that their scores cannot be compared.
+        ConfigError: the collections searched otherwise or to different depths, so that their scores cannot be compared.
         EmptyError: no rollout is left.
     """
     _refuse_other_depths(trajectories)
+    _refuse_other_searches(trajectories)
     rollouts: list[Rollout] = []
     questions: dict[str, Row] = {}
     candidates: dict[_State, dict[str, pairs.Candidate]] = {}
@@ -125,6 +126,22 @@ def _refuse_other_depths(trajectories: Mapping[str, Artifact]) -> None:
             + "; ".join(f"{name} has {depth}" for name, depth in depths.items())
             + "; collect and mine with the same top_k, or process them apart (source, since, until)"
         )
+
+
+def _refuse_other_searches(trajectories: Mapping[str, Artifact]) -> None:
+    """How good a query is depends on how it is searched: one that finds nothing may find all beside the question's words."""
+    stated = {name: artifact.read_provenance(stored).get("settings", {}) for name, stored in trajectories.items()}
+    searched = {
+        name: settings["search"] for name, settings in stated.items() if "search" in settings
+    }  # not in imported ones
+    for setting in sorted({setting for settings in searched.values() for setting in settings}):
+        values = {name: settings.get(setting) for name, settings in searched.items()}
+        if len(set(values.values())) > 1:
+            raise ConfigError(
+                f"rank scores of searches with different {setting} cannot be compared: "
+                + "; ".join(f"{name} has {value}" for name, value in values.items())
+                + f"; collect and mine with the same {setting}, or process them apart (source, since, until)"
+            )
 
 
 def _once(trajectories: Mapping[str, Artifact], columns: list[str]) -> Iterator[pa.Table]:

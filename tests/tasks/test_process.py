@@ -289,3 +289,18 @@ def test_scores_of_searches_to_different_depths_are_not_compared(tmp_path):
     with pytest.raises(ConfigError, match="trajectories has 3; mined has 10; collect and mine with the same top_k"):
         process({"trajectories": shallow, "mined": deep}, Process(), str(tmp_path / "out"))
     assert process({"mined": deep}, Process(), str(tmp_path / "out"))[0].rows == 1
+
+
+def test_scores_of_searches_made_otherwise_are_not_compared(tmp_path):
+    def collected(name: str, **search: Any) -> Artifact:
+        facts = {"settings": {"search": search}} if search else {}
+        table = artifact.table_of([trajectory(name, "q1", [("a", 1)])], "trajectories/2")
+        return artifact.write_table(table, str(tmp_path / f"{name}.parquet"), "trajectories/2", facts)
+
+    alone, added = collected("r1", operator="or", expand="none"), collected("r2", operator="or", expand="question")
+    with pytest.raises(
+        ConfigError, match="trajectories has none; mined has question; collect and mine with the same expand"
+    ):
+        process({"trajectories": alone, "mined": added}, Process(), str(tmp_path / "out"))
+    imported, alike = collected("r3"), collected("r4", operator="or", expand="none")
+    assert process(inputs(alone, imported, alike), Process(), str(tmp_path / "out"))[0].rows == 3
