@@ -34,10 +34,10 @@ from tasks.set_aside import Refused, printable
 
 _ASKED = re.compile(r"\s*<question>(.*?)</question>\n?", re.DOTALL)
 _RESULTS = re.compile(r"<results>.*?</results>", re.DOTALL)
+_WITHIN = r"(?:(?!<(?:think|search|answer)>).)*?"  # a complaint that names a tag does not open one
+_SEARCH = rf"<search>{_WITHIN}</search>"
 _SAID = re.compile(
-    r"(?:<think>(?:(?!<think>).)*?</think>\s*)?"
-    r"(?:<search>.*?</search>(?:\n<search>.*?</search>)*|<answer>.*?</answer>)",
-    re.DOTALL,
+    rf"(?:<think>{_WITHIN}</think>\s*)?(?:{_SEARCH}(?:\n{_SEARCH})*|<answer>{_WITHIN}</answer>)", re.DOTALL
 )
 _IMAGE = re.compile(r'<image file="[^\n]*?" page="\d+"/>')
 _NUMBERS = ("rank_score", "effort", "score", "chosen_score", "rejected_score")

@@ -111,6 +111,29 @@ def test_a_trace_becomes_turns(tmp_path: Path) -> None:
     assert training_sets.write(row)["output"] == trace
 
 
+@pytest.mark.parametrize(
+    "complaint",
+    [
+        "Error: neither <search> nor <answer> was written.",
+        "Error: there are no words in <search>.",
+        "Error: there is nothing in <answer>.",
+        "Error: <search> was cut off before its end.",
+    ],
+)
+@pytest.mark.parametrize("thought", ["<think>Once more.</think>\n", ""])
+def test_what_the_agent_complains_of_is_not_said(complaint: str, thought: str) -> None:
+    before = f"<question>How much?</question>\n<search>fee</search>\nhm\n{complaint}"
+    line = {
+        "input": f"{before}\n{thought}<search>price</search>\n<results>\n</results>",
+        "output": "<answer>5</answer>",
+    }
+    row = training_sets.read(line, "sft_context", "train", Agent(protocol="tags"), Counter())
+    said = [m["content"] for m in row["prompt"] if m["role"] == "assistant"]
+    assert said[-2:] == ["<search>fee</search>", f"{thought}<search>price</search>"]
+    written = training_sets.write(row)
+    assert {name: written[name] for name in line} == line
+
+
 def test_plain_questions_and_queries_are_taken_and_what_is_no_example_is_refused(tmp_path: Path) -> None:
     lines = [
         {"input": "How much?", "output": "annual fee", "prompt_tokens": 3},
