@@ -164,9 +164,16 @@ def _mend(text: str, cut_off: bool) -> tuple[Any, int] | None:
     if expected and (cut_off or at < len(text)):
         return None
     try:
-        return json.loads("".join([*out, *reversed(expected)]), strict=False), at
+        return json.loads("".join([*out, *reversed(expected)]), strict=False, object_pairs_hook=_each_once), at
     except _ERRORS:
         return None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of these names and values; raises ValueError where a name has two, so that there is more than one reading."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return found
 
 
 def _drop_comma(out: list[str]) -> None:

@@ -83,30 +83,13 @@ TOOLS: tuple[Mapping[str, Any], ...] = (
     },
 )
 
-# What guided decoding demands of a call's arguments: short enough to be whole before the tokens run out. The query's form is a
-# regular expression, because xgrammar allows no quotes in the strings of a schema that limits their length.
-_QUERY = r'\{"query": "([^"\\\x00-\x1f\s]|\\")([^"\\\x00-\x1f]|\\"){0,119}"\}'
-_TEXT = {"type": "string", "minLength": 1, "maxLength": 120}
-_FILE = {"type": "string", "minLength": 1, "maxLength": 255}
-_CITED = {
-    "type": "object",
-    "properties": {"file": _FILE, "page": {"type": "integer", "minimum": 1}},
-    "required": ["file", "page"],
-    "additionalProperties": False,
-}
-_ANSWER = {
-    "type": "object",
-    "properties": {
-        "answer": {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": 5},
-        "citations": {"type": "array", "items": _CITED, "maxItems": 15},
-    },
-    "required": ["answer", "citations"],
-    "additionalProperties": False,
-}
-_GUIDES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "search": ("search_documents", {"type": "regex", "pattern": _QUERY}),
-    "answer": ("provide_answer", {"type": "json_schema", "json_schema": _ANSWER}),
-}
+# What guided decoding demands of a call's arguments, as regular expressions: short enough to be whole before the tokens run
+# out. A file name may be as long as file systems allow.
+_WORDS, _NAME = (rf'"([^"\\\x00-\x1f\s]|\\")([^"\\\x00-\x1f]|\\"){{0,{most - 1}}}"' for most in (120, 255))
+_QUERY = rf'\{{"query": {_WORDS}\}}'
+_CITED = rf'\{{"file": {_NAME}, "page": [1-9][0-9]{{0,3}}\}}'
+_ANSWER = rf'\{{"answer": \[{_WORDS}(, {_WORDS}){{0,4}}\], "citations": \[({_CITED}(, {_CITED}){{0,14}})?\]\}}'
+_GUIDES = {"search": ("search_documents", _QUERY), "answer": ("provide_answer", _ANSWER)}
 
 
 def options(actions: Actions, guided: bool) -> Mapping[str, Any]:
@@ -129,7 +112,7 @@ def _guide(actions: Actions) -> dict[str, Any]:
     tags = []
     for name, arguments in (_GUIDES[action] for action in actions):
         begin, end = call_text(name, "|").split("|")
-        tags.append({"begin": begin, "content": arguments, "end": end})
+        tags.append({"begin": begin, "content": {"type": "regex", "pattern": arguments}, "end": end})
     return {
         "type": "tags_with_separator",
         "tags": tags,

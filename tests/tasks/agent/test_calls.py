@@ -3,6 +3,7 @@
 import json
 import re
 import string
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -266,3 +267,22 @@ def test_calls_in_their_one_form_are_all_read(calls: list[tuple[str, dict[str, s
     assert "".join(text[block.start : block.end] for block in blocks) == text.replace(
         "</tool_call>\n<", "</tool_call><"
     )
+
+
+def test_a_name_that_stands_twice_has_two_readings() -> None:
+    step = parse('<tool_call>\n{"name": "search_documents", "arguments": {"query": "a", "query": "b"}\n</tool_call>')
+    assert [ask.failure for ask in step.asks] == ["unparsable_call"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+@pytest.mark.parametrize("action", ["search", "answer"])
+@pytest.mark.parametrize("protocol", [protocol_tags, protocol_tools])
+def test_whatever_a_guide_allows_is_a_valid_action(protocol: Any, action: str, data: st.DataObject) -> None:
+    if protocol is protocol_tags:
+        text = data.draw(st.from_regex(protocol_tags._GUIDES[action], fullmatch=True))
+    else:
+        name, arguments = protocol_tools._GUIDES[action]
+        text = call_text(name, data.draw(st.from_regex(arguments, fullmatch=True)))
+    step = protocol.parse(Completion(text, None, (), "stop", 1, 1, 0.0))
+    assert (step.action, step.repaired) == (action, False)
