@@ -123,21 +123,15 @@ class Searcher:
         """
         language = self._language
         if question and self._settings.expand == "question" and not language.has_operators(query):
-            query = _expanded(language.as_words(query), language.as_words(question), self._settings.operator)
-        reading = language.read(query, self._settings.operator)
+            reading = language.read_with(query, question, self._settings.operator)
+        else:
+            reading = language.read(query, self._settings.operator)
         found = self._engine.find(reading.tree, top_k) if reading.tree is not None else []
         hits = tuple(
             Hit(rank, self._names[self._files[ordinal]], self._numbers[ordinal], score)
             for rank, (ordinal, score) in enumerate(found, 1)
         )
         return SearchResult(hits, reading.searched, reading.read_as)
-
-
-def _expanded(query: str, words: str, operator: str) -> str:
-    if operator == "or":
-        return f"{query} {words}".strip()
-    added = " OR ".join(words.split())
-    return f"({query}) ANDMAYBE ({added})" if query else added
 
 
 def open_index(index: Artifact, settings: config.Search) -> Searcher:

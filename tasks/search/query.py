@@ -94,7 +94,7 @@ def read(text: str, operator: Operator) -> Reading:
 
     A query that cannot be read, or in which nothing is left to search, is read as plain words.
     """
-    text = text.encode("utf-8", "ignore").decode()  # a lone surrogate, as JSON may hold, is no character
+    text = _characters(text)
     if is_plain(text):
         tree = _words_tree(text, operator)
         return Reading(tree, text, "words" if tree is None else "query")
@@ -104,6 +104,20 @@ def read(text: str, operator: Operator) -> Reading:
         logger.debug("searched as plain words, because %r: %r", error, text)
     words = as_words(text)
     return Reading(_words_tree(words, operator), words, "words")
+
+
+def read_with(text: str, question: str, operator: Operator) -> Reading:
+    """Understand words with the question's words beside them: ranked alike, or, where all words are demanded, not demanded."""
+    words, beside = as_words(_characters(text)), as_words(_characters(question))
+    if operator == "or":
+        return read(f"{words} {beside}".strip(), operator)
+    demanded, added = _words_tree(words, "and"), _words_tree(beside, "or")
+    tree = query.AndMaybe(demanded, added) if demanded and added else demanded or added
+    return Reading(tree, f"({words}) ANDMAYBE ({' OR '.join(beside.split())})", "words" if tree is None else "query")
+
+
+def _characters(text: str) -> str:
+    return text.encode("utf-8", "ignore").decode()  # a lone surrogate, as JSON may hold, is none
 
 
 def _words_tree(text: str, operator: Operator) -> query.Query | None:

@@ -143,6 +143,8 @@ def test_the_question_is_added_to_what_has_no_operators(index: Artifact) -> None
     assert found(strict.search("revenue", 9, "What fell?"))[0] == ("reports/annual_2021.pdf", 1)
     assert len(strict.search("revenue", 9, "What fell?").hits) == 2
     assert found(strict.search("{}", 9, "What fell?"))[0] == ("reports/annual_2021.pdf", 1)
+    # whatever its length, no more is demanded than its own words
+    assert strict.search("revenue " * 400, 9, "What\ud800 fell?").hits == strict.search("revenue", 9, "What fell?").hits
 
 
 def test_a_query_that_cannot_be_read_is_recorded(index: Artifact) -> None:
