@@ -8,6 +8,7 @@ from tasks.config.base import Settings, Share, Split
 from tasks.config.deployment import Deploy
 from tasks.config.documents import Index, Ingest, Scans, Search
 from tasks.config.evaluation import VARIANTS, Evaluate, Variant, Variants
+from tasks.config.improve import Improve
 from tasks.config.rollouts import Collect, Format, FormatName, Mine, Nights, Process, Source
 from tasks.config.runs import (
     BaseRun,
@@ -18,7 +19,6 @@ from tasks.config.runs import (
     FinetuneRun,
     FormatRun,
     ImportRun,
-    Improve,
     InferRun,
     IngestRun,
     MergeRun,
@@ -31,9 +31,10 @@ from tasks.config.runs import (
     ServeRun,
 )
 from tasks.config.serving import Agent, Sampling, SamplingName, Serve, Server
-from tasks.config.training import Finetune, Launch, Part
+from tasks.config.training import LORA_SHAPE, Finetune, Launch, Part
 
 __all__ = [
+    "LORA_SHAPE",
     "VARIANTS",
     "Agent",
     "BaseRun",

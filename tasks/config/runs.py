@@ -10,7 +10,7 @@ from tasks.config.documents import Index, Ingest, Search
 from tasks.config.evaluation import VARIANTS, Evaluate, Variants
 from tasks.config.rollouts import Collect, Format, FormatName, Mine, Nights, Process, Source
 from tasks.config.serving import Agent, Sampling, SamplingName, Serve, Server
-from tasks.config.training import LEARNS_FROM, Finetune, Launch, SftName
+from tasks.config.training import Finetune, Launch, SftName
 
 # What people change first comes first in a form.
 _ORDER = "storage what source target layout nights model training_set name from_adapter adapter ingest collect mine server agent collect_agent process format finetune launch evaluate variants"
@@ -60,17 +60,22 @@ class ModelRun(Run):
         """Whether a vLLM of our own is asked."""
         return not self.server.base_url
 
+    @property
+    def agents(self) -> list[Agent]:
+        """Every agent that asks the model."""
+        return [self.agent]
+
     @model_validator(mode="after")
     def _can_guide(self) -> "ModelRun":
-        agents = [self.agent, getattr(self, "collect_agent", None)]
-        if any(agent and agent.guided for agent in agents) and not self.server.extensions:
+        if any(agent.guided for agent in self.agents) and not self.server.extensions:
             raise ValueError("guided decoding is asked for in fields of vLLM: set extensions, or do without guided")
         return self
 
     @model_validator(mode="after")
     def _calls_are_read(self) -> "ModelRun":
         """vLLM refuses requests with tools while nothing is to read the model's calls."""
-        if self.agent.protocol == "tools" and self.starts_vllm and self.serve.tool_call_parser is None:
+        calls = any(agent.protocol == "tools" for agent in self.agents)
+        if calls and self.starts_vllm and self.serve.tool_call_parser is None:
             raise ValueError(
                 "protocol tools: say by tool_call_parser how vLLM is to read the model's calls (hermes for Qwen), name a "
                 "server by base_url, or take protocol tags"
@@ -79,7 +84,7 @@ class ModelRun(Run):
 
     @model_validator(mode="after")
     def _images_are_taken(self) -> "ModelRun":
-        if self.agent.sees_images and not self.server.base_url and self.serve.images_per_prompt == 0:
+        if any(agent.sees_images for agent in self.agents) and self.starts_vllm and self.serve.images_per_prompt == 0:
             raise ValueError("images_per_prompt is 0, so that vLLM takes no image, and the observation shows some")
         return self
 
@@ -315,85 +320,3 @@ class CompareRun(Run):
         description="Names of runs that were evaluated; each is compared with those before it.",
     )
     resamples: int = Field(default=10_000, ge=100, description="Bootstrap resamples behind an interval.")
-
-
-class Improve(ModelRun):
-    """Parameters of the flow `improve`: the whole loop, once round."""
-
-    ingest: Ingest = Field(title="Documents and questions", description="What is read, and how questions are split.")
-    index: Index = Field(default=Index(), title="Index", description="How pages are indexed.")
-    collect: Collect = Field(default=Collect(), title="Collection", description="Which rollouts are run.")
-    collect_agent: Agent | None = Field(
-        default=None,
-        description="Agent for collection where it is to differ; when empty, the same with worked examples in its prompt.",
-    )
-    mine: Mine | None = Field(
-        default=None,
-        title="Mining",
-        description="Learn from mined queries instead of trajectories, which are then collected only where they are gone on from.",
-    )
-    process: Process = Field(
-        default=Process(), title="Scoring and pairs", description="Which rollouts are kept, and compared."
-    )
-    format: Format = Field(
-        default=Format(),
-        title="Training sets",
-        description="Of those that are named, the first that a training's method learns from is learned from.",
-    )
-    finetune: Finetune = Field(default=Finetune(), title="Training", description="How the adapter is trained.")
-    refine: Finetune | None = Field(
-        default=None,
-        title="Second training",
-        description="Goes on from the adapter that the first one made, such as dpo after sft, and keeps its LoRA shape; none when empty.",
-    )
-    launch: Launch = Field(
-        default=Launch(), title="Training processes", description="How many train together, and where they meet."
-    )
-    evaluate: Evaluate = Field(default=Evaluate(), title="Measurement", description="What runs are measured on.")
-    variants: Variants = Field(
-        default=list(VARIANTS), description="Runs to compare; each is compared with those before it."
-    )
-
-    @property
-    def trainings(self) -> list[Finetune]:
-        """One after the other, each from the adapter that the one before made."""
-        return [self.finetune, *([self.refine] if self.refine else [])]
-
-    def learned_from(self, training: Finetune) -> FormatName | None:
-        """The training set that one of the trainings learns from."""
-        return next((name for name in self.format.formats if name in LEARNS_FROM[training.method]), None)
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "Improve":
-        """What would else be found out only after hours of collection."""
-        if self.collect.dt or (self.mine and self.mine.dt):
-            raise ValueError(
-                "a night's collection is not what improve learns from: leave dt empty, or run collect (and mine), prepare and "
-                "finetune one after the other"
-            )
-        for training in self.trainings:
-            if (method := training.method) == "reward":
-                raise ValueError("a reward model scores queries and makes none: learn by method sft or dpo")
-            if self.learned_from(training) is None:
-                raise ValueError(
-                    f"formats names no training set that {method} learns from ({' or '.join(LEARNS_FROM[method])})"
-                )
-        if self.serve.adapters == "lora" and self.finetune.lora_r > self.serve.max_lora_rank:
-            raise ValueError("lora_r is above max_lora_rank: the server would refuse the adapter")
-        left_out = self.serve.adapters == "lora" and not self.serve.tower_lora
-        whole = {"sft_trajectory", "sft_context"} & {self.learned_from(training) for training in self.trainings}
-        if self.mine and whole:
-            raise ValueError("what is mined are single queries, and no conversations: learn from sft_best or dpo")
-        # a mined query of a later turn is learned behind what was shown before it
-        behind_pages = whole or (self.mine is not None and self.mine.states != "questions")
-        parts = {part for training in self.trainings for part in training.parts}
-        if self.agent.sees_images and behind_pages and {"merger", "vision"} & parts and left_out:
-            raise ValueError(
-                "the server would leave out what an adapter changes of what sees: set tower_lora, serve it merged into its base "
-                "(adapters), or adapt the language model alone (parts)"
-            )
-        if any(variant.model == "adapter" and variant.examples != self.agent.examples for variant in self.variants):
-            raise ValueError(
-                "an adapter is served with the prompt it is trained on: its variant's examples are the agent's"
-            )
-        return self

@@ -11,6 +11,7 @@ Method = Literal["sft", "dpo", "reward"]
 Part = Literal["language", "merger", "vision"]
 SftName = Literal["sft_best", "sft_trajectory", "sft_context"]
 LEARNS_FROM: dict[Method, tuple[FormatName, ...]] = {"sft": get_args(SftName), "dpo": ("dpo",), "reward": ("reward",)}
+LORA_SHAPE = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}  # → as PEFT calls them
 
 
 class Finetune(Settings):

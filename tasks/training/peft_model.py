@@ -17,7 +17,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from tasks.artifact import Artifact, fetch_folder
-from tasks.config import Finetune, Part
+from tasks.config import LORA_SHAPE, Finetune, Part
 from tasks.errors import TrainingError
 from tasks.training.parts import adapted, lora_modules, part_of
 
@@ -72,7 +72,7 @@ def with_adapter(
         return get_peft_model(model, lora)
     folder = fetch_folder(start)
     kept = json.loads((folder / "adapter_config.json").read_text())
-    for name, key in (("lora_r", "r"), ("lora_alpha", "lora_alpha"), ("lora_dropout", "lora_dropout")):
+    for name, key in LORA_SHAPE.items():
         if getattr(settings, name) != kept[key]:
             raise TrainingError(
                 f"the adapter to start from has {name} {kept[key]}, the settings {getattr(settings, name)}: set {name} "

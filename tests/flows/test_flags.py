@@ -186,11 +186,27 @@ def test_every_committed_recipe_loads_by_the_command_that_it_names(recipe: Path)
             {"variants": [{"name": "a", "model": "base"}, {"name": "b", "model": "adapter", "examples": True}]},
             "prompt it is trained on",
         ),
+        ({"collect_agent": {"protocol": "tools"}}, "tool_call_parser"),
+        ({"collect_agent": {"observation": "image"}, "serve": {"images_per_prompt": 0}}, "images_per_prompt is 0"),
+        ({"collect_agent": {"guided": True}, "server": {"extensions": False}}, "set extensions"),
+        (
+            {
+                "finetune": {"lora_r": 8},
+                "refine": {"method": "dpo", "lora_r": 16},
+                "format": {"formats": ["sft_best", "dpo"]},
+            },
+            "leave its lora_r out",
+        ),
     ],
 )
 def test_settings_that_would_fail_after_hours_are_refused_at_once(changes: dict, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         validated(config.Improve, {"ingest": {"documents": "pdfs"}} | changes)
+
+
+def test_a_second_training_has_the_lora_shape_of_the_first() -> None:
+    settings = parse(config.Improve, "--config", "deployments/recipes/small-model.yaml", "--lora-r", "8")
+    assert [(training.method, training.lora_r) for training in settings.trainings] == [("sft", 8), ("dpo", 8)]
 
 
 def test_a_training_s_method_says_what_it_learns_from() -> None:
