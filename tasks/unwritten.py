@@ -76,9 +76,11 @@ class Unwritten:
         try:
             yield rows
         except asyncio.CancelledError:
-            if rest := rows.waiting[rows.under_way :]:
-                rows.write(rest)  # here: whoever was cancelled may not be allowed to wait for a thread
-                del rows.waiting[rows.under_way :]
+            if rows.waiting:
+                # Here: whoever was cancelled may not be allowed to wait for a thread. And also what a thread is writing, for that
+                # may fail; a row that stands in two parts counts once.
+                rows.write(rows.waiting)
+                rows.waiting.clear()
             raise
         except Exception:
             await rows.flush()

@@ -1,4 +1,4 @@
-"""Finished rollouts before they are stored: none is lost, none is stored twice, and no shard pays for another one's storage."""
+"""Finished rollouts before they are stored: none is lost, and no shard pays for another one's storage."""
 
 import asyncio
 import threading
@@ -108,6 +108,32 @@ async def test_a_cancelled_shard_writes_what_nobody_writes_yet() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert store.ids == [0]
+
+
+async def test_a_cancelled_shard_writes_what_a_thread_that_may_fail_is_writing() -> None:
+    unwritten, began, goes_on = Unwritten(2), threading.Event(), threading.Event()
+    stored: list[Row] = []
+
+    def write(rows: Sequence[Row]) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            began.set()
+            assert goes_on.wait(60)
+            raise StorageError("the storage does not answer")
+        stored.extend(rows)
+
+    async def run() -> None:
+        async with unwritten.shard("shard", write) as rows:
+            rows.waiting.append({"n": 0})
+            await unwritten.add(rows, {"n": 1})
+
+    task = asyncio.create_task(run())
+    assert await asyncio.to_thread(began.wait, 60)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    goes_on.set()
+    assert [row["n"] for row in stored] == [0, 1]
+    assert unwritten.left("shard") == []
 
 
 async def test_an_error_in_a_shard_is_what_it_ends_with_once_its_rows_are_written() -> None:
