@@ -3,8 +3,8 @@
     <root>/page-images/<PDF's hash>/<settings' hash>/<page>/843x1192.png
     <root>/page-images/imported/<its hash>.png                              what `drag import` brought
 
-A key is that path below the root. A page that cannot be rendered has an empty file `no-image` there instead. Two machines that
-want a page at the same moment both render it, to the same bytes.
+A key is that path below the root. A page that cannot be rendered has a file `no-image` there instead, which says why. Two
+machines that want a page at the same moment both render it, to the same bytes.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from tasks.errors import ArtifactError
 from tasks.logs import run_logger
 from tasks.pages import PageStore
 from tasks.processes import cores, new_pool
-from tasks.render import Rendering, render_page
+from tasks.render import CPU_LIMIT_S, Rendering, Unrenderable, render_page
 from tasks.source import source_of
 
 MOST_KEPT_BYTES = 256 * 1024 * 1024
@@ -112,13 +112,16 @@ class PageImages:
         name = await asyncio.to_thread(_image_in, place)
         if name is None:
             source = source_of(file, uri, sha256, self._documents)
-            name = await self._renderers.run(source, page, self._rendering, place)
-            if name is None:
+            try:
+                name = await self._renderers.run(source, page, self._rendering, place)
+            except Unrenderable as error:
                 name = _NONE
-                await asyncio.to_thread(storage.write_bytes, storage.join(place, _NONE), b"")
+                await asyncio.to_thread(storage.write_bytes, storage.join(place, _NONE), str(error).encode())
         if name == _NONE:
-            said = "%s, page %d, cannot be rendered and is shown by its text; without %s it is tried again"
-            run_logger().warning(said, file, page, storage.join(place, _NONE))
+            marker = storage.join(place, _NONE)
+            why = (await asyncio.to_thread(storage.read_bytes, marker)).decode()
+            said = "%s, page %d, cannot be rendered (%s) and is shown by its text; without %s it is tried again"
+            run_logger().warning(said, file, page, why, marker)
             return None
         width, height = map(int, PurePosixPath(name).stem.split("x"))
         return Image(
@@ -188,7 +191,7 @@ def _address(uri: str) -> bytes:
 
 
 class _Renderers:
-    """Processes that render. A page that ends its process is found out, and is None."""
+    """Processes that render. A page that ends its process is found out."""
 
     def __init__(self) -> None:
         self._workers = cores()
@@ -196,22 +199,28 @@ class _Renderers:
         self._at_once = asyncio.Semaphore(self._workers)
         self._alone = asyncio.Lock()
 
-    async def run(self, *job: Any) -> str | None:
-        """`render_page(*job)` in a process of a pool."""
+    async def run(self, *job: Any) -> str:
+        """`render_page(*job)` in a process of a pool, and once more, by itself, where that ended or had too little memory.
+
+        Raises:
+            as `render_page`, but for MemoryError.
+        """
         async with self._at_once:
             try:
                 pool = self._pool = self._pool or new_pool(self._workers)
                 return await asyncio.wrap_future(pool.submit(render_page, *job))
-            except BrokenProcessPool:
+            except MemoryError:
+                pass
+            except BrokenProcessPool:  # a dying process takes the pool with it, and all that was under way
                 if self._pool is pool:
                     self._pool = None
-        # A dying process takes the pool with it, and all that was under way: each is tried once more, by itself.
         async with self._alone:
             pool = new_pool(1)
             try:
                 return await asyncio.wrap_future(pool.submit(render_page, *job))
-            except BrokenProcessPool:
-                return None
+            except (MemoryError, BrokenProcessPool) as error:
+                took = f"its process ended, had too little memory, or took {CPU_LIMIT_S:.0f} s"
+                raise Unrenderable(took) from error
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 

@@ -23,6 +23,10 @@ _METHOD = 1  # raised when the same settings are to give other images
 _QUALITIES = (90, 75, 60, 45, 30)
 
 
+class Unrenderable(Exception):
+    """There can be no image of a page; the message says why."""
+
+
 @dataclass(frozen=True)
 class Rendering:
     """The settings that decide what a page's image looks like."""
@@ -89,15 +93,14 @@ def encodings(page: Any, rendering: Rendering) -> Iterator[tuple[bytes, str, int
         size = math.floor(across * math.sqrt(0.5)), math.floor(down * math.sqrt(0.5))
 
 
-def render_page(source: Source, number: int, rendering: Rendering, folder: str) -> str | None:
+def render_page(source: Source, number: int, rendering: Rendering, folder: str) -> str:
     """Render a page and store its image below `folder`, named by its size; returns its name, such as "843x1192.png".
 
     To be called in the main thread of a process of its own: a page that takes more than `CPU_LIMIT_S` ends that process.
 
-    Returns:
-        None when it cannot be rendered.
-
     Raises:
+        Unrenderable: the fault lies in the page.
+        MemoryError: there was too little for it, at that moment.
         InputError: the PDF is not where it was, or is another.
         StorageError, ConfigError: the storage does not answer.
     """
@@ -106,10 +109,12 @@ def render_page(source: Source, number: int, rendering: Rendering, folder: str) 
         with cpu_limit(CPU_LIMIT_S):
             made = encodings(document[number - 1], rendering)
             found = next((e for e in made if len(e[0]) <= rendering.max_bytes), None)
-    except Exception:  # noqa: BLE001 - the library has no common base, and the fault lies in the file
-        found = None
+    except MemoryError:
+        raise
+    except Exception as error:  # the library has no common base, and the fault lies in the file
+        raise Unrenderable(f"{type(error).__name__}: {error}") from error
     if found is None:
-        return None
+        raise Unrenderable(f"it is a mere line, or no image of it is as small as {rendering.max_bytes} bytes")
     data, suffix, across, down = found
     name = f"{across}x{down}.{suffix}"
     storage.write_bytes(storage.join(folder, name), data)

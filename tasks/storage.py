@@ -102,11 +102,15 @@ def write_bytes(uri: str, data: bytes) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     with local_errors(uri, "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        try:
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)  # on a full disk more than anywhere
+            raise
 
 
 def read_bytes(uri: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tasks.artifact import Artifact
 from tasks.errors import InputError
 from tasks.images import PageImages
 from tasks.pages import PageStore
+from tasks.render import render_page
 from tests.model_server import received
 
 AGENT = config.Agent(observation="image")
@@ -52,7 +54,7 @@ async def test_a_page_is_rendered_once_although_64_rollouts_ask_for_it_at_once(
     jobs: list[Any] = []
     run = images._Renderers.run
 
-    async def counted(self: images._Renderers, *job: Any) -> str | None:
+    async def counted(self: images._Renderers, *job: Any) -> str:
         jobs.append(job)
         return await run(self, *job)
 
@@ -125,11 +127,32 @@ async def test_a_page_without_a_pdf_and_one_that_cannot_be_rendered_have_no_imag
         assert await store.image("below/b c.pdf", 3)  # others are rendered all the same
     markers = [uri for uri in stored(root) if uri.endswith("/no-image")]
     assert len(markers) == 2
+    assert {storage.read_bytes(uri) for uri in markers} == {b"its process ended, had too little memory, or took 60 s"}
     async with opened(root, pages) as store:  # another run does not try again what cost so much
         assert await store.image("below/b c.pdf", 1) is None
     storage.delete(markers[0])
     async with opened(root, pages) as store:
         assert await store.image("below/b c.pdf", 1)
+
+
+async def test_too_little_memory_is_a_matter_of_the_moment(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = str(tmp_path / "storage")
+    pages = read(root, folder)
+    monkeypatch.setenv("SHORT_OF_MEMORY_ONCE", str(tmp_path / "was-short"))
+    monkeypatch.setattr(images, "render_page", short_of_memory_once)
+    async with opened(root, pages) as store:
+        assert await store.image("a.pdf", 1)
+
+
+def short_of_memory_once(*job: Any) -> str:
+    """What renders, where at first there is too little memory."""
+    try:
+        Path(os.environ["SHORT_OF_MEMORY_ONCE"]).touch(exist_ok=False)
+    except FileExistsError:
+        return render_page(*job)
+    raise MemoryError
 
 
 def ends_its_process(*_: Any) -> str:

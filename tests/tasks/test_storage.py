@@ -1,5 +1,6 @@
 """Storage: the same behaviour on a local folder and on a real S3 server."""
 
+import resource
 import subprocess
 import sys
 import tempfile
@@ -218,6 +219,17 @@ def test_a_local_file_that_may_not_be_read_is_named_and_a_pdf_that_may_not_is_se
 def test_a_disk_that_fails_may_be_there_again() -> None:
     with pytest.raises(StorageError, match="mem cannot be read: Input/output error"):
         storage.read_bytes("/proc/self/mem")
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        with pytest.raises(StorageError, match="cannot be written: File too large"):
+            storage.write_bytes(str(tmp_path / "part.parquet"), bytes(4096))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_join_and_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
