@@ -72,8 +72,11 @@ def _keep(root: str, settings: config.EvaluateRun, run: Measured) -> list[StageR
 
 
 def results_ref(run: str, search: config.Search | None = None) -> str:
-    """The ref of a run's results: as it ran, or with its first queries ranked again under other search settings."""
-    return f"results-{run}" if search is None else f"results-{run}-{slug(search_name(search))}"
+    """The ref of a run's results: as it ran, or with its first queries ranked again under other search settings.
+
+    No run's name has an underscore, so "base" searched by AND is not the run "base-and".
+    """
+    return f"results-{run}" if search is None else f"results-{run}_{slug(search_name(search))}"
 
 
 def search_name(search: config.Search) -> str:

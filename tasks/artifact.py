@@ -35,6 +35,7 @@ PACKAGES = (
     "torch",
     "trl",
     "peft",
+    "anls-star",
 )
 _PROVENANCE = b"drag.provenance"
 _SCHEMA = b"drag.schema"

@@ -20,6 +20,10 @@ from tasks.artifact import Artifact
 
 _PACKAGE = "tasks"
 _TRIES, _PAUSE_S = 100, 0.02
+# What these hold is said, stored or kept alive, and no result depends on it.
+_NO_RESULT = {f"{_PACKAGE}.{name}" for name in ("errors", "folders", "logs", "processes", "storage", "watchdog")}
+# What a rollout found is scored anew by every stage that takes it on, so that a new reward needs no new rollouts.
+_SCORED_LATER = {"tasks.collect": {"tasks.reward"}}
 
 
 def stage_key(
@@ -55,7 +59,8 @@ def content_fingerprint(uri: str) -> str:
 def code_version(module: str) -> str:
     """Hash of the source of a module and of all that it imports from this package, directly or not.
 
-    Settings are left out: their values are in the key, and a reworded description changes no result.
+    Settings are left out: their values are in the key, and a reworded description changes no result. So is what errors say,
+    and how files are stored.
     """
     digest = hashlib.sha256()
     for name in sorted(n for n in _closure(module) if not n.startswith(f"{_PACKAGE}.config")):
@@ -93,10 +98,11 @@ def _syntax(path: Path) -> bytes:
 
 def _closure(module: str) -> set[str]:
     seen: set[str] = set()
+    left_out = (_NO_RESULT | _SCORED_LATER.get(module, set())) - {module}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in seen:
+        if name in seen or name in left_out:
             continue
         seen.add(name)
         source = _source(name)

@@ -15,7 +15,7 @@ from tasks.artifact import Artifact, provenance, read_provenance, read_rows, tab
 from tasks.chosen import select
 from tasks.errors import ArtifactError, InputError
 from tasks.fate import fate
-from tasks.reward import Page, best_search, first_success, gt_ranks, in_order_seen, set_f1
+from tasks.reward import Page, best_search, first_success, gt_rank, gt_ranks, in_order_seen, set_f1
 from tasks.search.index import Searcher
 from tasks.search.query import as_words
 
@@ -42,7 +42,7 @@ def score(trajectories: Artifact, searcher: Searcher, settings: config.Evaluate,
     if asked is None:
         asked = any(row["status"] == "finished" and row["outcome"] != "searched" for row in rows)
     results = [_scored(row, searcher, settings.depth, run, asked=asked) for row in rows]
-    facts = provenance({"trajectories": trajectories}, run=run, settings=settings.model_dump(), rollouts=kept)
+    facts = _facts({"trajectories": trajectories}, searcher, settings, run, rollouts=kept)
     return write_table(table_of(results, SCHEMA), uri, SCHEMA, facts)
 
 
@@ -74,7 +74,7 @@ def score_question_baseline(
                     "first_hit_rank": _first(shown),
                 }
             )
-    facts = provenance({"questions": questions}, run=run, settings=settings.model_dump(), top_k=top_k)
+    facts = _facts({"questions": questions}, searcher, settings, run, top_k=top_k)
     return write_table(table_of(results, SCHEMA), uri, SCHEMA, facts)
 
 
@@ -96,8 +96,16 @@ def rescore(results: Artifact, searcher: Searcher, settings: config.Evaluate, ru
         elif query is not None:
             ranks, found = _rank(searcher, query, settings.depth, row, question=row["question"])
         rescored.append({**_unanswered(run, row, query, ranks, found), "rollout_id": row["rollout_id"]})
-    facts = provenance({"results": results}, run=run, settings=settings.model_dump(), results=read_provenance(results))
+    facts = _facts({"results": results}, searcher, settings, run, results=read_provenance(results))
     return write_table(table_of(rescored, SCHEMA), uri, SCHEMA, facts)
+
+
+def _facts(
+    inputs: Mapping[str, Artifact], searcher: Searcher, settings: config.Evaluate, run: str, **facts: Any
+) -> dict[str, Any]:
+    inputs = {**inputs, "index": searcher.index}
+    search = searcher.settings.model_dump()
+    return provenance(inputs, run=run, settings=settings.model_dump(), search=search, **facts)
 
 
 def _one_each(rows: list[dict[str, Any]], trajectories: Artifact) -> list[dict[str, Any]]:
@@ -163,18 +171,18 @@ def _scored(row: Row, searcher: Searcher, depth: int, run: str, *, asked: bool) 
 def _retrieval(row: Row, made: list[Row], searcher: Searcher, depth: int) -> dict[str, Any]:
     """What the searches of a rollout found, each ranked again to `depth`."""
     found: list[list[int]] = []
-    for search in made:
-        # `searched` already holds the question's words where the settings add them
-        ranks, _ = _rank(searcher, search["searched"], depth, row)
+    seen = [gt_rank(_shown(search), _pages(row)) for search in made]
+    for search, before in zip(made, seen, strict=True):
+        ranks, _ = _rank(searcher, search["query"], depth, row, question=row["question"])
         rank = _first(ranks)
-        if (rank if rank is not None and rank <= row["top_k"] else None) != search["gt_rank"]:
+        if (rank if rank is not None and rank <= row["top_k"] else None) != before:
             raise ArtifactError(
-                f"question {row['question_id']}: the query {search['searched']!r} ranked the page {search['gt_rank']} in the "
-                f"rollout and {rank} now: score with the index and the search settings of the rollouts, or collect again"
+                f"question {row['question_id']}: the query {search['query']!r} ranked the page {before} in the rollout and "
+                f"{rank} now: score with the index and the search settings of the rollouts, or collect again"
             )
         found.append(ranks)
     best = best_search([_first(ranks) for ranks in found])
-    success = first_success([search["gt_rank"] for search in made])
+    success = first_success(seen)
     return {
         "first_query": made[0]["query"] if made else None,
         "first_rank": _first(found[0]) if made else None,
@@ -184,7 +192,7 @@ def _retrieval(row: Row, made: list[Row], searcher: Searcher, depth: int) -> dic
         "seen_ranks": gt_ranks(in_order_seen(map(_shown, made)), _pages(row)),
         "searches": len(made),
         "searches_to_success": success,
-        "first_hit_rank": None if success is None else made[success - 1]["gt_rank"],
+        "first_hit_rank": None if success is None else seen[success - 1],
         "zero_results": sum(not search["results"] for search in made),
     }
 

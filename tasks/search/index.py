@@ -98,15 +98,16 @@ class Searcher:
     thread; tantivy answers in less than a millisecond and can be called as it is.
     """
 
-    def __init__(self, folder: Path, settings: config.Search) -> None:
+    def __init__(self, index: Artifact, settings: config.Search) -> None:
         from tasks.search import query
 
+        self.index, self.settings = index, settings
+        folder = artifact.fetch_folder(index)
         self._language = query  # imported here, for it loads Whoosh
         engine = _engine(json.loads((folder / "meta.json").read_text())["engine"])
         weights = {"text": 1.0, "file": settings.file_boost, "title": settings.title_boost}
         self.blocking: bool = engine.blocking
         self._engine = engine.Engine(folder / "engine", {field: weight for field, weight in weights.items() if weight})
-        self._settings = settings
         pages = pq.read_table(folder / "pages.parquet")
         files = pages["file"].combine_chunks().dictionary_encode()
         # by ordinal; plain Python values, because a search returns a few of them in microseconds
@@ -122,10 +123,10 @@ class Searcher:
         Hits are ordered by score, ties (scores that agree to four decimals) by file and page number.
         """
         language = self._language
-        if question and self._settings.expand == "question" and not language.has_operators(query):
-            reading = language.read_with(query, question, self._settings.operator)
+        if question and self.settings.expand == "question" and not language.has_operators(query):
+            reading = language.read_with(query, question, self.settings.operator)
         else:
-            reading = language.read(query, self._settings.operator)
+            reading = language.read(query, self.settings.operator)
         found = self._engine.find(reading.tree, top_k) if reading.tree is not None else []
         hits = tuple(
             Hit(rank, self._names[self._files[ordinal]], self._numbers[ordinal], score)
@@ -143,4 +144,4 @@ def open_index(index: Artifact, settings: config.Search) -> Searcher:
     """
     if index.schema != "index/1":
         raise ArtifactError(f"{index.uri} is {index.schema!r}, not 'index/1': run the stage that builds the index")
-    return Searcher(artifact.fetch_folder(index), settings)
+    return Searcher(index, settings)

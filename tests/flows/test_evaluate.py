@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import pytest
 
-from flows.evaluate import compare, evaluate
+from flows.evaluate import compare, evaluate, results_ref
 from flows.export import export
 from tasks import config
 from tasks.artifact import load_ref, read_rows, save_ref
@@ -32,6 +32,10 @@ def _settings(root: str, url: str, *questions: str, **server: Any) -> config.Eva
 def _wrong(request: dict[str, Any], call: int) -> Reply:
     said = searcher(request, call)
     return Reply("<answer>not given</answer>") if "<answer>" in str(said.content) else said
+
+
+def test_a_run_searched_otherwise_is_not_the_run_of_that_name() -> None:
+    assert results_ref("base", config.Search(operator="and")) != results_ref("base-and")
 
 
 def test_single_questions_are_asked_alone_and_shown_and_share_rollouts_with_a_whole_evaluation(

@@ -79,6 +79,14 @@ def test_how_it_is_trained_does_not_count_for_what_is_collected_nor_the_agent_fo
     assert "tasks.agent.protocol" not in trained
 
 
+def test_what_changes_no_result_does_not_count() -> None:
+    for module in ("tasks.collect", "tasks.process", "tasks.training", "tasks.evaluate"):
+        assert not cache._closure(module) & {"tasks.errors", "tasks.storage", "tasks.logs"}
+    # a new reward scores what was collected, and needs no new rollouts
+    assert "tasks.reward" not in cache._closure("tasks.collect")
+    assert all("tasks.reward" in cache._closure(module) for module in ("tasks.process", "tasks.evaluate"))
+
+
 def test_what_other_threads_do_to_a_parse_is_outlived(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error that Python 3.11 raises now and then while another thread parses; seen in a killed run's second try."""
     expected, parse, calls = cache.code_version("tasks.process"), ast.parse, itertools.count()

@@ -260,9 +260,20 @@ def test_no_answer_scores_0_unless_none_was_asked_for(
 def test_rollouts_of_another_index_are_refused(tmp_path: Path, searcher: Searcher) -> None:
     asked = question(0)
     strange = turn(searcher, asked, "pumps")
-    strange["searches"][0]["gt_rank"] = 2
+    strange["searches"][0]["results"].insert(0, {"rank": 1, "file": "other.pdf", "page_number": 1, "score": 9.0})
     with pytest.raises(ArtifactError, match="search settings of the rollouts"):
         scored(tmp_path, searcher, [rollout(asked, strange)])
+
+
+def test_results_say_by_which_search_and_index_they_were_ranked(tmp_path: Path, index: Artifact) -> None:
+    """Or nobody could tell a baseline under OR from one under AND that found the same."""
+    found = {}
+    for operator in ("or", "and"):
+        (folder := tmp_path / operator).mkdir()
+        stored = baseline(folder, open_index(index, config.Search(operator=operator)), [question(0, "pumps")])
+        found[operator] = read_provenance(stored)
+    assert [kept["search"]["operator"] for kept in found.values()] == ["or", "and"]
+    assert {kept["inputs"]["index"] for kept in found.values()} == {index.sha256}
 
 
 def test_several_rollouts_of_a_question_and_none_are_refused(tmp_path: Path, searcher: Searcher) -> None:
