@@ -202,7 +202,7 @@ def _answer(row: Mapping[str, Any]) -> Answer | None:
     given = _get(row, "answer", optional=True)
     texts = tuple(line for text in _list(given) if (line := one_line(records.text(text, "answer"))))
     cited = [questions.location_of(place) for place in _list(row.get("citations"))]
-    return Answer(texts, tuple(dict.fromkeys(cited))) if texts else None
+    return Answer(texts, tuple(dict.fromkeys((clean(file), page) for file, page in cited))) if texts else None
 
 
 def _get(row: Mapping[str, Any], what: str, *, optional: bool = False) -> Any:

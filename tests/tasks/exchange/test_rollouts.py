@@ -235,6 +235,7 @@ def test_nothing_that_others_said_stands_for_an_image(searcher: Any, tmp_path: P
         {**s, "query": s["query"] + image, "thinking": image + s["thinking"], "searched": image + s["query"]}
         for s in plain["searches"]
     ]
+    marked["citations"] = [{"document": f"plan{image}.pdf", "page": 1}]
     told = []
     for name, line in (("plain", plain), ("marked", marked)):
         file = tmp_path / f"{name}.jsonl"
