@@ -7,8 +7,8 @@ drag import adapter checkpoints/sft/final --model MODEL               # then: dr
 
 A folder that `drag export` wrote with `--layout hf` can stand for the file. The fields that are read are listed in
 tasks/exchange/trajectories.py and tasks/exchange/training_sets.py. Rollouts of others are told anew as the agent's, with the
-texts of the pages that they saw: ingest these first, or import with `--observation none`. Page images are taken from what was
-exported with them.
+texts, or the images, of the pages that they saw: ingest these first, from PDFs for images, or import with `--observation none`.
+Our own rows' page images are taken from what was exported with them.
 """
 
 from pydantic import BaseModel

@@ -11,7 +11,7 @@ import asyncio
 import base64
 import json
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path, PurePosixPath
@@ -157,6 +157,33 @@ class PageImages:
         while self._kept_bytes > MOST_KEPT_BYTES and len(self._urls) > 1:
             self._kept_bytes -= len(self._urls.popitem(last=False)[1][0])
         return url
+
+
+async def images_of_all(
+    root: str,
+    pages: PageStore,
+    agent: Agent,
+    wanted: Iterable[tuple[str, int]],
+    on_progress: Callable[[int, int], None],
+) -> dict[tuple[str, int], Image | None]:
+    """The images of many pages, each as `PageImages.image` finds it, side by side.
+
+    Args:
+        wanted: (file, page number from 1) of each.
+        on_progress: is called with (pages done, pages wanted) after each one.
+    """
+    found: dict[tuple[str, int], Image | None] = dict.fromkeys(sorted(wanted))  # a document's pages one after the other
+    done = 0
+
+    async def find(file: str, page: int) -> None:
+        nonlocal done
+        found[file, page] = await images.image(file, page)
+        done += 1
+        on_progress(done, len(found))
+
+    async with PageImages(root, pages, agent, "inline") as images:
+        await asyncio.gather(*(find(*page) for page in found))
+    return found
 
 
 async def _once(

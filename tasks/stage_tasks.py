@@ -5,6 +5,7 @@ imported when it runs, so that the command line starts fast and ingest needs no 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -215,9 +216,11 @@ def import_artifacts(
         return {"adapter": made}
     from tasks.exchange import importing
 
-    return importing.import_rows(
-        settings.what, settings.source, settings.agent, pages, questions, uri, settings.storage
-    )
+    showing = progress("Page images") if settings.agent.sees_images else nullcontext(lambda done, total: None)
+    with showing as on_progress:
+        return importing.import_rows(
+            settings.what, settings.source, settings.agent, pages, questions, uri, settings.storage, on_progress
+        )
 
 
 @stage("merge")

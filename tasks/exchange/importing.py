@@ -17,15 +17,20 @@ from typing import Any
 
 from tasks import artifact, pairs, process, storage
 from tasks.agent import prompts
+from tasks.agent.message import Image
 from tasks.artifact import Artifact
+from tasks.beside import run_beside
 from tasks.config import Agent, Process
 from tasks.errors import ConfigError, InputError
 from tasks.exchange import images, rows, training_sets, trajectories
+from tasks.images import images_of_all
 from tasks.pages import PageStore
 from tasks.records import parse
+from tasks.reward import Page
 from tasks.set_aside import Refused, SetAside, first_reasons, printable, write_set_aside
 
 Row = dict[str, Any]
+Progress = Callable[[int, int], None]
 SCORING = Process(include_failed=True)
 """How rollouts are scored and paired that come as processed: those that failed stay, as somebody has chosen already."""
 
@@ -36,22 +41,48 @@ class _Import:
     """One import: what was set aside, and what else is noted."""
 
     def __init__(
-        self, sources: Sequence[str], agent: Agent, pages: Artifact | None, questions: Artifact | None, root: str
+        self,
+        sources: Sequence[str],
+        agent: Agent,
+        pages: Artifact | None,
+        questions: Artifact | None,
+        root: str,
+        on_progress: Progress,
     ) -> None:
         self.taken = images.Taken(sources[0], root)
         self.sources, self.agent, self.aside = sources, agent, list[SetAside]()
         self.pages, self.questions, self._store = pages, questions, None if pages is None else PageStore(pages)
+        self._root, self._on_progress, self._images = root, on_progress, dict[Page, Image | None]()
         self.known = _read_beside(sources[0])
 
     def page_text(self, file: str, page: int) -> str:
         """The text of a page that a rollout saw; none where it saw only names."""
         if self.agent.observation == "none":
             return ""
+        return self._knowing(file, page).text(file, page)
+
+    def page_image(self, file: str, page: int) -> Image | None:
+        """The image of a page that a rollout saw; none before `find_images`, which finds all that were asked for."""
+        self._knowing(file, page)
+        return self._images.setdefault((file, page), None)
+
+    def find_images(self) -> None:
+        """Render the pages whose images were asked for, unless they are rendered already."""
+        if self._store is not None and self._images:
+            wanted = images_of_all(self._root, self._store, self.agent, self._images, self._on_progress)
+            self._images = run_beside(wanted)
+
+    @cached_property
+    def has_pdfs(self) -> bool:
+        """Whether any page that is ingested can have an image."""
+        return self._store is not None and any(map(self._store.source, self._store.files()))
+
+    def _knowing(self, file: str, page: int) -> PageStore:
         if self._store is None or (file, page) not in self._store:
             raise Refused(
                 "unknown_page", f"page {page} of {printable(file)}: ingest it, or import with observation none"
             )
-        return self._store.text(file, page)
+        return self._store
 
     @cached_property
     def splits(self) -> dict[str, str]:
@@ -131,6 +162,7 @@ def import_rows(
     questions: Artifact | None,
     uri: str,
     root: str,
+    on_progress: Progress = lambda done, total: None,
 ) -> dict[str, Artifact]:
     """Read files as the artifacts named in the module's docstring, and "set_aside_import".
 
@@ -138,16 +170,18 @@ def import_rows(
         what: "trajectories", "mined", "processed", or the name of a format.
         sources: the file, or folder of a data set. Further: for processed its pairs; for a format the part "val".
         agent: as whose conversations rollouts and examples of others are told.
-        pages: ingested pages, for the texts that a rollout saw.
+        pages: ingested pages, for the texts and images that a rollout saw.
         questions: ingested questions, for the splits of rollouts.
         uri: folder for what is written.
         root: storage root, below which page images go.
+        on_progress: is called with (pages done, pages to show) after each whose image others' rollouts are told with.
 
     Raises:
-        InputError: there is no such file, or no row of it can be used.
-        ConfigError: the agent sees images, which others' rollouts cannot be told with.
+        InputError: there is no such file, or no row of it can be used; or the PDF of a page that is to be shown is not where
+            it was.
+        ConfigError: the agent sees images, and no page has a PDF to tell others' rollouts with.
     """
-    work = _Import(sources, agent, pages, questions, root)
+    work = _Import(sources, agent, pages, questions, root, on_progress)
     if what in ("trajectories", "mined"):
         made = {what: _trajectories(work, sources[0], what, uri)}
     elif what == "processed":
@@ -158,18 +192,16 @@ def import_rows(
 
 
 def _trajectories(work: _Import, source: str, name: str, uri: str) -> Artifact:
+    if work.agent.sees_images:
+        _ask_for_images(work, source, name)
+        work.find_images()
     facts = work.facts(name)
     numbers = itertools.count(1)
     differing: list[str] = []
 
     def read(record: Row, unknown: Counter[str]) -> Row:
         if "turns" not in record:
-            if work.agent.sees_images:
-                raise ConfigError(
-                    f"observation {work.agent.observation}: what others' rollouts showed is told anew, by text or none"
-                )
-            notes = trajectories.Notes(unknown, differing)
-            return trajectories.read(record, next(numbers), work.agent, work.page_text, work.splits, notes)
+            return _told(work, record, next(numbers), trajectories.Notes(unknown, differing))
         row = work.native(record, "trajectories", unknown, derived=["searches"])
         for field in _TOLD_ALIKE:
             told = facts["settings"]["agent"].get(field)
@@ -182,6 +214,28 @@ def _trajectories(work: _Import, source: str, name: str, uri: str) -> Artifact:
     made = work.write("trajectories", work.read(source, name, read), storage.join(uri, "trajectories.parquet"), facts)
     work.aside += [SetAside(printable(source.rsplit("/", 1)[-1]), None, "rank_differs", text) for text in differing]
     return made
+
+
+def _told(work: _Import, record: Row, number: int, notes: trajectories.Notes) -> Row:
+    return trajectories.read(record, number, work.agent, work.page_text, work.page_image, work.splits, notes)
+
+
+def _ask_for_images(work: _Import, source: str, name: str) -> None:
+    """Tell others' rollouts once in vain, to know all pages that they show: these are rendered together, not one by one."""
+
+    def tell(record: Row) -> None:
+        if "turns" not in record:
+            if not work.has_pdfs:
+                raise ConfigError(
+                    f"observation {work.agent.observation}: no page that is ingested has a PDF, so there are no images to show: "
+                    "run ingest with the folder of PDFs (--documents), or import with --observation text or none"
+                )
+            _told(work, record, 0, trajectories.Notes(Counter(), []))
+
+    for file in rows.files_of(source, name):
+        shown, found = rows.read(file)
+        for _ in parse(found, tell, shown, []):
+            pass
 
 
 def _processed(work: _Import, uri: str) -> dict[str, Artifact]:

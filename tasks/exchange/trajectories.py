@@ -21,19 +21,25 @@ A row is JSON of these fields; those in brackets may be missing:
     [success, best_query, best_rank, first_rank, num_searches]  follow from the rest
 
 What was said is not taken over, but told anew: the conversation is the one that an agent of these settings would have had
-with the same searches and results, page texts and all. So the rollout can be learned from, whole, by that agent.
+with the same searches and results, page texts or images and all. So the rollout can be learned from, whole, by that agent.
+
+No image gives way to text, as how much context the model had is not known. A trainer sets aside what is longer than its
+max_length.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from tasks import questions, records, reward
 from tasks.agent import prompts
+from tasks.agent.conversation import Conversation
+from tasks.agent.message import Image
 from tasks.agent.observation import PageText, as_read
-from tasks.agent.protocol import Answer, Ask, Step, WireMessage, as_stored, clean, one_line, tell_last_turn
+from tasks.agent.protocol import Answer, Ask, Step, as_stored, clean, one_line, tell_last_turn
 from tasks.agent.trajectory import Question, SearchRecord, Trajectory, Turn, to_row
 from tasks.config import Agent
 from tasks.reward import Page
@@ -57,6 +63,9 @@ _ALSO = {
 _PLAIN = {"split", "category", "model", "sample", "seed", "rollout_id", "top_k"}
 _KNOWN = {name for names in _ALSO.values() for name in names} | _PLAIN | _DERIVED
 
+PageImage = Callable[[str, int], Image | None]
+"""(file, page number from 1) → the page's image; None where it is shown by its text. Asked by an agent that sees images."""
+
 
 class Notes(NamedTuple):
     """What is found on the way: fields that nobody knows, and ranks that the results do not bear out."""
@@ -66,14 +75,20 @@ class Notes(NamedTuple):
 
 
 def read(
-    record: Mapping[str, Any], number: int, agent: Agent, page_text: PageText, splits: Mapping[str, str], notes: Notes
+    record: Mapping[str, Any],
+    number: int,
+    agent: Agent,
+    page_text: PageText,
+    page_image: PageImage,
+    splits: Mapping[str, str],
+    notes: Notes,
 ) -> dict[str, Any]:
     """One rollout as a row of trajectories.
 
     Args:
         number: of the row in its file; rows that are alike in all else are two rollouts.
         agent: whose conversation it becomes.
-        page_text: the text of a page that a search found; raises `Refused` for a page that is not known.
+        page_text, page_image: of a page that a search found; they raise `Refused` for a page that is not known.
         splits: of the questions that are ingested; others are as the row says, else for training.
 
     Raises:
@@ -111,7 +126,7 @@ def read(
     # where no answer follows the last search, it is not known whether the model saw what came back
     shown = len(made) if answer else len(made) - 1
     searches = [_search(item, wanted, top_k, notes, shown=at < shown) for at, item in enumerate(made)]
-    _tell(trajectory, searches, answer, agent, page_text)
+    _tell(trajectory, searches, answer, agent, page_text, page_image)
     digest = hashlib.sha256(f"{number}\0{json.dumps(row, sort_keys=True, default=str)}".encode()).hexdigest()
     return to_row(
         trajectory,
@@ -131,26 +146,31 @@ def _tell(
     answer: Answer | None,
     agent: Agent,
     page_text: PageText,
+    page_image: PageImage,
 ) -> None:
     """Write turns and conversation as the agent loop would have."""
     protocol = prompts.PROTOCOLS[agent.protocol]
-    conversation: list[WireMessage] = prompts.wire_prompt(trajectory.question.question, agent)
+    conversation = Conversation(prompts.wire_prompt(trajectory.question.question, agent), agent, page_text)
     for at, (reasoning, search) in enumerate(searches):
         said = protocol.search(reasoning, search.query)
         calls = [call["id"] for call in said.get("tool_calls", ())]
         step = Step(as_stored(said)["content"], said, reasoning, (Ask(search.query, call_id=next(iter(calls), None)),))
-        trajectory.turns.append(_turn(at + 1, step, [search]))
-        conversation.append(said)
+        turn = _turn(at + 1, step, [search])
+        conversation.add([said])
         if search.shown:
-            conversation += protocol.reply(step, [as_read(search, agent, page_text, [None] * len(search.results)).text])
+            images = [page_image(file, page) if agent.sees_images else None for _, file, page, _ in search.results]
+            seen = as_read(search, agent, page_text, images)
+            conversation.add(protocol.reply(step, [seen.text]), seen.images)
+            turn = replace(turn, images_shown=len(seen.images), images_missing=seen.missing)
+        trajectory.turns.append(turn)
     if answer is not None:
         if agent.answer and len(searches) + 1 == agent.max_iterations:
-            tell_last_turn(conversation, protocol)
+            tell_last_turn(conversation.messages, protocol)
         said = protocol.answer(None, answer)
         trajectory.turns.append(_turn(len(searches) + 1, Step(as_stored(said)["content"], said, None, (), answer), []))
-        conversation.append(said)
+        conversation.add([said])
         trajectory.outcome, trajectory.answer, trajectory.citations = "answered", answer.texts, answer.citations
-    trajectory.messages = [as_stored(message) for message in conversation]
+    trajectory.messages = [as_stored(message) for message in conversation.messages]
 
 
 def _turn(number: int, step: Step, searches: list[SearchRecord]) -> Turn:

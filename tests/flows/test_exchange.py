@@ -9,10 +9,12 @@ import pytest
 from flows.cli import main
 from flows.import_ import import_
 from tasks import config, storage
+from tasks.agent.message import images_of
 from tasks.artifact import fetch_folder, has_ref, load_ref, read_provenance, read_rows
 from tasks.exchange import importing
 from tests.small_collection import TOPICS, ingest_small
 from tests.tiny_model import tiny_model
+from tests.tiny_vlm import tiny_vlm
 
 QUICK = ["--epochs", "1", "--batch-size", "4", "--lora-r", "4", "--no-bf16"]
 
@@ -95,6 +97,37 @@ def test_the_references_files_go_through_every_stage_and_out_again(
 
     assert main(["import", "processed", str(out / "processed.jsonl"), "--storage", elsewhere]) == 0
     assert read_rows(load_ref(elsewhere, "processed")) == read_rows(load_ref(storage_root, "processed"))
+
+
+def test_the_references_rollouts_are_learned_from_with_page_images(
+    documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, see = str(tmp_path / "store"), ["--observation", "image", "--image-dpi", "20"]
+
+    def drag(*words: str) -> None:
+        assert main([*words, "--storage", root]) == 0, capsys.readouterr().err
+
+    ingest_small(root, documents)
+    collected = tmp_path / "trajectories.jsonl"
+    collected.write_text("\n".join(json.dumps(rollout(number, topic)) for number, topic in enumerate(TOPICS)))
+    drag("import", "trajectories", str(collected), *see)
+    assert f"Page images: {2 * len(TOPICS)} of {2 * len(TOPICS)}" in capsys.readouterr().err
+    drag("process")
+    drag("format", "--formats", "sft_trajectory", "sft_context", "--split", "all", "--train-ratio", "0.7", *see)
+    shown = [
+        image
+        for name in ("sft_trajectory", "sft_context")
+        for row in read_rows(load_ref(root, name))
+        for message in (*row["prompt"], *row["completion"])
+        for image in images_of(message)
+    ]
+    assert {(image["file"], image["page"]) for image in shown} == {
+        (f"{t}.pdf", page) for t in TOPICS for page in (1, 2)
+    }
+    assert all(storage.is_file(storage.join(root, image["key"])) for image in shown)
+    training = ["--training-set", "sft_trajectory", "--mask-strategy", "assistant", "--parts", "language", *QUICK]
+    drag("finetune", "sft", "--model", str(tiny_vlm(tmp_path / "vlm")), *training)
+    assert read_provenance(load_ref(root, "adapter"))["images"] > 0
 
 
 def test_what_was_imported_is_not_imported_again_unless_it_changed(tmp_path: Path) -> None:

@@ -155,6 +155,26 @@ def short_of_memory_once(*job: Any) -> str:
     raise MemoryError
 
 
+async def test_many_pages_are_found_each_once_and_a_pdf_that_is_gone_is_told(tmp_path: Path, folder: Path) -> None:
+    root, told = str(tmp_path / "storage"), list[tuple[int, int]]()
+    pages = PageStore(read(root, folder))
+    wanted = [(file, page) for file in ("below/b c.pdf", "a.pdf") for page in (3, 1, 2)]
+
+    async def found() -> dict[tuple[str, int], Any]:
+        return await images.images_of_all(root, pages, AGENT, wanted, lambda done, total: told.append((done, total)))
+
+    made = await found()
+    assert told == [(done, 6) for done in range(1, 7)]
+    assert made.keys() == set(wanted)
+    assert {(image["file"], image["page"]) for image in made.values()} == set(wanted)
+    assert sorted(storage.join(root, image["key"]) for image in made.values()) == sorted(stored(root))
+    shutil.rmtree(folder)
+    assert await found() == made
+    storage.delete(images.folder(root))
+    with pytest.raises(InputError, match="run ingest"):
+        await found()
+
+
 def ends_its_process(*_: Any) -> str:
     """In place of what renders, as a PDF that crashes the library."""
     import os

@@ -44,9 +44,12 @@ class Library:
             row | ({"source_uri": None, "source_sha256": None} if row["file"] == "filter.pdf" else {}) for row in rows
         ]
         rows = [{**row, "text": row["text"] + PLACEHOLDER} for row in rows]  # what OCR may bring
-        pages = artifact.write_table(artifact.table_of(rows, "pages/2"), f"{self.root}/pages.parquet", "pages/2", {})
-        self.pages = PageStore(pages)
-        self.searcher: Searcher = open_index(build_index(pages, config.Index(), f"{self.root}/index"), config.Search())
+        table = artifact.table_of(rows, "pages/2")
+        self.stored = artifact.write_table(table, f"{self.root}/pages.parquet", "pages/2", {})
+        self.pages = PageStore(self.stored)
+        self.searcher: Searcher = open_index(
+            build_index(self.stored, config.Index(), f"{self.root}/index"), config.Search()
+        )
 
 
 @pytest.fixture(scope="module")

@@ -173,5 +173,5 @@ def test_images_that_are_gone_or_never_were_are_told(searcher: Any, tmp_path: Pa
         export_tables({"trajectories": made}, "jsonl", out, root)
     file = tmp_path / "trajectories.jsonl"
     file.write_text(json.dumps(theirs(searcher, "improves", Agent())))
-    with pytest.raises(ConfigError, match="by text or none"):
+    with pytest.raises(ConfigError, match=r"run ingest .* \(--documents\), or .* --observation text or none"):
         import_rows("trajectories", [str(file)], agent, None, None, str(tmp_path / "made"), root)
