@@ -11,6 +11,7 @@ from typing import Any
 from flows.form import settings_flow
 from flows.summary import show_markdown, show_picture, show_stages
 from tasks import artifact, config, nights, plots, statistics, storage
+from tasks.agent.prompts import told_by
 from tasks.artifact import load_ref
 from tasks.cache import stage_key
 from tasks.stage_tasks import format_training_sets, process_trajectories
@@ -39,7 +40,7 @@ def processed(root: str, settings: config.Process, chosen: config.Nights, source
 def formatted(root: str, settings: config.Format, agent: config.Agent) -> StageRun:
     """Make the training sets for an agent that is to be served with these settings."""
     inputs: dict[str, Any] = {"processed": load_ref(root, "processed"), "pairs": load_ref(root, "pairs")}
-    key = stage_key("tasks.formats", settings={"format": settings, "agent": agent}, inputs=inputs)
+    key = stage_key("tasks.formats", settings={"format": settings}, inputs=inputs, facts={"agent": told_by(agent)})
     uri = storage.join(root, "training-sets", key)
     run = run_stage(format_training_sets, root=root, key=key, uri=uri, settings=settings, agent=agent, **inputs)
     for name, made in run.artifacts.items():

@@ -97,6 +97,12 @@ def prompt_fingerprint(settings: Agent) -> str:
     return hashlib.sha256(json.dumps(told, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
+def told_by(settings: Agent) -> dict[str, Any]:
+    """The settings that decide what an agent's prompt and conversations look like; not how long it may go on, say."""
+    names = (*_SERVED_ALIKE, "examples", *(_SEEN_ALIKE if settings.sees_images else ()))
+    return settings.model_dump(mode="json", include=set(names))
+
+
 def refuse_other_conversations(collected: Mapping[str, Any], served: Agent) -> None:
     """Stored conversations are only shown to an agent that has such conversations itself.
 

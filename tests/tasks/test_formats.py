@@ -114,6 +114,17 @@ def test_what_only_the_worked_examples_speak_of_is_not_learned(searcher: Searche
     assert not prompts.repeats_examples(f"{names[0]} budget", f"What is the budget of {names[0]}?")
 
 
+def test_how_long_an_agent_goes_on_changes_no_training_set(searcher: Searcher, tmp_path: Path) -> None:
+    """Or another number of turns to measure with would train every adapter again."""
+    processed, pairs = prepared(searcher, str(tmp_path), Agent(examples=True))
+    settings = Format(formats=["sft_best", "sft_trajectory"])
+    agents = [Agent(), Agent(max_iterations=9, guided=True, image_dpi=72), Agent(examples=True)]
+    made = [format_training(processed, pairs, settings, a, str(tmp_path / str(n))) for n, a in enumerate(agents)]
+    for name in settings.formats:
+        one, other, prompted = (found[name].sha256 for found in made)
+        assert one == other != prompted
+
+
 def _rows(made: dict[str, Artifact], name: str) -> list[dict[str, Any]]:
     return artifact.read_rows(made[name])
 
