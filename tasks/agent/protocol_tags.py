@@ -43,7 +43,7 @@ _GUIDES = {
     "search": r"<search>[^<>\s][^<>\n]{0,119}</search>",
     # as many texts, one a line, and as many citations as a call of the tools may hold when it is guided
     "answer": r"<answer>[^<>\s][^<>\n]{0,119}(\n[^<>\s][^<>\n]{0,119}){0,4}"
-    r'(\n?<cite file="[^"<>\s][^"<>\n]{0,254}" page="[1-9][0-9]{0,3}"/>){0,15}</answer>',
+    r'([ \n]?<cite file="[^"<>\s][^"<>\n]{0,254}" page="[1-9][0-9]{0,3}"/>){0,15}</answer>',
 }
 
 _ACTION = re.compile(r"<(search|answer)\b[^<>]*>", re.IGNORECASE)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tasks.agent import protocol_tags, protocol_tools
 from tasks.agent.calls import Call, read_calls
 from tasks.agent.completion import Completion, ToolCall
-from tasks.agent.protocol import Step, as_stored, call_text
+from tasks.agent.protocol import Answer, Step, as_stored, call_text
 
 A = '{"name": "search_documents", "arguments": {"query": "a"}}'
 B = '{"name": "search_documents", "arguments": {"query": "b"}}'
@@ -286,3 +286,22 @@ def test_whatever_a_guide_allows_is_a_valid_action(protocol: Any, action: str, d
         text = call_text(name, data.draw(st.from_regex(arguments, fullmatch=True)))
     step = protocol.parse(Completion(text, None, (), "stop", 1, 1, 0.0))
     assert (step.action, step.repaired) == (action, False)
+
+
+LINES = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters='<>"\\'), min_size=1, max_size=40)
+CITED = st.lists(st.tuples(LINES, st.integers(1, 9999)), max_size=15).map(tuple)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(LINES, min_size=1, max_size=5).map(tuple), CITED)
+def test_a_guide_allows_what_is_taught(texts: tuple[str, ...], citations: tuple[tuple[str, int], ...]) -> None:
+    answer = Answer(texts, citations)
+    assert re.fullmatch(protocol_tags._GUIDES["answer"], protocol_tags.answer(None, answer)["content"])
+    name, arguments = protocol_tools._GUIDES["answer"]
+    begin, end = call_text(name, "|").split("|")
+    said = as_stored(protocol_tools.answer(None, answer))["content"]
+    assert said.startswith(begin)
+    assert said.endswith(end)
+    assert re.fullmatch(arguments, said.removeprefix(begin).removesuffix(end))
+    for query in texts:
+        assert re.fullmatch(protocol_tags._GUIDES["search"], protocol_tags.search(None, query)["content"])
