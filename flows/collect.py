@@ -122,7 +122,7 @@ def collected(
         **{name: inputs[name] for name in ("questions", "pages", "index")},
     )
     if night:
-        nights.publish(uri, run.artifacts)
+        nights.publish(root, uri, run.artifacts)
     return run
 
 

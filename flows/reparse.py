@@ -24,11 +24,11 @@ from tasks.stage_tasks import reparse_trajectories
 from tasks.stages import StageRun, run_stage
 
 
-def _collected(place: str, name: str) -> Artifact:
+def _collected(root: str, place: str, name: str) -> Artifact:
     """What was collected, of a place where it may have been read again since."""
-    newest = load_ref(place, name)
-    if artifact.has_ref(place, f"{name}_collected"):
-        collected = load_ref(place, f"{name}_collected")
+    newest = load_ref(root, name, place)
+    if artifact.has_ref(root, f"{name}_collected", place):
+        collected = load_ref(root, f"{name}_collected", place)
         if artifact.read_provenance(newest).get("reparsed", {}).get("trajectories") == collected.sha256:
             return collected
     return newest
@@ -43,11 +43,11 @@ def reparsed(root: str, place: str, name: str) -> StageRun:
     Raises:
         ArtifactError: there are none, or what is read anew has to be searched in an index that is gone.
     """
-    inputs: dict[str, Any] = {"trajectories": _collected(place, name), "index": load_ref(root, "index")}
+    inputs: dict[str, Any] = {"trajectories": _collected(root, place, name), "index": load_ref(root, "index")}
     key = stage_key("tasks.reparse", inputs=inputs)
     run = run_stage(reparse_trajectories, root=root, key=key, uri=storage.join(root, "reparsed", key), **inputs)
-    artifact.save_ref(place, f"{name}_collected", inputs["trajectories"])
-    artifact.save_ref(place, name, run.artifacts["trajectories"])
+    artifact.save_ref(root, f"{name}_collected", inputs["trajectories"], place)
+    artifact.save_ref(root, name, run.artifacts["trajectories"], place)
     return run
 
 

@@ -13,7 +13,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +241,8 @@ def write_folder(folder: Path, uri: str, schema: str, rows: int, facts: Mapping[
     for file in list(storage.iter_files(uri)):  # what an earlier artifact left at the same place
         if not (folder / storage.relative(file, uri)).is_file():
             storage.delete(file)
-    storage.write_bytes(_folder_ref(uri), json.dumps(asdict(artifact), indent=1).encode())
+    written = {"sha256": artifact.sha256, "rows": rows, "schema": schema}
+    storage.write_bytes(_folder_ref(uri), json.dumps(written, indent=1).encode())
     return artifact
 
 
@@ -331,10 +332,15 @@ def _ref_uris(root: str, name: str) -> list[str]:
     return [storage.join(folder, f"{name}.json") for folder in (*own, storage.join(root, "refs"))]
 
 
-def save_ref(root: str, name: str, artifact: Artifact) -> None:
-    """Point `refs/<name>` of a storage root to an artifact: what later commands take unless told otherwise."""
-    for uri in _ref_uris(root, name):
-        storage.write_bytes(uri, json.dumps(asdict(artifact), indent=1).encode())
+def save_ref(root: str, name: str, artifact: Artifact, place: str = "") -> None:
+    """Point `refs/<name>` of a storage root to an artifact: what later commands take unless told otherwise.
+
+    Args:
+        place: folder below the root with references of its own, such as a night's partition; the root when empty.
+    """
+    content = asdict(replace(artifact, uri=storage.portable(artifact.uri, root)))
+    for uri in _ref_uris(place or root, name):
+        storage.write_bytes(uri, json.dumps(content, indent=1).encode())
 
 
 def drop_ref(root: str, name: str) -> None:
@@ -343,9 +349,9 @@ def drop_ref(root: str, name: str) -> None:
         storage.delete(uri)
 
 
-def has_ref(root: str, name: str) -> bool:
-    """Whether `refs/<name>` points to anything yet."""
-    return any(map(storage.exists, _ref_uris(root, name)))
+def has_ref(root: str, name: str, place: str = "") -> bool:
+    """Whether `refs/<name>` points to anything yet, of a place as `save_ref` had it."""
+    return any(map(storage.exists, _ref_uris(place or root, name)))
 
 
 def ref_names(root: str) -> list[str]:
@@ -354,13 +360,17 @@ def ref_names(root: str) -> list[str]:
     return [storage.relative(uri, folder).removesuffix(".json") for uri in storage.iter_files(folder)]
 
 
-def load_ref(root: str, name: str) -> Artifact:
+def load_ref(root: str, name: str, place: str = "") -> Artifact:
     """The artifact that `refs/<name>` points to.
+
+    Args:
+        place: as `save_ref` had it.
 
     Raises:
         ArtifactError: there is none yet.
     """
-    for uri in _ref_uris(root, name):
+    for uri in _ref_uris(place or root, name):
         if storage.exists(uri):
-            return Artifact(**json.loads(storage.read_bytes(uri)))
-    raise ArtifactError(f"{root} holds no {name} yet; run the stage that makes it first")
+            found = Artifact(**json.loads(storage.read_bytes(uri)))
+            return replace(found, uri=storage.located(found.uri, root))
+    raise ArtifactError(f"{place or root} holds no {name} yet; run the stage that makes it first")

@@ -52,7 +52,7 @@ def imported(name: str) -> str:
 
 def note_documents(root: str, documents: str) -> None:
     """Note where the documents lie now: pages that were read before they moved know only where they were."""
-    storage.write_bytes(_note(root), json.dumps({"documents": storage.resolve(documents)}).encode())
+    storage.write_bytes(_note(root), json.dumps({"documents": storage.portable(documents, root)}).encode())
 
 
 def _note(root: str) -> str:
@@ -61,7 +61,7 @@ def _note(root: str) -> str:
 
 def _documents(root: str) -> str | None:
     try:
-        return json.loads(storage.read_bytes(_note(root)))["documents"]
+        return storage.located(json.loads(storage.read_bytes(_note(root)))["documents"], root)
     except ArtifactError:
         return None  # ingested by OCR JSONL, or not by `ingest`
 

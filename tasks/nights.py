@@ -57,10 +57,10 @@ def partition_uri(root: str, night: str, key: str) -> str:
     return storage.join(root, _FOLDER, f"dt={night}", key)
 
 
-def publish(uri: str, made: Mapping[str, Artifact]) -> None:
-    """Make what a run has written part of its night."""
+def publish(root: str, uri: str, made: Mapping[str, Artifact]) -> None:
+    """Make what a run has written, in its folder, part of its night."""
     for name, stored in made.items():
-        artifact.save_ref(uri, name, stored)
+        artifact.save_ref(root, name, stored, uri)
 
 
 def partitions(root: str, name: str) -> Iterator[Partition]:
@@ -106,7 +106,7 @@ def between(root: str, names: Sequence[str], since: date | None, until: date | N
         EmptyError: there is none.
     """
     chosen = in_range(root, names, since, until)
-    return {f"{name}/dt={p.night}/{p.key}": artifact.load_ref(p.uri, name) for name, p in chosen}
+    return {f"{name}/dt={p.night}/{p.key}": artifact.load_ref(root, name, p.uri) for name, p in chosen}
 
 
 def in_range(root: str, names: Sequence[str], since: date | None, until: date | None) -> list[tuple[str, Partition]]:
@@ -187,10 +187,10 @@ def order(question_ids: Sequence[str], root: str, night: str, run_uri: str) -> A
         run_uri: folder of the run, where the order lies.
     """
     folder = storage.join(run_uri, "order")
-    if artifact.has_ref(folder, "order"):
-        return artifact.load_ref(folder, "order")
+    if artifact.has_ref(root, "order", folder):
+        return artifact.load_ref(root, "order", folder)
     earlier = [p for p in partitions(root, "scores") if p.night < date.fromisoformat(night)]
-    tables = {f"scores/dt={p.night}/{p.key}": artifact.load_ref(p.uri, "scores") for p in earlier}
+    tables = {f"scores/dt={p.night}/{p.key}": artifact.load_ref(root, "scores", p.uri) for p in earlier}
     scores = combined(row for table in tables.values() for row in artifact.read_rows(table))
     rows = []
     for question_id in new_and_hardest(question_ids, scores):
@@ -202,7 +202,7 @@ def order(question_ids: Sequence[str], root: str, night: str, run_uri: str) -> A
     # of them holds: later starts take that one, and nothing that a reference points to is ever written over.
     content = hashlib.sha256(json.dumps([rows, facts], sort_keys=True).encode()).hexdigest()[:16]
     fixed = artifact.write_table(table, storage.join(folder, f"{content}.parquet"), ORDER, facts)
-    if artifact.has_ref(folder, "order"):
-        return artifact.load_ref(folder, "order")
-    artifact.save_ref(folder, "order", fixed)
-    return artifact.load_ref(folder, "order")
+    if artifact.has_ref(root, "order", folder):
+        return artifact.load_ref(root, "order", folder)
+    artifact.save_ref(root, "order", fixed, folder)
+    return artifact.load_ref(root, "order", folder)

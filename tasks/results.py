@@ -1,4 +1,5 @@
-"""Where Prefect keeps what stages return: below the storage root, as JSON that names artifacts and nothing else.
+"""Where Prefect keeps what stages return: below the storage root, as JSON that names artifacts and nothing else, by their path
+below it.
 
 Prefect stores with each result how it is to be read, and obeys that: one that says it is a pickle would run whatever it
 holds. Whoever can write to the storage could thus run code on a GPU host. So what is read must be what a stage writes.
@@ -7,6 +8,8 @@ holds. Whoever can write to the storage could thus run code on a GPU host. So wh
 import asyncio
 import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from prefect.filesystems import WritableFileSystem
@@ -15,19 +18,21 @@ from prefect.utilities.asyncutils import sync_compatible
 from pydantic import Field, PrivateAttr
 
 from tasks import storage
+from tasks.artifact import Artifact
 from tasks.errors import ArtifactError
 
 _OURS = ("tasks.artifact.", "tasks.errors.")
+_ARTIFACT = {field.name for field in fields(Artifact)}
 
 
 class StageResults(WritableFileSystem):
-    """A folder of results. It is a Prefect block because that is how Prefect refers to it; it holds no secret."""
+    """The results below a storage root. It is a Prefect block because that is how Prefect refers to it; it holds no secret."""
 
     _block_type_name = "DRAG stage results"
     _block_type_slug = "drag-stage-results"
     _description = "Where a storage root keeps what stages returned. Made and used by the flows."
 
-    folder: str = Field(description="Local folder or s3:// prefix.")
+    root: str = Field(description="Storage root: local folder or s3:// prefix.")
     _unread: Exception | None = PrivateAttr(default=None)  # why the last result could not be looked up
 
     @sync_compatible
@@ -40,7 +45,8 @@ class StageResults(WritableFileSystem):
         """
         self._unread = None
         try:
-            return checked(await asyncio.to_thread(storage.read_bytes, storage.join(self.folder, path)))
+            record = checked(await asyncio.to_thread(storage.read_bytes, self._uri(path)))
+            return _readdressed(record, lambda name: storage.located(name, self.root))
         except ArtifactError:
             raise
         except Exception as error:
@@ -56,12 +62,16 @@ class StageResults(WritableFileSystem):
     @sync_compatible
     async def write_path(self, path: str, content: bytes) -> None:
         """Store one result."""
-        await asyncio.to_thread(storage.write_bytes, storage.join(self.folder, path), content)
+        record = _readdressed(content, lambda uri: storage.portable(uri, self.root))
+        await asyncio.to_thread(storage.write_bytes, self._uri(path), record)
+
+    def _uri(self, path: str) -> str:
+        return storage.join(self.root, "results", path)
 
 
 def stage_results(root: str) -> StageResults:
     """Where the results of stages under a storage root are, so that every machine finds them."""
-    block = StageResults(folder=storage.join(root, "results"))
+    block = StageResults(root=root)
     block.save(f"drag-{hashlib.sha256(root.encode()).hexdigest()[:12]}", overwrite=True)
     return block
 
@@ -83,6 +93,17 @@ def checked(content: bytes) -> bytes:
             f"a stored result would be read as {how} and name {foreign}; that is not what a stage writes"
         )
     return json.dumps({"metadata": record["metadata"], "result": json.dumps(result)}).encode()
+
+
+def _readdressed(content: bytes, address: Callable[[str], str]) -> bytes:
+    """A record whose result names each artifact by another address."""
+
+    def readdressed(value: dict[str, Any]) -> dict[str, Any]:
+        return value | {"uri": address(value["uri"])} if value.keys() == _ARTIFACT else value
+
+    record = json.loads(content)
+    record["result"] = json.dumps(json.loads(record["result"], object_hook=readdressed))
+    return json.dumps(record).encode()
 
 
 def _named(value: Any) -> list[str]:

@@ -231,6 +231,17 @@ def relative(uri: str, root: str) -> str:
     return path.name if path == Path(root) else path.relative_to(root).as_posix()
 
 
+def portable(uri: str, root: str) -> str:
+    """What files below a storage root call `uri`: its path below the root, so that a root can be moved, copied and known by
+    several names; the whole address where it lies elsewhere."""
+    return resolve(uri).removeprefix(resolve(root) + "/")
+
+
+def located(name: str, root: str) -> str:
+    """The address of what files below a storage root call `name`."""
+    return name if is_s3(name) or Path(name).is_absolute() else join(resolve(root), name)
+
+
 def fingerprint(uri: str) -> str:
     """Hash of the names and contents of all files at or below `uri`; what may not be read counts as empty.
 

@@ -83,7 +83,7 @@ def test_trajectories_of_a_night_name_the_order_that_chose_them(tmp_path: Path, 
         made = read_provenance(run.artifacts["trajectories"])
     assert made["settings"]["collect"]["dt"] == "2026-11-24"
     (order,) = Path(storage.join(root, "rollouts")).rglob("order.json")
-    assert made["inputs"]["order"] == load_ref(str(order.parent.parent), "order").sha256
+    assert made["inputs"]["order"] == load_ref(root, "order", str(order.parent.parent)).sha256
 
 
 def test_without_a_schedule_the_night_is_today(tmp_path: Path, documents: Path) -> None:

@@ -24,7 +24,7 @@ def test_reparse_takes_the_place_of_what_was_collected(tmp_path: Path, monkeypat
         said = [[Reply(BROKEN), Reply(None, None, [ANSWER])]]
         for place in (root, night):
             made = collected(index, f"{place}/t.parquet", "tools", said, max_iterations=2)
-            artifact.save_ref(place, "trajectories", made)
+            artifact.save_ref(root, "trajectories", made, place)
     before = load_ref(root, "trajectories")
 
     (run,) = reparse(config.ReparseRun(storage=root))

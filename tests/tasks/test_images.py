@@ -110,6 +110,16 @@ async def test_documents_that_moved_are_found_where_they_were_ingested_last(tmp_
         assert await store.image("below/b c.pdf", 2)
 
 
+async def test_documents_below_a_root_that_moved_are_found_in_it(tmp_path: Path, folder: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(folder, old / "input")
+    artifact.save_ref(str(old), "pages", read(str(old), old / "input"))
+    images.note_documents(str(old), str(old / "input"))
+    old.rename(new)
+    async with opened(str(new), artifact.load_ref(str(new), "pages")) as store:
+        assert await store.image("below/b c.pdf", 2)
+
+
 async def test_a_page_without_a_pdf_and_one_that_cannot_be_rendered_have_no_image(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

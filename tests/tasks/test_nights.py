@@ -24,7 +24,9 @@ def _night(root: str, night: str, key: str, rows: list[dict[str, Any]], run: str
     uri = nights.partition_uri(root, night, key)
     stored = store(uri, rows)
     nights.publish(
-        uri, {"trajectories": stored, "scores": nights.write_scores(stored, run, storage.join(uri, "scores.parquet"))}
+        root,
+        uri,
+        {"trajectories": stored, "scores": nights.write_scores(stored, run, storage.join(uri, "scores.parquet"))},
     )
     return stored
 
@@ -133,7 +135,7 @@ def test_scores_are_the_means_of_the_best_searches_of_finished_rollouts(storage_
     ]
     _night(storage_root, "2026-11-24", "abc", rows, run="key")
     uri = nights.partition_uri(storage_root, "2026-11-24", "abc")
-    found = artifact.read_rows(artifact.load_ref(uri, "scores"))
+    found = artifact.read_rows(artifact.load_ref(storage_root, "scores", uri))
     assert [tuple(row.values()) for row in found] == [
         ("key", "q1", "default", 2, 0.5),
         ("key", "q1", "diverse", 1, pytest.approx(2 / 3)),

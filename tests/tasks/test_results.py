@@ -42,12 +42,27 @@ JSON = JSONSerializer().model_dump(mode="json")
 
 @pytest.mark.parametrize("value", [MADE, CollectError("2 of 10 failed")], ids=["artifacts", "error"])
 def test_what_a_stage_returns_is_read_again(storage_root: str, value: Any) -> None:
-    results = StageResults(folder=storage_root)
+    results = StageResults(root=storage_root)
     metadata = ResultRecordMetadata(serializer=JSONSerializer(), storage_key="stage-key")
     results.write_path("stage-key", ResultRecord(metadata=metadata, result=value).serialize(), _sync=True)
     found = ResultStore(result_storage=results, serializer=JSONSerializer()).read("stage-key").result
     assert type(found) is type(value)
     assert str(found) == str(value)
+
+
+def test_what_a_stage_returned_is_found_where_the_storage_lies_now(storage_root: str) -> None:
+    def made(root: str) -> Any:
+        return {"index": Artifact(storage.join(root, "index"), "1" * 64, 7, "index/1")} | MADE
+
+    copy = storage_root + "-copy"
+    metadata = ResultRecordMetadata(serializer=JSONSerializer(), storage_key="stage-key")
+    record = ResultRecord(metadata=metadata, result=made(storage_root)).serialize()
+    StageResults(root=storage_root).write_path("stage-key", record, _sync=True)
+    lies = [storage.join(root, "results", "stage-key") for root in (storage_root, copy)]
+    storage.write_bytes(lies[1], storage.read_bytes(lies[0]))
+    for root in (storage_root, copy):
+        store = ResultStore(result_storage=StageResults(root=root), serializer=JSONSerializer())
+        assert store.read("stage-key").result == made(root)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +95,8 @@ def test_a_pickle_in_the_storage_is_not_run(storage_root: str, tmp_path: Path) -
     pickled = base64.encodebytes(cloudpickle.dumps(Attack(trace))).decode()
     metadata = ResultRecordMetadata(serializer=PickleSerializer(), storage_key="stage-key")
     record = ResultRecord(metadata=metadata, result=pickled).model_dump_json(serialize_as_any=True).encode()
-    storage.write_bytes(storage.join(storage_root, "stage-key"), record)
-    store = ResultStore(result_storage=StageResults(folder=storage_root), serializer=JSONSerializer())
+    storage.write_bytes(storage.join(storage_root, "results", "stage-key"), record)
+    store = ResultStore(result_storage=StageResults(root=storage_root), serializer=JSONSerializer())
     assert not store.exists("stage-key")  # so the stage is run, and its result written over this one
     with pytest.raises(ArtifactError):
         store.read("stage-key")

@@ -240,6 +240,33 @@ def test_join_and_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert storage.resolve("s3://b/prefix/") == "s3://b/prefix"
 
 
+@pytest.mark.parametrize(
+    ("uri", "root", "name"),
+    [
+        ("/data/drag/index/abc", "/data/drag", "index/abc"),
+        ("/data/drag/index/abc", "/data/drag/", "index/abc"),
+        ("s3://bucket/drag/index/abc", "s3://bucket/drag/", "index/abc"),
+        ("s3://bucket/index/abc", "s3://bucket", "index/abc"),
+        ("/data/drag-2/index/abc", "/data/drag", "/data/drag-2/index/abc"),
+        ("s3://bucket/drag-2/index", "s3://bucket/drag", "s3://bucket/drag-2/index"),
+        ("s3://bucket/drag/index", "/data/drag", "s3://bucket/drag/index"),
+        ("/data/drag", "/data/drag", "/data/drag"),
+    ],
+)
+def test_what_lies_below_a_root_is_named_without_it(uri: str, root: str, name: str) -> None:
+    assert storage.portable(uri, root) == name
+    assert storage.located(name, root) == uri
+
+
+def test_a_root_in_the_working_folder_has_the_names_of_the_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.portable("drag/index", "drag") == storage.portable(f"{tmp_path}/drag/index", "drag") == "index"
+    assert storage.portable("other/index", "drag") == f"{tmp_path}/other/index"
+    assert storage.located("index", "drag") == f"{tmp_path}/drag/index"
+
+
 def test_files_behind_links_are_listed_once_and_not_in_circles(tmp_path: Path) -> None:
     docs, archive = tmp_path / "docs", tmp_path / "archive"
     (docs / "2024").mkdir(parents=True)
