@@ -8,7 +8,7 @@ from prefect import task
 from prefect.context import AsyncClientContext
 from prefect.transactions import CommitMode, transaction
 
-from tasks import artifact, collect, config, failures, nights, states, storage
+from tasks import artifact, collect, config, failures, nights, serve, states, storage
 from tasks.agent.client import open_client
 from tasks.agent.prompts import prompt_fingerprint
 from tasks.agent.sampling import resolve
@@ -85,16 +85,20 @@ def collect_all(
         "code_fingerprint": code_version("tasks.collect"),
     }
 
+    engines: set[str] = set()
+
     def run(
         chosen: list[collect.Shard], again: Collection[Failure] | None, check_first: bool
     ) -> dict[int, ShardReport]:
+        server = connect(adapter)
+        engines.update(filter(None, map(serve.engine_version, server.base_url)))
         running = _run_shards(
             chosen,
             settings,
             questions=questions,
             pages=pages,
             index=index,
-            server=connect(adapter),
+            server=server,
             fingerprints=fingerprints,
             uri=run_uri,
             check_first=check_first,
@@ -124,6 +128,7 @@ def collect_all(
         settings=settings.model_dump(mode="json", exclude={"storage": True, "server": {"base_url"}}),
         model=settings.server.model,
         prompt_fingerprint=prompt_fingerprint(settings.agent),
+        vllm=sorted(engines),
         **fingerprints,
     )
     folded = collect.fold(shards, run_uri, storage.join(uri, "trajectories.parquet"), facts)

@@ -245,6 +245,15 @@ def context_length(base_url: str) -> int | None:
     return min((length for length in lengths if isinstance(length, int) and length > 0), default=None)
 
 
+def engine_version(base_url: str) -> str | None:
+    """The version of the vLLM that answers at `base_url`; None where it is no vLLM, or does not say."""
+    try:
+        with urllib.request.urlopen(_request(f"{base_url.removesuffix('/v1')}/version"), timeout=5) as reply:
+            return str(json.load(reply)["version"])
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+        return None
+
+
 def check_health(base_url: str, timeout_s: float = 5.0) -> None:
     """Return if a model server is well: what it says at /health, or, where there is no such thing, that it answers at all.
 

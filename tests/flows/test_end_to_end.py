@@ -19,7 +19,7 @@ from flows.collect import collect
 from flows.improve import improve
 from tasks import config, serve, storage
 from tasks.agent.prompts import prompt_messages
-from tasks.artifact import load_ref, read_rows
+from tasks.artifact import load_ref, read_provenance, read_rows
 from tasks.errors import ServerError
 from tasks.model import DEMO_MODEL, fetch_model
 from tasks.sample import write_sample
@@ -53,6 +53,8 @@ def test_improve_learns_measures_and_does_nothing_twice(settings: config.Improve
     trajectories = read_rows(load_ref(root, "trajectories"))
     assert len(trajectories) == 64
     assert {row["status"] for row in trajectories} == {"finished"}
+    (version,) = read_provenance(load_ref(root, "trajectories"))["vllm"]
+    assert version[0].isdigit()
     asked = [search["query"] for row in trajectories for turn in row["turns"] for search in turn["searches"]]
     assert len(asked) > 32
     assert len(set(asked)) > 16
