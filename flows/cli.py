@@ -6,12 +6,15 @@ user can mend.
 """
 
 import argparse
+import difflib
 import importlib
+import importlib.metadata
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -61,12 +64,34 @@ _NO_FLOWS = {"infer", "deploy"}
 RECIPES = {"demo": Path(__file__).resolve().parents[1] / "deployments" / "recipes" / "demo.yaml"}
 
 
+class _CommandParser(argparse.ArgumentParser):
+    """A command's own parser: what it cannot read it tells under its own name, with the flag that was perhaps meant."""
+
+    def parse_known_args(self, *arguments: Any, **named: Any) -> Any:
+        """As argparse, but nothing unknown is left for the parser of all commands, which knows no flags."""
+        found, unknown = super().parse_known_args(*arguments, **named)
+        if unknown:
+            flags = set(re.findall(r"--[\w-]+", self.format_help()))
+            near = [flag for word in unknown for flag in difflib.get_close_matches(word.partition("=")[0], flags, 1)]
+            meant = f"did you mean {' '.join(near)}?" if near else f"see {self.prog} --help"
+            self.error(f"unrecognized arguments: {' '.join(unknown)}; {meant}")
+        return found, unknown
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="drag", description="A language model learns to search your PDFs better.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"drag {importlib.metadata.version('drag')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_CommandParser)
     for name, command in COMMANDS.items():
-        sub = commands.add_parser(name, help=command.help, description=command.help, argument_default=argparse.SUPPRESS)
-        add_flags(sub, command.settings, ALIASES, words=WORDS.get(name, ()))
+        words = WORDS.get(name, [])
+        sub = commands.add_parser(
+            name,
+            usage=" ".join([f"drag {name}", *(path[-1].upper() for path in words), "[flags]"]),
+            help=command.help,
+            description=command.help,
+            argument_default=argparse.SUPPRESS,
+        )
+        add_flags(sub, command.settings, ALIASES, words=words)
         if "server" in command.settings.model_fields:
             sub.add_argument("--api-key", help="The server's key. Better: OPENAI_API_KEY, which no process list shows.")
         sub.set_defaults(config=RECIPES.get(name))

@@ -17,6 +17,7 @@ from tasks import artifact, config, hub, storage
 from tasks.cache import content_fingerprint, stage_key
 from tasks.config.documents import MOST_OCR_BELOW
 from tasks.images import note_documents
+from tasks.search import ENGINES
 from tasks.set_aside import count_reasons
 from tasks.stage_tasks import index_pages, read_documents, read_questions, read_scans
 from tasks.stages import StageRun, run_stage
@@ -63,7 +64,7 @@ def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[St
         key = stage_key("tasks.questions", settings={"ingest": parsing}, inputs={"pages": pages}, facts=facts)
         uri = storage.join(root, "questions", key)
         runs.append(run_stage(read_questions, root=root, key=key, uri=uri, settings=settings, pages=pages))
-    engines = artifact.versions("tantivy", "whoosh-reloaded")
+    engines = artifact.versions("whoosh-reloaded", ENGINES[index.engine].package)  # the first analyzes words for all
     key = stage_key("tasks.search", settings={"index": index}, inputs={"pages": pages}, facts={"engines": engines})
     runs.append(
         run_stage(index_pages, root=root, key=key, uri=storage.join(root, "index", key), settings=index, pages=pages)

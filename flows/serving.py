@@ -101,7 +101,7 @@ class _Own:
     def _start(self, model: str, port: int) -> Iterator[serve.Served]:
         timeout = round(self._settings.start_timeout)
         with contextlib.ExitStack() as stack:
-            with progress("Starting vLLM") as on_progress:
+            with progress("Starting vLLM, seconds") as on_progress:
                 served = stack.enter_context(
                     serve.serving(
                         model,

@@ -37,6 +37,15 @@ PACKAGES = (
     "peft",
     "anls-star",
 )
+# What a reference's name begins with → the command that makes it; the first that fits.
+_MADE_BY = {
+    **dict.fromkeys(("documents", "pages", "questions", "index"), "ingest"),
+    **dict.fromkeys(("trajectories-", "results", "comparison", "report"), "evaluate"),
+    **dict.fromkeys(("processed", "pairs", "statistics"), "process"),
+    **{"trajectories": "collect", "mined": "mine", "merged": "merge", "reward_model": "finetune reward"},
+    **dict.fromkeys(("sft_", "dpo", "reward"), "format"),
+    **dict.fromkeys(("adapter", "loss_curve"), "finetune sft"),
+}
 _PROVENANCE = b"drag.provenance"
 _SCHEMA = b"drag.schema"
 
@@ -373,4 +382,6 @@ def load_ref(root: str, name: str, place: str = "") -> Artifact:
         if storage.exists(uri):
             found = Artifact(**json.loads(storage.read_bytes(uri)))
             return replace(found, uri=storage.located(found.uri, root))
-    raise ArtifactError(f"{place or root} holds no {name} yet; run the stage that makes it first")
+    command = next((command for start, command in _MADE_BY.items() if name.startswith(start)), None)
+    run = f"run `drag {command}`" if command else "run the stage that makes it"
+    raise ArtifactError(f"{place or root} holds no {name} yet; {run} first")

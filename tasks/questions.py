@@ -125,7 +125,7 @@ def _read(record: dict[str, Any], store: PageStore, named: set[str]) -> _Questio
     if not question_id:
         raise Refused("missing_field", "id is blank")
     named.add(question_id)
-    question = records.text(record.get("question") or "", "question").strip()
+    question = records.text(records.field(record, "question"), "question").strip()
     if not question:
         raise Refused("empty_question", printable(question_id))
     answers = answers_of(records.field(record, "answers", "answer_variants", "answer"))

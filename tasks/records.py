@@ -25,7 +25,7 @@ def _json_object(line: bytes) -> dict[str, Any] | Refused:
     except UnicodeDecodeError as error:
         return Refused("broken_utf8", f"byte {error.start} of the row")
     except (ValueError, RecursionError) as error:
-        return Refused("bad_json", printable(str(error)))
+        return Refused("bad_json", f"{printable(str(error))}; a line is one object")
     return value if isinstance(value, dict) else Refused("bad_json", f"a {type(value).__name__}, not an object")
 
 

@@ -13,6 +13,7 @@ from prefect.logging import get_run_logger
 
 from tasks import config, storage
 from tasks.artifact import Artifact
+from tasks.model import described
 from tasks.progress import progress
 from tasks.secrets import without_secrets
 from tasks.stages import stage
@@ -127,7 +128,7 @@ def _gathered(
     from tasks import collect_run, nights
 
     connect(adapter)  # its progress comes before that of the rollouts
-    with progress(label) as on_progress:
+    with progress(f"{label}, rollouts") as on_progress:
         made = collect_run.collect_all(
             settings, connect=connect, adapter=adapter, uri=uri, on_progress=on_progress, **run
         )
@@ -311,7 +312,7 @@ def _facts(rollouts: Mapping[str, Mapping[str, Any]], adapter: Mapping[str, Any]
     facts: dict[str, Any] = {}
     for name, made in rollouts.items():
         settings = made["settings"]
-        facts[f"Model of {name}"] = made["model"]
+        facts[f"Model of {name}"] = described(made["model"])
         facts[f"Search of {name}"] = settings["search"]
         facts[f"Agent of {name}"] = settings["agent"]
     if adapter:

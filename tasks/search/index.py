@@ -47,7 +47,7 @@ class SearchResult:
 def _engine(name: str) -> Any:
     if name not in ENGINES:
         raise ConfigError(f"no search engine is called {name!r}; there are {sorted(ENGINES)}")
-    return importlib.import_module(ENGINES[name])
+    return importlib.import_module(ENGINES[name].module)
 
 
 def _in_order(pages: Artifact, keys: pa.Table) -> Iterator[pa.Table]:

@@ -255,3 +255,22 @@ def test_guided_decoding_is_asked_for_in_fields_of_vllm() -> None:
     assert parse(config.CollectRun, "--guided").agent.guided
     with pytest.raises(ConfigError, match="set extensions"):
         parse(config.CollectRun, "--guided", "--no-extensions")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("ingest --questoins q.jsonl", "unrecognized arguments: --questoins q.jsonl; did you mean --questions?"),
+        ("improve --documents d --limit 3", "did you mean --collect-limit?"),
+        ("finetune sft --zzz 1", "see drag finetune --help"),
+    ],
+)
+def test_an_unknown_flag_is_told_by_its_command_with_what_was_perhaps_meant(
+    words: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(words.split())
+    said = capsys.readouterr().err
+    assert said.startswith(f"usage: drag {words.split()[0]} ")
+    assert len(said.splitlines()) == 2
+    assert says in said

@@ -136,7 +136,7 @@ BAD_ROWS: list[tuple[object, str]] = [
     (question(id="  "), "missing_field"),
     (question(id=["a"]), "wrong_type"),
     (question(id=True), "wrong_type"),
-    (question(id="1", question=None), "empty_question"),
+    (question(id="1", question=None), "missing_field"),
     (question(id="2", question=" \n"), "empty_question"),
     (question(id="3", question={"en": "Why?"}), "wrong_type"),
     (question(id="4", answers=None), "missing_field"),
