@@ -1,10 +1,11 @@
 """Preference pairs: strict order, folding, the cap, and no dependence on order."""
 
+import pytest
 from hypothesis import given
 from hypothesis import settings as tune
 from hypothesis import strategies as st
 
-from tasks import pairs
+from tasks import pairs, reward
 
 quick = tune(max_examples=60, deadline=None)
 _scores = st.sampled_from([0.0, 1 / 3, 2 / 3, 1.0])
@@ -57,6 +58,17 @@ def test_largest_difference_comes_first_and_a_cut_is_a_prefix(found, limit):
     gaps = [pair.chosen.score - pair.rejected.score for pair in everything]
     assert gaps == sorted(gaps, reverse=True)
     assert pairs.make(candidates, limit) == everything[:limit]
+
+
+@pytest.mark.parametrize("k", [3, 4, 10])
+def test_of_equal_differences_the_higher_chosen_score_comes_first(k):
+    """Equal by rank: the differences of the scores differ in their last digits."""
+    found = [
+        pairs.Candidate(f"rank {rank}", None, reward.rank_score(rank, k), frozenset([str(rank)]), rank=rank)
+        for rank in range(1, k + 1)
+    ]
+    ranks = [(pair.chosen.rank, pair.rejected.rank) for pair in pairs.make(_folded(found), 10_000)]
+    assert ranks == sorted(ranks, key=lambda pair: (pair[0] - pair[1], pair[0]))
 
 
 @quick
