@@ -113,18 +113,15 @@ def process(trajectories: Mapping[str, Artifact], settings: Process, uri: str) -
 
 def _refuse_other_depths(trajectories: Mapping[str, Artifact]) -> None:
     """A rank scores (k − rank + 1) / k, so that the same rank counts more where a search returned more pages."""
-    if len(trajectories) == 1:
-        return
-    depths: dict[str, str] = {}
-    for name, stored in trajectories.items():
-        found = {k for table in artifact.read_batches(stored, ["top_k"]) for k in table["top_k"].to_pylist()}
-        if found - {None}:
-            depths[name] = ", ".join(map(str, sorted(found - {None})))
-    if len(set(depths.values())) > 1:
+    depths = {
+        name: {k for table in artifact.read_batches(stored, ["top_k"]) for k in table["top_k"].to_pylist()} - {None}
+        for name, stored in trajectories.items()
+    }
+    if len(set().union(*depths.values())) > 1:
         raise ConfigError(
             "rank scores of searches with different top_k cannot be compared: "
-            + "; ".join(f"{name} has {depth}" for name, depth in depths.items())
-            + "; collect and mine with the same top_k, or process them apart (source, since, until)"
+            + "; ".join(f"{name} has {', '.join(map(str, sorted(found)))}" for name, found in depths.items() if found)
+            + "; collect and mine with the same top_k, or process them apart (source, since, until); import each top_k by itself"
         )
 
 

@@ -291,6 +291,19 @@ def test_scores_of_searches_to_different_depths_are_not_compared(tmp_path):
     assert process({"mined": deep}, Process(), str(tmp_path / "out"))[0].rows == 1
 
 
+def test_nor_are_those_of_different_depths_in_one_collection(tmp_path):
+    """Rank 3 of 10 would be preferred to rank 2 of 3."""
+    rows = [
+        trajectory("r1", "q1", [("alpha", 2)]),
+        trajectory("r2", "q1", [("beta", 3)]) | {"top_k": 10},
+        trajectory("r3", "q1", [], status="failed", outcome="deadline") | {"top_k": None},
+    ]
+    mixed = store(str(tmp_path), rows)
+    for both in ({"trajectories": mixed}, {"trajectories": mixed, "mined": mixed}):
+        with pytest.raises(ConfigError, match=r"trajectories has 3, 10.*; import each top_k by itself"):
+            process(both, Process(), str(tmp_path / "out"))
+
+
 def test_scores_of_searches_made_otherwise_are_not_compared(tmp_path):
     def collected(name: str, **search: Any) -> Artifact:
         facts = {"settings": {"search": search}} if search else {}
