@@ -50,23 +50,24 @@ class Category:
 def categories(tables: Tables, resamples: int) -> list[Category]:
     """Metrics by question category, the largest first. What has no category, and all beyond the largest, are put together.
 
-    Nothing when all questions are of one category.
+    Nothing when all questions are of one category. The last run says which a question is of: runs before it may have been
+    measured on an earlier ingestion.
     """
-    rows = next(iter(tables.values()))
-    sizes = Counter(row["category"] or "no category" for row in rows)
+    *_, last = tables.values()
+    own = {row["question_id"]: row["category"] or "no category" for row in last}
+    sizes = Counter(own.values())
     if len(sizes) < 2:
         return []
     ordered = sorted(sizes, key=lambda name: (-sizes[name], name))
     rest = f"{len(ordered) - MOST_CATEGORIES} other categories" if len(ordered) > MOST_CATEGORIES + 1 else None
     names = {name: name if rest is None or place < MOST_CATEGORIES else rest for place, name in enumerate(ordered)}
-    return [_category(name, tables, names, resamples) for name in dict.fromkeys(names.values())]
+    shown = {question_id: names[category] for question_id, category in own.items()}
+    return [_category(name, tables, shown, resamples) for name in dict.fromkeys(names.values())]
 
 
-def _category(name: str, tables: Tables, names: Mapping[str, str], resamples: int) -> Category:
+def _category(name: str, tables: Tables, shown: Mapping[str, str], resamples: int) -> Category:
     chosen = [
-        sorted(
-            (row for row in rows if names[row["category"] or "no category"] == name), key=lambda row: row["question_id"]
-        )
+        sorted((row for row in rows if shown[row["question_id"]] == name), key=lambda row: row["question_id"])
         for rows in tables.values()
     ]
     runs = runs_of(chosen)

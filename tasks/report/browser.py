@@ -53,7 +53,8 @@ def _cut(text: str | None, limit: int) -> str | None:
 def _question(
     question_id: str, rows: Mapping[str, Mapping[str, Row]], rollouts: Mapping[str, Mapping[str, Row]]
 ) -> dict[str, Any]:
-    row = next(iter(rows.values()))[question_id]
+    *_, last = rows.values()
+    row = last[question_id]
     wanted = {(place["document"], place["page"]) for place in row["answer_locations"] or []}
     return {
         "id": question_id,

@@ -55,6 +55,15 @@ def test_categories_hold_all_questions_and_few_groups_get_no_interval() -> None:
     assert breakdown.categories({"base": tables["base"][:20]}, 200) == []
 
 
+def test_a_question_is_of_the_category_that_the_last_run_has_it_in() -> None:
+    """Of runs measured before and after another ingestion, which may have sorted the questions otherwise."""
+    before = [result("base", n, 1, category="law" if n < 8 else None) for n in range(12)]
+    after = [result("adapter", n, 1, category="law" if n < 4 else "news") for n in range(12)]
+    found = breakdown.categories({"base": before, "adapter": after}, 100)
+    assert [(category.name, category.questions) for category in found] == [("news", 8), ("law", 4)]
+    assert [category.cells["hit_at_1", run].n for category in found for run in ("base", "adapter")] == [8, 8, 4, 4]
+
+
 def test_beyond_the_largest_categories_the_others_stand_together() -> None:
     many = [result("base", n, 1, category=f"c{n % 30:02d}") for n in range(45)]
     found = breakdown.categories({"base": many}, 100)
