@@ -55,6 +55,13 @@ def test_categories_hold_all_questions_and_few_groups_get_no_interval() -> None:
     assert breakdown.categories({"base": tables["base"][:20]}, 200) == []
 
 
+def test_six_groups_are_enough_for_an_interval() -> None:
+    rows = [result("base", n, 1, category="law" if n < 12 else "news") for n in range(22)]
+    law, news = breakdown.categories({"base": rows}, 100)
+    assert (law.groups, law.cells["hit_at_1", "base"].low is None) == (6, False)
+    assert (news.groups, news.cells["hit_at_1", "base"].low) == (5, None)
+
+
 def test_a_question_is_of_the_category_that_the_last_run_has_it_in() -> None:
     """Of runs measured before and after another ingestion, which may have sorted the questions otherwise."""
     before = [result("base", n, 1, category="law" if n < 8 else None) for n in range(12)]

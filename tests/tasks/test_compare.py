@@ -12,7 +12,7 @@ from scipy import stats
 
 from tasks import bootstrap
 from tasks.artifact import Artifact, read_rows, table_of, write_table
-from tasks.compare import compare, comparison_markdown, headline, sentence
+from tasks.compare import _verdict, compare, comparison_markdown, headline, sentence
 from tasks.errors import InputError
 from tasks.metrics import show_interval
 from tasks.runs import Cell, metric_cells, metrics_markdown, read_runs
@@ -71,6 +71,12 @@ def test_a_miss_counts_zero_and_only_the_reference_metric_leaves_it_out(tmp_path
     assert ("anls", "base") not in cells
 
 
+def test_the_reference_metric_counts_no_page_that_only_a_later_search_found(tmp_path: Path) -> None:
+    rows = [result("base", 0, 1), result("base", 1, 5, searches_to_success=2)]
+    cells = cells_of(write_table(table_of(rows, "results/4"), str(tmp_path / "r.parquet"), "results/4", {}))
+    assert (cells["mrr_survivors", "base"].n, cells["mrr_survivors", "base"].mean) == (1, 1)
+
+
 def test_rates_are_of_searches_and_turns_not_of_questions(tmp_path: Path) -> None:
     rows = [
         result("base", 0, 1, searches=4, zero_results=1, turns=5, valid_turns=5),
@@ -127,6 +133,34 @@ def test_one_document_has_no_interval_and_no_verdict(tmp_path: Path) -> None:
     assert "one group of documents" in sentence(row)
 
 
+def test_five_groups_that_all_gain_are_too_few_for_a_verdict(tmp_path: Path) -> None:
+    five, six = (
+        hit_at_1(compared(tmp_path, stored(tmp_path, "a", [None] * 2 * n), stored(tmp_path, "b", [1] * 2 * n)))
+        for n in (5, 6)
+    )
+    assert (five["p_value"], five["low"] > 0, five["verdict"]) == (2 / 2**5, True, "cannot tell")
+    assert (six["p_value"], six["verdict"]) == (2 / 2**6, "improved")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "verdict"),
+    [
+        (0.1, 0.2, 0.04, "improved"),
+        (-0.2, -0.1, 0.04, "worse"),
+        (0.1, 0.2, 0.05, "cannot tell"),
+        (-0.1, 0.2, 0.01, "cannot tell"),
+        (0.0, 0.2, 0.01, "cannot tell"),
+    ],
+)
+def test_a_verdict_needs_the_interval_and_the_test(low: float, high: float, p: float, verdict: str) -> None:
+    assert _verdict(low, high, p) == verdict
+
+
+def test_of_random_swaps_p_is_never_0(tmp_path: Path) -> None:
+    base, run = stored(tmp_path, "a", [None] * 120), stored(tmp_path, "b", [1] * 120)
+    assert hit_at_1(compared(tmp_path, base, run))["p_value"] == 1 / (RESAMPLES + 1)
+
+
 def test_a_run_that_is_always_right_still_has_an_interval(tmp_path: Path) -> None:
     cell = cells_of(stored(tmp_path, "base", [1] * 60))["hit_at_1", "base"]
     assert cell.mean == 1
@@ -172,6 +206,8 @@ def test_comparing_again_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_intervals_read_well() -> None:
     assert show_interval("hit_at_1", -0.1, 0.261, signed=True) == "[−10.0, +26.1]"
     assert show_interval("hit_at_1", None, None) == "–"
+    assert show_interval("calls", 1.234, 2.341) == "[1.23, 2.34]"
+    assert show_interval("prompt_tokens", 90.4, 120.4) == "[90, 120]"
 
 
 def test_groups_join_over_shared_documents() -> None:
@@ -192,6 +228,13 @@ def _simulated(rng: np.random.Generator, groups: int) -> tuple[bootstrap.Floats,
     ones = np.ones(len(group))
     sums = bootstrap.group_sums(np.stack([run, ones, base, ones], axis=1).astype(float), group)
     return sums, 0.5 - float(stats.norm.cdf(-0.3))
+
+
+@pytest.mark.parametrize(("groups", "tail"), [(5, 0.0010), (10, 0.0086), (20, 0.0159), (10_000, 0.025)])
+def test_percentiles_are_widened_for_few_groups(groups: int, tail: float) -> None:
+    """As Hesterberg, 2015, section 5.3, widens them."""
+    low, high = bootstrap.interval(np.linspace(0, 1, 100_001), groups) or (0, 0)
+    assert (low, high) == pytest.approx((tail, 1 - tail), abs=1e-4)
 
 
 @pytest.mark.parametrize("groups", [12, 40])

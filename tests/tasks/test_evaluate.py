@@ -206,6 +206,13 @@ def test_a_citation_of_a_page_that_no_search_returned_is_made_up(tmp_path: Path,
     assert (cells["cited_seen"], cells["fabricated"]) == (0.5, 1.0)
 
 
+def test_whether_a_citation_was_seen_is_not_counted_where_nobody_knows(tmp_path: Path, searcher: Searcher) -> None:
+    made = rollout(question(0), turn(searcher, question(0), "pumps"), outcome="answered", answer=["x"])
+    made["citations"] = [{"file": "manual.pdf", "page": page, "seen": seen} for page, seen in ((1, None), (2, True))]
+    (row,) = read_rows(scored(tmp_path, searcher, [made]))
+    assert (row["cited"], row["cited_seen"]) == (2, None)
+
+
 def test_several_answer_locations_count_all_in_the_first_search_and_in_all(tmp_path: Path, searcher: Searcher) -> None:
     places = [{"document": "manual.pdf", "page": page} for page in (1, 6, 8)]
     asked = question(0, answer_locations=[*places, places[0]])
@@ -243,7 +250,7 @@ def test_how_each_question_ended(tmp_path: Path, searcher: Searcher) -> None:
     assert [row["fate"] for row in read_rows(scored(tmp_path, searcher, only_searching, "base2"))] == [
         *("found", "never_retrieved")
     ]
-    raw = baseline(tmp_path, searcher, [question(0), question(5, "Service?")])
+    raw = baseline(tmp_path, searcher, [question(2, "Service?"), question(3, "Service?")])  # at rank 3 and 4
     assert [row["fate"] for row in read_rows(raw)] == ["found", "never_retrieved"]
 
 
@@ -341,7 +348,7 @@ def test_first_queries_are_ranked_again_under_other_settings(
     lost, same, silent = read_rows(under_and)
     assert (lost["first_rank"], lost["zero_results"], lost["first_query"]) == (None, 1, "pumps zebra")
     assert (same["first_rank"], same["best_known"], same["searches_to_success"]) == (7, False, None)
-    assert (silent["first_rank"], silent["searches"], silent["prompt_tokens"]) == (None, 0, None)
+    assert [silent[n] for n in ("first_rank", "searches", "zero_results", "prompt_tokens")] == [None, 0, 0, None]
     expanded = open_index(index, config.Search(expand="question"))
     helped = read_rows(rescore(base, expanded, EVALUATE, "base + question", str(tmp_path / "more.parquet")))
     assert helped[1]["first_rank"] == 1  # "service" and the question's "cables"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tasks import artifact, formats, storage
 from tasks.agent import prompts
 from tasks.agent.completion import Completion
-from tasks.agent.protocol import Answer, as_stored
+from tasks.agent.protocol import Answer, as_stored, call_text
 from tasks.agent.rollout import rollout, search_with
 from tasks.agent.sampling import resolve
 from tasks.agent.trajectory import Question, to_row
@@ -125,6 +125,14 @@ def test_how_long_an_agent_goes_on_changes_no_training_set(searcher: Searcher, t
         assert one == other != prompted
 
 
+def test_nor_is_it_behind_other_searches(searcher: Searcher, tmp_path: Path, monkeypatch) -> None:
+    name = prompts.EXAMPLES[0].query.split()[0]
+    monkeypatch.setitem(SCRIPTS, "repeats later", ["weather", f"{name} budget", "=42"])
+    processed, pairs = prepared(searcher, str(tmp_path), Agent(), ["repeats later", "improves"])
+    made = format_training(processed, pairs, Format(formats=["sft_context"]), Agent(), str(tmp_path / "out"))
+    assert not [row for row in _rows(made, "sft_context") if name in json.dumps(row["completion"])]
+
+
 def _rows(made: dict[str, Artifact], name: str) -> list[dict[str, Any]]:
     return artifact.read_rows(made[name])
 
@@ -180,6 +188,35 @@ def test_every_format_says_what_was_found_under_the_prompt_that_is_served(search
     assert set(sides) == set(QUESTIONS)
     assert {len(found) for found in sides.values()} == {1}
     assert set.union(*sides.values()) == {"train", "val"}
+
+
+def test_a_search_that_found_less_than_one_before_it_is_not_learned(searcher, tmp_path, monkeypatch):
+    """Though it found more than the last one."""
+    monkeypatch.setitem(SCRIPTS, "falls back", ["budget", "weather", "common", "=42"])
+    processed, pairs = prepared(searcher, str(tmp_path), Agent(), ["falls back"])
+    with pytest.raises(EmptyError, match="searched again and found more"):
+        format_training(processed, pairs, Format(formats=["sft_context"]), Agent(), str(tmp_path / "out"))
+
+
+def test_of_several_searches_in_a_turn_the_best_is_learned_with_its_own_score(searcher, tmp_path, monkeypatch):
+    agent = Agent(protocol="tools")
+    both = "\n".join(call_text("search_documents", json.dumps({"query": query})) for query in ("common", "budget"))
+    monkeypatch.setitem(SCRIPTS, "both", ["weather", f"!{both}", "=42"])
+    processed, pairs = prepared(searcher, str(tmp_path), agent, ["both", "improves"])
+    made = format_training(processed, pairs, Format(formats=["sft_context"]), agent, str(tmp_path / "out"))
+    rows = [row for row in _rows(made, "sft_context") if row["question_id"] == "q0"]
+    assert [(row["gt_rank"], row["rank_score"]) for row in rows] == [(1, 1.0), (3, pytest.approx(1 / 3)), (1, 1.0)]
+    assert '{"query": "budget"}' in rows[0]["completion"][0]["content"]
+
+
+def test_queries_of_rollouts_that_were_filtered_out_are_scored_too(searcher, tmp_path):
+    agent = Agent()
+    processed, pairs = prepared(searcher, str(tmp_path), agent, ["at once", "fails"])
+    made = format_training(processed, pairs, Format(formats=["reward", "dpo"]), agent, str(tmp_path / "out"))
+    rows = [row for row in _rows(made, "reward") if row["question_id"] == "q0"]
+    told = {row["completion"][0]["content"]: (row["score"], row["effort"], row["gt_rank"]) for row in rows}
+    assert told == {"budget": (1.0, 1.0, 1), "weather": (0.0, 0.0, None)}
+    assert {row["effort"] for row in _rows(made, "dpo")} == {1.0}  # of the better query
 
 
 def test_jsonl_of_the_reference(searcher, storage_root):

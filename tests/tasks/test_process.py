@@ -2,14 +2,13 @@
 
 import json
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as tune
 from hypothesis import strategies as st
 
-from tasks import artifact, plots, reward, statistics, storage
+from tasks import artifact, reward, statistics, storage
 from tasks.artifact import Artifact
 from tasks.config import Process
 from tasks.errors import ConfigError, EmptyError
@@ -140,17 +139,26 @@ def test_scores_filters_pairs_and_statistics(storage_root):
         ("Beta ", "alpha", "within"),
         ("Beta ", "delta", "within"),
     }
+    told = {(p["chosen"], p["rejected"]): p for p in artifact.read_rows(pairs)}
+    efforts = [reward.effort_score(ranks, K) for ranks in ([None, 2, 1], [2, None])]
+    better, worse = (told["gamma", rejected] for rejected in ("Beta ", "delta"))
+    assert [(p["chosen_rank"], p["rejected_rank"]) for p in (better, worse)] == [(1, 2), (1, None)]
+    assert [(p["chosen_effort"], p["rejected_effort"]) for p in (better, worse)] == [tuple(efforts)] * 2
     assert artifact.read_provenance(pairs)["settings"] == Process().model_dump(mode="json")
 
     assert json.loads(storage.read_bytes(storage.join(storage_root, "out", "statistics.json"))) == found
     assert found["rollouts"] == {"all": 5, "finished": 4, "failed": 1, "found": 3, "kept": 3}
+    assert found["questions"] == {"all": 3, "found": 2, "kept": 2}
     assert found["failures"] == {"deadline": 1}
     assert found["best_rank"] == {"1": 1, "2": 1, "3": 1, "none": 1}
     assert found["first_success"] == {"1": 2, "2": 1, "3": 0, "none": 1}
     assert found["turns"]["failures"] == {"unparsable": 1}
     assert found["turns"]["valid_share"] == pytest.approx(11 / 12)
     assert found["pairs"] == {"all": 5, "within": 4, "across": 1}
-    assert found["by_sampling"]["creative"]["found_share"] == 1.0
+    assert found["searches"] == {"all": 7, "empty": 0, "read_as": {"query": 7}, "read_as_share": {"query": 1.0}}
+    by_sampling = found["by_sampling"]
+    assert by_sampling["creative"]["found_share"] == 1.0
+    assert [by_sampling[name]["valid_turn_share"] for name in ("creative", "default")] == [1.0, pytest.approx(8 / 9)]
 
 
 def test_filters(tmp_path):
@@ -161,6 +169,7 @@ def test_filters(tmp_path):
         return artifact.read_table(processed, ["rollout_id"])["rollout_id"].to_pylist()
 
     assert kept(min_rank_score=0.5) == ["r1", "r2"]
+    assert kept(min_rank_score=1.0) == ["r1"]
     assert kept(include_failed=True) == ["r1", "r2", "r3", "r5"]
     assert kept(include_failed=True, min_rank_score=0.9) == ["r1", "r3"]
 
@@ -226,25 +235,6 @@ def test_order_of_trajectories_changes_no_pair_score_or_count(tmp_path_factory, 
     for name in ("best_rank", "rank_score", "first_success", "effort", "outcomes"):
         assert sum(counted[name].values()) == finished
     assert sum(counted["searches"]["read_as"].values()) == counted["searches"]["all"]
-
-
-def test_statistics_are_shown(tmp_path):
-    _, _, counted = process(inputs(store(str(tmp_path), ROWS)), Process(), str(tmp_path / "out"))
-    found = statistics.read(counted)
-    page = statistics.markdown(found)
-    assert "| Rollouts | 5: 4 finished, 1 failed |" in page
-    assert "unparsable" in page
-    assert "deadline" in page
-    svg = plots.distributions(found)
-    assert ElementTree.fromstring(svg).tag.endswith("svg")
-    assert svg == plots.distributions(found)
-
-
-def test_statistics_of_nothing_divide_by_nothing():
-    empty = statistics.summarize([], [])
-    assert empty["found_share"] is None
-    assert "–" in statistics.markdown(empty)
-    assert plots.distributions(empty)
 
 
 @quick

@@ -17,8 +17,9 @@ from tasks.agent.rollout import rollout, search_with
 from tasks.agent.sampling import resolve
 from tasks.agent.trajectory import Question
 from tasks.artifact import Artifact
-from tasks.config import Agent, Mine, Process, Sampling
+from tasks.config import Agent, Format, Mine, Process, Sampling
 from tasks.errors import ConfigError, EmptyError
+from tasks.formats import format_training
 from tasks.process import process
 from tasks.search.index import Searcher
 from tests.tasks.test_formats import PAGES, QUESTIONS, SCRIPTS, converse, searcher
@@ -126,6 +127,24 @@ def test_conversations_of_another_kind_or_none_at_all_are_told(searcher: Searche
         states.find(questions, {"t": stored}, Mine(states="trajectories", split="dev"), Agent(), str(tmp_path))
     alone = states.find(questions, {"t": stored}, Mine(states="both", split="dev"), Agent(), str(tmp_path))
     assert states.of_questions(alone) == {id_: [None] for id_ in QUESTIONS}
+
+
+@pytest.mark.parametrize("name", ["sft_best", "dpo"])
+def test_what_was_mined_in_a_conversation_is_not_taught_where_it_would_look_otherwise(
+    tmp_path: Path, name: Any
+) -> None:
+    rows = [trajectory(f"r{n}", "q1", [(query, rank)]) for n, (query, rank) in enumerate([("a", 1), ("b", None)])]
+    for row in rows:
+        row["messages"][2:2] = _said("s")
+        row |= {"state": "s", "state_messages": len(_said("s"))}
+    facts = {"settings": {"agent": Agent().model_dump(mode="json")}}
+    table = artifact.table_of(rows, "trajectories/2")
+    stored = artifact.write_table(table, str(tmp_path / "mined.parquet"), "trajectories/2", facts)
+    processed, paired, _ = process({"mined": stored}, Process(), str(tmp_path / "processed"))
+    settings = Format(formats=[name], train_ratio=1)
+    assert format_training(processed, paired, settings, Agent(), str(tmp_path / "same"))[name].rows == 1
+    with pytest.raises(ConfigError, match="collected with top_k 3"):
+        format_training(processed, paired, settings, Agent(top_k=5), str(tmp_path / "other"))
 
 
 _mined = st.lists(

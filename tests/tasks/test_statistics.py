@@ -1,0 +1,46 @@
+"""What a collection holds, counted and shown."""
+
+from xml.etree import ElementTree
+
+from tasks import plots, reward, statistics
+from tasks.config import Process
+from tasks.process import process
+from tests.tasks.test_process import ROWS, inputs, store, trajectory
+
+
+def test_statistics_are_shown(tmp_path):
+    _, _, counted = process(inputs(store(str(tmp_path), ROWS)), Process(), str(tmp_path / "out"))
+    found = statistics.read(counted)
+    page = statistics.markdown(found)
+    assert "| Rollouts | 5: 4 finished, 1 failed |" in page
+    assert "unparsable" in page
+    assert "deadline" in page
+    svg = plots.distributions(found)
+    assert ElementTree.fromstring(svg).tag.endswith("svg")
+    assert svg == plots.distributions(found)
+
+
+def test_statistics_of_nothing_divide_by_nothing():
+    empty = statistics.summarize([], [])
+    assert empty["found_share"] is None
+    assert "–" in statistics.markdown(empty)
+    assert plots.distributions(empty)
+
+
+def test_a_search_is_empty_when_it_matched_no_page(tmp_path):
+    row = trajectory("r1", "q1", [("alpha", 1), ("beta", None), ("gamma", None)])
+    row["turns"][1]["searches"][0]["results"] = []
+    _, _, counted = process(inputs(store(str(tmp_path), [row])), Process(), str(tmp_path / "out"))
+    found = statistics.read(counted)["searches"]
+    assert (found["all"], found["empty"]) == (3, 1)
+
+
+def test_an_effort_falls_into_its_own_tenth():
+    """Also where it is stored a little below it."""
+    found = statistics._tenths(reward.effort_score([rank], 10) for rank in range(1, 11))
+    assert list(found.values()) == [0, *[1] * 8, 2]
+
+
+def test_turns_of_failed_rollouts_are_not_counted(tmp_path):
+    rows = [ROWS[0], ROWS[0] | {"rollout_id": "lost", "status": "failed", "outcome": "connection"}]
+    assert "| Turns of finished rollouts | 5 |" in statistics.turns_markdown(store(str(tmp_path), rows))
