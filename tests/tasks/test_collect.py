@@ -93,6 +93,26 @@ def test_plan_takes_the_split_and_a_larger_limit_only_adds(tmp_path) -> None:
     assert {s.question_id for s in many} <= set(select(questions, "train", None))
 
 
+def test_named_questions_are_asked_whatever_the_limit_in_the_shards_that_they_always_have(tmp_path) -> None:
+    questions = _questions(str(tmp_path))
+    settings = config.Collect(split="all", shard_size=4, samples=2)
+    last = collect.plan(questions, settings, "key")[-1]
+    named = last.rollouts[-1].question_id
+    (one,) = collect.plan(questions, settings.model_copy(update={"limit": 1}), "key", only=[named])
+    assert one == Shard(last.number, tuple(s for s in last.rollouts if s.question_id == named))
+    assert select(questions, "all", 1, [named]) == [named]
+
+
+def test_each_state_has_rollouts_of_its_own(tmp_path) -> None:
+    settings = config.Collect(split="all", samples=2)
+    began = {"q1": [None, "s1", "s2"], "q2": ["s3"]}
+    shards = collect.plan(_questions(str(tmp_path)), settings, "key", began=began)
+    rollouts = [s for shard in shards for s in shard.rollouts]
+    states = [(question_id, state) for question_id, names in began.items() for state in names]
+    assert Counter((s.question_id, s.state) for s in rollouts) == dict.fromkeys(states, 2)
+    assert len({s.rollout_id for s in rollouts}) == len({s.seed for s in rollouts}) == 8
+
+
 def test_another_run_or_seed_gives_other_ids_or_seeds(tmp_path) -> None:
     questions = _questions(str(tmp_path))
     first, other = (collect.plan(questions, config.Collect(), key)[0].rollouts for key in ("one", "two"))
@@ -165,6 +185,17 @@ async def test_failed_rollouts_are_rows_and_only_they_are_tried_again(storage_ro
     attempts = Counter((r["rollout_id"], r["attempt"], r["status"]) for r in _stored(storage_root))
     assert len(attempts) == 14
     assert attempts["r0-0", 2, "finished"] == attempts["r0-1", 1, "finished"] == 1
+
+
+async def test_only_what_failed_for_a_given_reason_is_tried_again(tmp_path) -> None:
+    async def fails(spec: RolloutSpec, attempt: int) -> dict[str, object]:
+        outcome = {0: "connection", 1: "http_status"}.get(spec.seed) if attempt == 1 else None
+        return _row(spec, attempt, "failed", outcome) if outcome else _row(spec, attempt)
+
+    uri = str(tmp_path)
+    await collect.run_shard(_shard(), uri=uri, unwritten=Unwritten(4), attempt=fails)
+    again = await collect.run_shard(_shard(), uri=uri, unwritten=Unwritten(4), attempt=fails, again={"connection"})
+    assert (again.finished, again.failed, again.tried_again) == (9, {"http_status": 1}, 1)
 
 
 async def test_cancelling_stores_what_was_finished(storage_root: str) -> None:

@@ -69,6 +69,16 @@ def test_a_night_worked_out_by_hand() -> None:
     assert (found.puts, found.gets) == (63 + 2 * 63 + 2, 63 + 2)  # 62 shards of 64, one of 32
 
 
+def test_a_night_of_which_a_part_is_done_again_worked_out_by_hand() -> None:
+    found = bill(_with(NIGHT, redone_share=0.25, parts_share=0.4, servers=2, startup_s=180))
+    assert found.stored_bytes == pytest.approx(36e6 * (1 + 0.25 * 0.4))  # what was done again lies in parts alone
+    assert found.calls == 20_000
+    seconds = (40e6 / 20_000 + 6e6 / 2_000) / 2 + 180  # every server starts
+    assert found.collect_hours == pytest.approx(seconds / 3600)
+    assert found.serving_cost == pytest.approx(2 * 2 * seconds / 3600)
+    assert found.request_cost == pytest.approx((found.puts * 0.005 + found.gets * 0.0004) / 1000)
+
+
 def _training() -> dict[str, float]:
     return {"training_tokens_per_s": 1000.0, "training_price": 30.0}
 

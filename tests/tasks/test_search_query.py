@@ -16,6 +16,7 @@ from tasks.search.query import (
     is_plain,
     parse,
     read,
+    read_with,
 )
 
 
@@ -27,6 +28,13 @@ def test_words_are_joined_by_the_operator() -> None:
     assert read("the net revenues of 2020?", "or").tree == query.Or(T("net", "revenu", "2020"))
     assert read("the net revenues of 2020?", "and").tree == query.And(T("net", "revenu", "2020"))
     assert read("revenue revenues", "or").tree == T("revenu")[0]
+
+
+def test_the_question_s_words_are_ranked_but_not_demanded() -> None:
+    assert read_with("revenues", "What fell?", "or").tree == query.Or(T("revenu", "what", "fell"))
+    strict = query.AndMaybe(query.And(T("net", "revenu")), query.Or(T("what", "fell")))
+    assert read_with("net revenues", "What fell?", "and").tree == strict
+    assert read_with("the", "What fell?", "and").tree == query.Or(T("what", "fell"))
 
 
 @pytest.mark.parametrize(
@@ -63,6 +71,7 @@ def test_words_are_joined_by_the_operator() -> None:
         ("[Apple TO cat}", query.TermRange(ANY, "apple", "cat", endexcl=True)),
         ("page_number:5", query.NumericRange(PAGE, 5, 5)),
         ("page_number:{2 TO 7]", query.NumericRange(PAGE, 3, 7)),
+        ("page_number:[2 TO 7}", query.NumericRange(PAGE, 2, 6)),
         ("*:*", query.Every()),
         ("at 10:30:15", query.Or(T("10", "30", "15"))),
         ("unknown:dog", query.Or(T("unknown", "dog"))),

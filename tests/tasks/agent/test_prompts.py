@@ -15,11 +15,14 @@ from tasks.agent.prompts import (
     PROTOCOLS,
     prompt_fingerprint,
     prompt_messages,
+    refuse_other_conversations,
     search_message,
+    told_by,
     tool_definitions,
     wire_prompt,
 )
 from tasks.agent.protocol import as_stored
+from tasks.errors import ConfigError
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -71,6 +74,17 @@ def test_fingerprint_is_of_what_the_model_is_told() -> None:
     assert len({prompt_fingerprint(agent) for agent in AGENTS}) == len(AGENTS)
     same = config.Agent(protocol="tags", max_iterations=9, top_k=7)
     assert prompt_fingerprint(same) == prompt_fingerprint(config.Agent(protocol="tags"))
+
+
+@pytest.mark.parametrize("name", ["image_dpi", "image_min_pixels", "image_max_pixels", "image_max_bytes"])
+def test_images_of_another_size_are_another_conversation_to_who_sees_them(name: str) -> None:
+    seeing, reading = (config.Agent(observation=observation) for observation in ("image", "text"))
+    other = {name: getattr(seeing, name) + 1}
+    with pytest.raises(ConfigError, match=f"collected with {name}"):
+        refuse_other_conversations({**seeing.model_dump(), **other}, seeing)
+    refuse_other_conversations({**reading.model_dump(), **other}, reading)
+    assert told_by(seeing) != told_by(seeing.model_copy(update=other))
+    assert told_by(reading) == told_by(reading.model_copy(update=other))
 
 
 @pytest.mark.parametrize("agent", AGENTS)

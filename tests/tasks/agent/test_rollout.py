@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tasks import artifact, config
 from tasks.agent import client as client_module
 from tasks.agent.client import open_client
 from tasks.agent.completion import Completion
+from tasks.agent.message import Message
 from tasks.agent.observation import PageText
 from tasks.agent.prompts import PROTOCOLS, prompt_fingerprint, prompt_messages
 from tasks.agent.protocol import Step
@@ -55,6 +57,7 @@ async def run(
     deadline_s: float = 30.0,
     timeout: float = 10.0,
     page_text: PageText = lambda file, page: PAGES[file, page],
+    earlier: Sequence[Message] = (),
     **agent: Any,
 ) -> tuple[Trajectory, ModelServer]:
     settings = config.Agent(**agent)
@@ -70,6 +73,7 @@ async def run(
                 search=search_with(searcher, settings.top_k),
                 page_text=page_text,
                 deadline_s=deadline_s,
+                earlier=earlier,
             )
     row = to_row(trajectory, rollout_id="r", attempt=1, sample=0, **FACTS)
     artifact.table_of([row], "trajectories/2")  # every row, however the rollout ended, is one that can be stored
@@ -124,6 +128,16 @@ async def test_tags_from_question_to_answer(searcher: Searcher) -> None:
     assert trajectory.messages[:-1] == server.requests[-1]["messages"]
     assert trajectory.messages[-1] == {"role": "assistant", "content": ANSWER}
     assert [request["seed"] for request in server.requests] == [3, 3]
+
+
+async def test_the_model_is_told_how_its_query_was_taken(searcher: Searcher) -> None:
+    searches = [f"<search>{query}</search>" for query in ("pump degrees", "NOT AND pump", "zebra")]
+    trajectory, server = await run(says(*searches, ANSWER), searcher, protocol="tags", observation="none")
+    assert [search.read_as for search in trajectory.searches] == ["query", "words", "query"]
+    found, as_words, nothing = [message["content"] for message in server.requests[-1]["messages"][3::2]]
+    assert found.startswith("<results>\n[1] pump.pdf page 2")
+    assert as_words.startswith("<results>\nThe query could not be read as one and was searched as plain words.\n[1] ")
+    assert nothing.startswith("<results>\nNo page was found.")
 
 
 async def test_tools_from_question_to_answer(searcher: Searcher) -> None:
@@ -283,6 +297,9 @@ async def test_a_conversation_that_outgrows_the_context_is_finished(searcher: Se
     assert (trajectory.status, trajectory.outcome, len(trajectory.searches)) == ("finished", "out_of_context", 1)
     trajectory, _ = await run(says(full), searcher, protocol="tags")  # but a prompt that never fits is a wrong setting
     assert (trajectory.status, trajectory.outcome) == ("failed", "http_status")
+    said: list[Message] = [{"role": "assistant", "content": "<search>a</search>"}, {"role": "user", "content": "none"}]
+    trajectory, _ = await run(says(full), searcher, protocol="tags", earlier=said)  # as does a stored conversation
+    assert (trajectory.status, trajectory.outcome, trajectory.turns) == ("finished", "out_of_context", [])
 
 
 async def test_cancelling_cancels(searcher: Searcher) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tasks import artifact, schemas
 from tasks.agent.message import PLACEHOLDER, Image
-from tasks.agent.trajectory import Question, SearchRecord, Trajectory, Turn, to_row
+from tasks.agent.trajectory import Question, SearchRecord, Trajectory, Turn, cited, to_row
 
 IMAGE = Image(file="x.pdf", page=3, key="page-images/k.png", width=10, height=20)
 FACTS = {"model": "m", "model_fingerprint": "mf", "index_fingerprint": "if", "code_fingerprint": "cf"}
@@ -47,6 +47,14 @@ def test_row_is_of_the_declared_schema_and_survives_parquet(tmp_path: Path) -> N
         {"file": "z.pdf", "page": 1, "seen": False},
     ]
     assert read["turns"][0]["searches"][0]["results"][1] == {"rank": 2, "file": "x.pdf", "page_number": 3, "score": 1.5}
+
+
+def test_whether_a_page_was_seen_is_not_known_behind_a_stored_conversation() -> None:
+    search = {"results": [{"file": "a.pdf", "page_number": 1}], "shown": True}
+    pages = [("a.pdf", 1), ("b.pdf", 2)]
+    assert [c["seen"] for c in cited(pages, [{"searches": [search]}], 0)] == [True, False]
+    assert [c["seen"] for c in cited(pages, [{"searches": [{**search, "shown": False}]}], 0)] == [False, False]
+    assert [c["seen"] for c in cited(pages, [{"searches": [search]}], 2)] == [None, None]
 
 
 def test_question_from_row_and_back() -> None:

@@ -41,6 +41,19 @@ def test_a_part_of_an_epoch_is_the_beginning_of_a_longer_training(lengths: list[
     assert len(made) == pytest.approx(len(whole) * epochs / math.ceil(epochs), abs=1.001)
 
 
+@pytest.mark.parametrize("batching", ["length-grouped", "packing"])
+def test_each_epoch_and_each_seed_mixes_anew_and_short_batches_do_not_come_first(batching: str) -> None:
+    lengths = list(range(200))
+    made = plan(lengths, 4, batching, 2, 0)
+    first, second, other = made[:50], made[50:], plan(lengths, 4, batching, 1, 1)
+    assert first != second
+    assert first != other
+    if batching == "packing":  # whose batches are drawn, not only their order
+        assert not {frozenset(batch) for batch in first} & {frozenset(batch) for batch in (*second, *other)}
+    longest = [max(lengths[i] for i in batch) for batch in first]
+    assert longest != sorted(longest)
+
+
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple), min_size=1, max_size=6))
 def test_a_row_holds_every_beginning_once(sequences: list[tuple[int, ...]]) -> None:
     placed = tree([Example(ids, ()) for ids in sequences])

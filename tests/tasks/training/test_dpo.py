@@ -243,6 +243,20 @@ def test_what_cannot_be_compared_is_set_aside(spec: Spec) -> None:
         train(replace(spec, training_set=empty))
 
 
+def test_a_pair_weighs_what_its_better_query_does_and_those_to_measure_on_all_count(spec: Spec) -> None:
+    tokenizer = load_tokenizer(spec.model)
+
+    def weights(split: str, **settings: Any) -> list[float]:
+        scores = ({"rank_score": score, "gt_rank": rank} for score, rank in ((1.0, 1), (0.5, 2), (0.5, 2)))
+        rows = [row | score | {"split": split} for row, score in zip(pair_rows(1), scores, strict=True)]
+        items = dpo.load(rows, tokenizer, SETTINGS.model_copy(update=settings))
+        return [pair.weight for item in (*items.train, *items.val) for pair in item.pairs]
+
+    assert weights("train", weight_scheme="rank-score") == pytest.approx([1.5, 0.75, 0.75])
+    assert weights("train", weight_scheme="binary") == [1.0]
+    assert weights("val", weight_scheme="binary") == [1.0] * 3
+
+
 def test_another_method_s_training_set_is_refused(training_set: Artifact, model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="method dpo does not learn from a training set of schema sft/2"):
         launch.finetune(training_set, str(model), SETTINGS, str(tmp_path / "out"), tmp_path / "work", lambda *_: None)

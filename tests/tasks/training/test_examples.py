@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tasks.config import Finetune
 from tasks.training import sft
-from tasks.training.examples import encode, sequences
+from tasks.training.examples import Example, encode, sequences, unusable
 from tests.tasks.training.training_rows import TOOLS, row
 
 END = "<|im_end|>"
@@ -157,6 +157,11 @@ def test_set_aside_never_cut(tokenizer: Any) -> None:
     assert len(items.train) == len(items.val) == 1
     assert items.val[0].examples[0].weight == 1
     assert re.search(r"How long\?", tokenizer.decode(items.train[0].examples[0].ids))
+
+
+def test_an_example_of_just_the_most_tokens_is_learned() -> None:
+    assert unusable(Example((1, 2, 3), (1,)), 3) is None
+    assert unusable(Example((1, 2, 3), (1,)), 2) == "too long"
 
 
 def test_behind_a_prompt_that_opens_the_thought_nothing_opens_it_again(tokenizer: Any) -> None:
