@@ -42,6 +42,9 @@ class Runs:
         return np.hstack([part for pair in zip(self.numerators, self.denominators, strict=True) for part in pair])
 
 
+_ASKED = ("question", "answers", "answer_locations")
+
+
 def read_runs(results: Sequence[Artifact]) -> Runs:
     """Read runs and see that they can be compared.
 
@@ -68,6 +71,14 @@ def _refuse_what_cannot_be_compared(results: Sequence[Artifact], tables: Sequenc
             )
         if found != ids[0]:
             raise InputError(_difference(names[0], set(ids[0]), name, set(found)), file=artifact.uri)
+    for name, artifact, table in zip(names, results, tables, strict=True):
+        for row, first in zip(table, tables[0], strict=True):
+            if any(row[field] != first[field] for field in _ASKED):
+                raise InputError(
+                    f"question {row['question_id']!r} has other words, answers or pages in run {name!r} than in {names[0]!r}: "
+                    "it was ingested anew in between; evaluate both again",
+                    file=artifact.uri,
+                )
 
 
 def runs_of(tables: Sequence[Sequence[Row]]) -> Runs:

@@ -172,6 +172,16 @@ def test_other_questions_are_refused_by_name(tmp_path: Path) -> None:
         compared(tmp_path, stored(tmp_path, "a", [1, 2, 3]), stored(tmp_path, "b", [1, 2]))
 
 
+@pytest.mark.parametrize(
+    "changed", [{"question": "Why?"}, {"answers": [["x"]]}, {"answer_locations": [{"document": "z.pdf", "page": 9}]}]
+)
+def test_a_question_that_was_ingested_anew_is_another(tmp_path: Path, changed: dict[str, Any]) -> None:
+    base, rows = stored(tmp_path, "a", [1, 2]), [result("b", 0, 1), result("b", 1, 2) | changed]
+    run = write_table(table_of(rows, "results/4"), str(tmp_path / "b.parquet"), "results/4", {})
+    with pytest.raises(InputError, match="evaluate both again"):
+        compared(tmp_path, base, run)
+
+
 def test_runs_of_the_same_name_no_runs_and_repeated_questions_are_refused(tmp_path: Path) -> None:
     run = stored(tmp_path, "a", [1, 2])
     with pytest.raises(InputError, match="same name"):
