@@ -153,7 +153,8 @@ def read(stored: Artifact) -> dict[str, Any]:
     statistics = summarize([], [])  # has the sections that nothing was counted in
     for row in artifact.read_rows(stored):
         section = statistics
-        for name in filter(None, row["section"].split("/")):
+        # a sampling configuration of others may have any name, with a "/" too
+        for name in row["section"].split("/", 1) if row["section"] else ():
             section = section.setdefault(name, {})
         section[row["name"]] = row["value"] if row["count"] is None else row["count"]
     return statistics

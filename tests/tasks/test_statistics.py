@@ -2,6 +2,8 @@
 
 from xml.etree import ElementTree
 
+import pytest
+
 from tasks import plots, reward, statistics
 from tasks.config import Process
 from tasks.process import process
@@ -18,6 +20,13 @@ def test_statistics_are_shown(tmp_path):
     svg = plots.distributions(found)
     assert ElementTree.fromstring(svg).tag.endswith("svg")
     assert svg == plots.distributions(found)
+
+
+@pytest.mark.parametrize("name", ["temperature 1/2", ""])
+def test_a_sampling_configuration_may_have_any_name(tmp_path, name):
+    rows = [trajectory("r", "q", [("alpha", 1)], sampling=name)]
+    _, _, counted = process(inputs(store(str(tmp_path), rows)), Process(), str(tmp_path / "out"))
+    assert statistics.read(counted)["by_sampling"][name]["finished"] == 1
 
 
 def test_statistics_of_nothing_divide_by_nothing():
