@@ -118,10 +118,7 @@ def _read(record: dict[str, Any], store: PageStore, named: set[str]) -> _Questio
     Raises:
         Refused: why it cannot be used.
     """
-    question_id = records.field(record, "id", "question_id")
-    if isinstance(question_id, int) and not isinstance(question_id, bool):
-        question_id = str(question_id)
-    question_id = records.text(question_id, "id").strip()
+    question_id = records.identifier(records.field(record, "id", "question_id"), "id").strip()
     if not question_id:
         raise Refused("missing_field", "id is blank")
     named.add(question_id)

@@ -5,6 +5,7 @@ A reader yields (row number from 1, the row as a dictionary, or the Refused that
 
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from tasks.set_aside import Refused, SetAside, printable
 
 Record = tuple[int, dict[str, Any] | Refused]
 T = TypeVar("T")
+_LEAST, _MOST = -(2**31), 2**31 - 1  # what a column of whole numbers holds (tasks/schemas.py)
 
 
 def _json_object(line: bytes) -> dict[str, Any] | Refused:
@@ -116,12 +118,40 @@ def text(value: Any, name: str) -> str:
     return value.replace("\x00", "")
 
 
-def whole(value: Any, name: str) -> int:
-    """`value` as a whole number.
+def identifier(value: Any, name: str) -> str:
+    """`value`, a text or a whole number, as text.
 
     Raises:
-        Refused: it is none (true and false are none either).
+        Refused: it is neither.
+    """
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else text(value, name)
+
+
+def whole(value: Any, name: str, least: int = _LEAST) -> int:
+    """`value` as a whole number that a column holds.
+
+    Raises:
+        Refused: it is none (true and false are none either), or is too large, or below `least`.
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise Refused("wrong_type", f"{name} is a {type(value).__name__}, not a whole number")
+    if not least <= value <= _MOST:
+        raise Refused("bad_number", f"{name} is not between {least} and {_MOST}")
     return value
+
+
+def finite(value: Any, name: str) -> float:
+    """`value` as a number that can be reckoned with.
+
+    Raises:
+        Refused: it is none (true and false are none either), or is too large, infinite or NaN.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise Refused("wrong_type", f"{name} is a {type(value).__name__}, not a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise Refused("bad_number", f"{name} is too large, infinite or NaN")
+    return number

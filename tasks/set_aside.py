@@ -29,6 +29,7 @@ REASONS: dict[str, str] = {
     "broken_utf8": "The row is not UTF-8.",
     "missing_field": "A field is missing.",
     "wrong_type": "A field has the wrong type.",
+    "bad_number": "A number is too large, too small, infinite or NaN.",
     "bad_page_number": "The page number is below 1 or beyond the document's end.",
     "duplicate_page": "The page was there before; the first one counts.",
     # rows of questions
@@ -43,6 +44,7 @@ REASONS: dict[str, str] = {
     "bad_conversation": "The conversation lacks turns, images, words or its question, or is not told as the agent's.",
     "bad_example": "The text is no example of its format, or of neither part of a training set.",
     "held_out": "Its question is of the dev or test split here, which nothing may learn from.",
+    "bad_split": "Its split is none of train, dev and test.",
     "bad_image": "A page image that it shows is not beside it, or not what its name and the row say.",
     # what is kept
     "unknown_field": "No such field is known, so it was left out.",

@@ -22,11 +22,15 @@ import pyarrow.parquet as pq
 
 from tasks import artifact, statistics
 from tasks.artifact import Artifact
+from tasks.errors import ArtifactError
 from tasks.exchange import images, training_sets
 from tasks.exchange.card import card
+from tasks.set_aside import printable
+from tasks.splits import SPLITS
 
 _LEARNED_FROM = ("sft", "dpo", "reward")
 _NO_SPLIT = "unsplit"
+_SPLITS = {*SPLITS, "val", _NO_SPLIT}  # each names a file
 
 
 def export_tables(tables: Mapping[str, Artifact], layout: str, folder: Path, root: str) -> dict[str, int]:
@@ -123,6 +127,10 @@ def _parquet(name: str, table: Artifact, folder: Path, given: images.Given) -> d
             known = batch["split"] if "split" in batch.column_names else pa.nulls(batch.num_rows, pa.string())
             splits = pc.fill_null(known, _NO_SPLIT)
             for split in dict.fromkeys(splits.to_pylist()):
+                if split not in _SPLITS:
+                    raise ArtifactError(
+                        f"{name} has rows of a split {printable(split)!r}, which there is not: make it again"
+                    )
                 file = f"{name}/{split}.parquet"
                 if file not in writers:
                     writer = pq.ParquetWriter(folder / file, batch.schema, compression="zstd")

@@ -105,7 +105,7 @@ class _Import:
     def native(self, record: Row, kind: str, unknown: Counter[str], derived: Iterable[str] = ()) -> Row:
         """A row of our own. Its question's split is the ingested one: what it was in elsewhere must not be trained on here."""
         row = self.with_images(rows.native(record, kind, unknown, derived), kind)
-        return row | {"split": self.splits.get(row["question_id"], row["split"])}
+        return row | {"split": self.splits.get(row["question_id"]) or rows.known_split(row["split"])}
 
     def with_images(self, row: Row, kind: str) -> Row:
         """The row, the page images that it shows stored here."""

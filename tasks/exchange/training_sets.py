@@ -67,7 +67,8 @@ def read(record: Mapping[str, Any], kind: str, part: str, agent: Agent, unknown:
     if not question:
         raise Refused("empty_question", "there is no text in <question>")
     given_id = next((record[name] for name in ("question_id", "id") if record.get(name) is not None), None)
-    question_id = hashlib.sha256(question.encode()).hexdigest()[:16] if given_id is None else str(given_id)
+    by_text = hashlib.sha256(question.encode()).hexdigest()[:16]
+    question_id = by_text if given_id is None else records.identifier(given_id, "question_id")
     row: dict[str, Any] = {
         "question_id": question_id,
         "split": part,
@@ -103,10 +104,7 @@ def table_of(kind: str) -> str:
 
 
 def _number(record: Mapping[str, Any], name: str) -> float | None:
-    value = record.get(name)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise Refused("wrong_type", f"{name} is a {type(value).__name__}, not a number")
-    return None if value is None else float(value)
+    return None if record.get(name) is None else records.finite(record[name], name)
 
 
 def _said(text: str, kind: str, agent: Agent) -> list[Message]:

@@ -17,7 +17,8 @@ A row is JSON of these fields; those in brackets may be missing:
     [answers, or answer_variants]   accepted answers, as in a file of questions (tasks/questions.py)
     [sampling_config, or sampling]  the name of a sampling configuration
     [top_k]                         pages that a search returned; else the agent's
-    [split, category, model, sample, seed, rollout_id]
+    [split]                         train, dev or test; an ingested question has its own
+    [category, model, sample, seed, rollout_id]
     [success, best_query, best_rank, first_rank, num_searches]  follow from the rest
 
 What was said is not taken over, but told anew: the conversation is the one that an agent of these settings would have had
@@ -42,6 +43,7 @@ from tasks.agent.observation import PageText, as_read
 from tasks.agent.protocol import Answer, Ask, Step, as_stored, clean, one_line, tell_last_turn
 from tasks.agent.trajectory import Question, SearchRecord, Trajectory, Turn, to_row
 from tasks.config import Agent
+from tasks.exchange.rows import known_split
 from tasks.reward import Page
 from tasks.set_aside import Refused, printable
 
@@ -96,7 +98,7 @@ def read(
     """
     row = dict(record)
     notes.unknown.update(set(row) - _KNOWN)
-    question_id = _id(_get(row, "question_id"))
+    question_id = records.identifier(_get(row, "question_id"), "question_id")
     wanted = [questions.location_of(place) for place in _list(_get(row, "places"))]
     if not wanted:
         raise Refused("bad_location", "there is none")
@@ -107,9 +109,9 @@ def read(
         [] if accepted is None else questions.answers_of(accepted),
         wanted,
         _text(row, "category"),
-        splits.get(question_id) or _text(row, "split") or "train",
+        splits.get(question_id) or known_split(_text(row, "split")) or "train",
     )
-    top_k = records.whole(row["top_k"], "top_k") if row.get("top_k") is not None else agent.top_k
+    top_k = records.whole(row["top_k"], "top_k", least=1) if row.get("top_k") is not None else agent.top_k
     trajectory = Trajectory(
         question=question,
         protocol=agent.protocol,
@@ -208,7 +210,7 @@ def _search(item: Any, wanted: list[Page], top_k: int, notes: Notes, *, shown: b
         notes.differing.append(f"{printable(query)}: {claimed}, in the results {rank or 'not there'}")
     scores = [result.get("score") if isinstance(result, dict) else None for result in results]
     hits = [
-        (at, file, page, float(score) if isinstance(score, int | float) else 0.0)
+        (at, file, page, 0.0 if score is None else records.finite(score, "score"))
         for at, ((file, page), score) in enumerate(zip(pages, scores, strict=False), start=1)
     ]
     read_as = "words" if item.get("read_as") == "words" else "query"
@@ -234,10 +236,6 @@ def _get(row: Mapping[str, Any], what: str, *, optional: bool = False) -> Any:
 
 def _list(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
-
-
-def _id(value: Any) -> str:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else records.text(value, "question_id")
 
 
 def _text(row: Mapping[str, Any], name: str) -> str | None:

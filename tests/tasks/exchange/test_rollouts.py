@@ -1,6 +1,8 @@
 """Rollouts and scored rollouts, out and back in; and those of another pipeline, told anew."""
 
 import json
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,26 @@ def collected(searcher: Any, root: Path, agent: Agent) -> Artifact:
     facts = artifact.provenance(settings={"agent": agent.model_dump(mode="json")}, model="tiny")
     schema = schema_of("trajectories")
     return artifact.write_table(artifact.table_of(rows, schema), str(root / "t.parquet"), schema, facts)
+
+
+def imported(
+    what: str, lines: Iterable[Mapping[str, Any]], root: Path, questions: Artifact | None = None
+) -> tuple[list[dict[str, Any]], dict[int | None, str]]:
+    """The rows that were taken, and why those of some numbers were set aside; no rollout is told with pages."""
+    file = root / f"{what}.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = import_rows(
+        what, [str(file)], Agent(observation="none"), None, questions, str(root / f"imported {what}"), str(root)
+    )
+    aside = {row["row"]: row["reason"] for row in artifact.read_rows(made["set_aside_import"])}
+    return artifact.read_rows(made[what]), aside
+
+
+def asked(root: Path, question: str, split: str) -> Artifact:
+    """One ingested question."""
+    schema = schema_of("questions")
+    rows = [{"question_id": "q0", "question": question, "split": split}]
+    return artifact.write_table(artifact.table_of(rows, schema), str(root / "q.parquet"), schema, {})
 
 
 def by_id(made: Artifact) -> list[dict[str, Any]]:
@@ -180,6 +202,31 @@ def test_what_cannot_be_used_is_set_aside_and_a_wrong_rank_is_told(searcher: Any
     assert blind["trajectories"].rows == 4
     with pytest.raises(InputError, match="no row can be used"):
         import_rows("trajectories", [str(file)], agent, None, None, str(tmp_path / "none"), str(tmp_path))
+
+
+def test_a_number_that_no_column_holds_sets_its_row_aside_alone(searcher: Any, tmp_path: Path) -> None:
+    good = theirs(searcher, "at once", Agent())
+    del good["timestamp"]
+    (search,) = good["searches"]
+    hit, far = {"file": "plan.pdf", "page": 1}, {"file": "plan.pdf", "page": 2**40}
+    scored = [{**search, "results": [{**hit, "score": score}]} for score in (10**400, math.nan, math.inf)]
+    wrong = [
+        *[{"seed": 3_000_000_000}, {"sample": 2**40}, {"top_k": 0}, {"evidence": far}, {"citations": [far]}],
+        *[{"searches": [made]} for made in ({**search, "results": [far]}, *scored)],
+    ]
+    for what in ("trajectories", "processed"):
+        rows, aside = imported(what, [*({**good, **field} for field in wrong), good], tmp_path)
+        assert len(rows) == 1
+        assert aside == dict.fromkeys(range(1, len(wrong) + 1), "bad_number")
+
+
+def test_others_rollouts_are_of_the_split_that_their_question_has_here(searcher: Any, tmp_path: Path) -> None:
+    line = theirs(searcher, "at once", Agent())
+    elsewhere = [{**line, "id": "elsewhere", "split": split} for split in ("dev", None, "../../evil")]
+    here = asked(tmp_path, line["question"], "test")
+    rows, aside = imported("trajectories", [{**line, "split": "train"}, line, *elsewhere], tmp_path, here)
+    assert [row["split"] for row in rows] == ["test", "test", "dev", "train"]
+    assert aside == {None: "unknown_field", 5: "bad_split"}
 
 
 def test_a_row_of_ours_that_was_tampered_with_is_refused(searcher: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
@@ -22,6 +23,7 @@ from tasks.exchange.importing import import_rows
 from tasks.exchange.rows import schema_of
 from tasks.formats import format_training
 from tasks.set_aside import Refused
+from tests.tasks.exchange.test_rollouts import imported
 from tests.tasks.test_formats import prepared, searcher
 
 __all__ = ["searcher"]  # a fixture
@@ -183,6 +185,16 @@ def test_questions_that_are_measured_on_are_not_learned_from(searcher: Any, tmp_
     written = [str(out / file) for file in export_tables(ours, "hf", out, str(tmp_path)) if file.endswith(".parquet")]
     back = import_rows("sft_best", written, agent, None, questions, str(tmp_path / "back"), str(tmp_path))
     assert {row["question_id"] for row in artifact.read_rows(back["sft_best"])} == learned - {held} != set()
+
+
+def test_a_number_that_no_column_holds_sets_its_example_aside_alone(tmp_path: Path) -> None:
+    line = {"input": "Why?", "output": "a"}
+    wrong = [{"gt_rank": 2**40}, *({"rank_score": score} for score in (10**400, math.nan, math.inf))]
+    rows, aside = imported("sft_best", [*({**line, **field} for field in wrong), line], tmp_path)
+    assert len(rows) == 1
+    assert aside == dict.fromkeys(range(1, len(wrong) + 1), "bad_number")
+    (row,), aside = imported("sft_best", [{**line, "id": "\ud800"}, {**line, "id": 7}], tmp_path)
+    assert (row["question_id"], aside) == ("7", {1: "broken_utf8"})
 
 
 @given(st.dictionaries(st.sampled_from(["input", "output", "prompt", "chosen", "rejected", "score", "id"]), st.text()))
