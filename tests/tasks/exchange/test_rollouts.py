@@ -229,6 +229,18 @@ def test_others_rollouts_are_of_the_split_that_their_question_has_here(searcher:
     assert aside == {None: "unknown_field", 5: "bad_split"}
 
 
+def test_of_others_searches_top_k_results_count_and_what_nobody_answered_was_not_seen(
+    searcher: Any, tmp_path: Path
+) -> None:
+    line = theirs(searcher, "at once", Agent())
+    del line["final_answer"], line["timestamp"]
+    deep = {"query": "deep", "results": ["a.pdf:1", "b.pdf:1", "c.pdf:1", "plan.pdf:1"], "rank": 4}
+    (row,), aside = imported("trajectories", [{**line, "searches": [deep, deep], "top_k": 3}], tmp_path)
+    searches = [search for turn in row["turns"] for search in turn["searches"]]
+    assert [(len(s["results"]), s["gt_rank"], s["shown"]) for s in searches] == [(3, None, True), (3, None, False)]
+    assert (row["outcome"], aside) == ("out_of_turns", {None: "rank_differs"})
+
+
 def test_a_row_of_ours_that_was_tampered_with_is_refused(searcher: Any, tmp_path: Path) -> None:
     agent = Agent()
     out = tmp_path / "out"

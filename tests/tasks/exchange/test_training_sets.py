@@ -23,7 +23,7 @@ from tasks.exchange.importing import import_rows
 from tasks.exchange.rows import schema_of
 from tasks.formats import format_training
 from tasks.set_aside import Refused
-from tests.tasks.exchange.test_rollouts import imported
+from tests.tasks.exchange.test_rollouts import asked, imported
 from tests.tasks.test_formats import prepared, searcher
 
 __all__ = ["searcher"]  # a fixture
@@ -187,6 +187,17 @@ def test_questions_that_are_measured_on_are_not_learned_from(searcher: Any, tmp_
     assert {row["question_id"] for row in artifact.read_rows(back["sft_best"])} == learned - {held} != set()
 
 
+def test_a_question_that_is_measured_on_is_known_by_its_text_in_a_reward_set_too(tmp_path: Path) -> None:
+    held = asked(tmp_path, "How much?", "test")
+    lines = [
+        {"input": f"<question>{question}</question>\n<search>a</search>", "score": 1.0}
+        for question in ("How much?", "How long?")
+    ]
+    rows, aside = imported("reward", lines, tmp_path, held)
+    assert [row["prompt"][0]["content"] for row in rows] == ["How long?"]
+    assert aside == {1: "held_out"}
+
+
 def test_a_number_that_no_column_holds_sets_its_example_aside_alone(tmp_path: Path) -> None:
     line = {"input": "Why?", "output": "a"}
     wrong = [{"gt_rank": 2**40}, *({"rank_score": score} for score in (10**400, math.nan, math.inf))]
@@ -195,6 +206,19 @@ def test_a_number_that_no_column_holds_sets_its_example_aside_alone(tmp_path: Pa
     assert aside == dict.fromkeys(range(1, len(wrong) + 1), "bad_number")
     (row,), aside = imported("sft_best", [{**line, "id": "\ud800"}, {**line, "id": 7}], tmp_path)
     assert (row["question_id"], aside) == ("7", {1: "broken_utf8"})
+
+
+def test_a_pair_weighs_what_its_chosen_query_scored_unless_it_says_otherwise(tmp_path: Path) -> None:
+    pair = {"prompt": "Why?", "chosen": "a", "rejected": "b", "chosen_score": 0.5, "rejected_score": 0.0}
+    rows, _ = imported("dpo", [pair, {**pair, "rank_score": 1.0}], tmp_path)
+    assert [row["rank_score"] for row in rows] == [0.5, 1.0]
+
+
+def test_several_turns_are_no_one_thing_to_say(tmp_path: Path) -> None:
+    trace = "<search>a</search>\n<results>\n</results>\n<search>b</search>"
+    lines = [{"input": "Why?", "output": said} for said in (trace, "a")]
+    rows, aside = imported("sft_best", lines, tmp_path)
+    assert (len(rows), aside) == (1, {1: "bad_example"})
 
 
 @given(st.dictionaries(st.sampled_from(["input", "output", "prompt", "chosen", "rejected", "score", "id"]), st.text()))
