@@ -34,7 +34,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "ingest": Command("flows.ingest:ingest", config.IngestRun, "PDFs or OCR JSONL, and questions → pages and index"),
+    "ingest": Command("flows.ingest:ingest", config.IngestRun, "PDFs, OCR text, questions → pages and index"),
     "collect": Command("flows.collect:collect", config.CollectRun, "questions → search trajectories of the model"),
     "reparse": Command("flows.reparse:reparse", config.ReparseRun, "trajectories → the same, read by today's parser"),
     "mine": Command("flows.mine:mine", config.MineRun, "questions, or conversations → queries that the index scores"),
@@ -52,8 +52,6 @@ COMMANDS = {
     "deploy": Command("flows.deploy:deploy", config.Deploy, "what deployments/ says → the Prefect server"),
     "demo": Command("flows.demo:demo", config.Improve, "the whole loop on documents that the project generates"),
 }
-# flags of the reference pipeline that mean the same
-ALIASES = {"documents": "ocr-file"}
 # settings that are a word after the command rather than a flag
 WORDS: dict[str, list[tuple[str, ...]]] = {
     "finetune": [("finetune", "method")],
@@ -91,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
             description=command.help,
             argument_default=argparse.SUPPRESS,
         )
-        add_flags(sub, command.settings, ALIASES, words=words)
+        add_flags(sub, command.settings, words=words)
         if "server" in command.settings.model_fields:
             sub.add_argument("--api-key", help="The server's key. Better: OPENAI_API_KEY, which no process list shows.")
         sub.set_defaults(config=RECIPES.get(name))

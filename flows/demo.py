@@ -18,9 +18,10 @@ def demo(settings: config.Improve) -> list[StageRun]:
     Raises:
         ConfigError: the settings name documents of one's own, which would be written over.
     """
-    folder = Path(settings.ingest.documents).parent
+    given = settings.ingest
+    folder = Path(given.documents or "").parent
     sample = sample_in(folder)
-    if (settings.ingest.documents, settings.ingest.questions) != (str(sample.documents), str(sample.questions)):
+    if given.ocr_file or (given.documents, given.questions) != (str(sample.documents), str(sample.questions)):
         raise ConfigError(
             "the demo makes its own documents and questions; for yours: drag improve --config deployments/recipes/demo.yaml "
             "--documents FOLDER --questions FILE"

@@ -48,16 +48,10 @@ def flag_names(model: type[BaseModel]) -> dict[Path_, str]:
     }
 
 
-def add_flags(
-    parser: argparse.ArgumentParser,
-    model: type[BaseModel],
-    aliases: Mapping[str, str],
-    words: Collection[Path_] = (),
-) -> None:
+def add_flags(parser: argparse.ArgumentParser, model: type[BaseModel], words: Collection[Path_] = ()) -> None:
     """Add a flag for every field of `model`, and `--config`.
 
     Args:
-        aliases: flag → further flag that means the same, such as those of the reference pipeline.
         words: fields that are given as a word of their own, which must be there, instead of by a flag.
     """
     parser.add_argument("--config", metavar="FILE", help="YAML with the same settings (a recipe); flags override it")
@@ -69,9 +63,6 @@ def add_flags(
             several = "+" if typing.get_origin(info.annotation) is list else None
             parser.add_argument(".".join(path), metavar=shown, choices=choices, nargs=several, help=info.description)
             continue
-        flags = [f"--{names[path]}"]
-        if also := aliases.get(names[path]):
-            flags.append(f"--{also}")
         options: dict[str, Any] = {"dest": ".".join(path), "default": argparse.SUPPRESS, "help": _help(info)}
         kind = _without_none(info.annotation)
         alone = next((marker.value for marker in info.metadata if isinstance(marker, Alone)), None)
@@ -83,7 +74,7 @@ def add_flags(
             options |= {"nargs": "+", "metavar": names[path].upper().replace("-", "_")}
         else:
             options["metavar"] = names[path].upper().replace("-", "_")
-        parser.add_argument(*flags, **options)
+        parser.add_argument(f"--{names[path]}", **options)
 
 
 def _help(info: FieldInfo) -> str:
@@ -131,7 +122,10 @@ def settings_from(model: type[M], arguments: argparse.Namespace) -> M:
         InputError: the recipe cannot be read, or has a value where a section is.
         ConfigError: a value is missing, unknown or out of range; the message names flag and reason.
     """
-    values: dict[str, Any] = load_recipe(arguments.config) if arguments.config else {}
+    # of a section that must be there and is not, what it lacks is told
+    needed = {path[0] for path, _ in fields(model) if path[1:] and model.model_fields[path[0]].is_required()}
+    values: dict[str, Any] = {section: {} for section in needed}
+    values |= load_recipe(arguments.config) if arguments.config else {}
     for dest, value in vars(arguments).items():
         path = tuple(dest.split("."))
         if path in dict(fields(model)):

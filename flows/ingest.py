@@ -1,7 +1,8 @@
-"""ingest: PDFs or OCR JSONL, and questions → pages, questions with splits, search index.
+"""ingest: PDFs, OCR text or both, and questions → pages, questions with splits, search index.
 
 drag ingest --documents FOLDER_OF_PDFS --questions questions.jsonl
-drag ingest --ocr-file ocr_output.jsonl --questions questions.jsonl
+drag ingest --documents FOLDER_OF_PDFS --ocr-file ocr_output.jsonl --questions questions.jsonl
+drag ingest --ocr-file ocr_output.jsonl --questions questions.jsonl                            # without page images
 """
 
 import os
@@ -23,24 +24,27 @@ from tasks.stage_tasks import index_pages, read_documents, read_questions, read_
 from tasks.stages import StageRun, run_stage
 from tasks.tesseract import installed
 
+_READ = ("documents", "ocr_file", "questions", "include_json", "exclude_json")
+
 
 def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[StageRun]:
     """Run the stages, point the refs to what they made, and say what was set aside."""
     # a shell expands ~ only where it begins a word
-    places = {name: getattr(settings, name) for name in ("documents", "questions", "include_json", "exclude_json")}
+    places = {name: getattr(settings, name) for name in _READ}
     settings = settings.model_copy(update={name: os.path.expanduser(place) for name, place in places.items() if place})
     if settings.questions and settings.questions.startswith(hub.PREFIX):
         settings = settings.model_copy(update={"questions": hub.pinned(settings.questions)})
     # where things lie does not count, what they hold does
-    elsewhere: dict[str, Any] = dict.fromkeys(("workers", "questions", "include_json", "exclude_json"))
-    elsewhere |= {"documents": "", "scans": config.Scans()}  # how a page was read shows in the pages
+    elsewhere: dict[str, Any] = dict.fromkeys(("workers", *_READ))
+    elsewhere |= {"scans": config.Scans()}  # how a page was read shows in the pages
     parsing = settings.model_copy(update=elsewhere)
     # on which pages pictures are noted; a setting's bound, and settings are not part of the code that counts
     noted: dict[str, object] = {"pictures_below": MOST_OCR_BELOW, "reader": artifact.versions("pymupdf")}
-    key = stage_key("tasks.documents", facts=noted | {"documents": content_fingerprint(settings.documents)})
-    documents = run_stage(
-        read_documents, root=root, key=key, uri=storage.join(root, "documents", key), settings=settings
-    )
+    sources = _pages_of(settings)
+    beside = _beside(settings.documents) if settings.documents else []
+    key = stage_key("tasks.documents", facts={**noted, **sources, "beside": beside})
+    uri = storage.join(root, "documents", key)
+    documents = run_stage(read_documents, root=root, key=key, uri=uri, settings=settings, sources=sources)
     read = documents.artifacts["documents"]
     tesseract = installed()
     version = tesseract.version if tesseract else None  # which languages there are changes no page
@@ -60,16 +64,18 @@ def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[St
     pages = scans.artifacts["pages"]
     if settings.questions:
         files = {name: getattr(settings, name) for name in ("questions", "include_json", "exclude_json")}
-        facts = {name: content_fingerprint(file) for name, file in files.items() if file}
-        key = stage_key("tasks.questions", settings={"ingest": parsing}, inputs={"pages": pages}, facts=facts)
+        sources = {name: content_fingerprint(file) for name, file in files.items() if file}
+        key = stage_key("tasks.questions", settings={"ingest": parsing}, inputs={"pages": pages}, facts=sources)
         uri = storage.join(root, "questions", key)
-        runs.append(run_stage(read_questions, root=root, key=key, uri=uri, settings=settings, pages=pages))
+        runs.append(
+            run_stage(read_questions, root=root, key=key, uri=uri, settings=settings, pages=pages, sources=sources)
+        )
     engines = artifact.versions("whoosh-reloaded", ENGINES[index.engine].package)  # the first analyzes words for all
     key = stage_key("tasks.search", settings={"index": index}, inputs={"pages": pages}, facts={"engines": engines})
     runs.append(
         run_stage(index_pages, root=root, key=key, uri=storage.join(root, "index", key), settings=index, pages=pages)
     )
-    if not settings.documents.endswith(".jsonl"):
+    if settings.documents:
         note_documents(root, settings.documents)  # stages that were cached know only where the documents were
     if not settings.questions:  # those of other pages would be searched for in vain
         artifact.drop_ref(root, "questions")
@@ -78,6 +84,22 @@ def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[St
             artifact.save_ref(root, name, made)
     show_set_aside(runs)
     return runs
+
+
+def _pages_of(settings: config.Ingest) -> dict[str, str]:
+    """Hashes of what pages are read of. Pages are named after them, so other files of the folder must not count."""
+    sources = {}
+    if settings.documents:
+        sources["documents"] = storage.fingerprint(settings.documents, ".pdf")
+    if settings.ocr_file:
+        sources["ocr_file"] = storage.fingerprint(settings.ocr_file)
+    return sources
+
+
+def _beside(documents: str) -> list[str]:
+    """Names of the folder's other files, which are set aside by their names alone."""
+    files = storage.iter_files(documents, closed=[])
+    return sorted(storage.relative(file, documents) for file in files if not file.lower().endswith(".pdf"))
 
 
 def show_set_aside(runs: list[StageRun]) -> None:

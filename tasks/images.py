@@ -63,7 +63,7 @@ def _documents(root: str) -> str | None:
     try:
         return storage.located(json.loads(storage.read_bytes(_note(root)))["documents"], root)
     except ArtifactError:
-        return None  # ingested by OCR JSONL, or not by `ingest`
+        return None  # ingested without PDFs, or not by `ingest`
 
 
 class PageImages:

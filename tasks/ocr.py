@@ -57,7 +57,7 @@ class Method(NamedTuple):
 def read_scans(
     pages: Artifact,
     settings: Scans,
-    documents: str,
+    documents: str | None,
     cache: str,
     uri: str,
     set_aside_uri: str,
@@ -86,7 +86,7 @@ def read_scans(
         notes = _waiting(pages, settings)
     elif scans and found is not None:
         method = _method(settings, found, cache)
-        now = storage.resolve(documents)
+        now = storage.resolve(documents) if documents else None
         todo = (
             Scan(source_of(row["file"], row["source_uri"], row["source_sha256"], now), row["page_number"])
             for row in _scans(pages, settings)

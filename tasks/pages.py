@@ -63,7 +63,7 @@ class PageStore:
         return self._of_document("title", file)
 
     def source(self, file: str) -> str | None:
-        """Path or s3:// URI of the PDF that the document's pages can be rendered from; None for OCR JSONL.
+        """Path or s3:// URI of the PDF that the document's pages can be rendered from; None where there is no PDF.
 
         Raises:
             ArtifactError: there is no such document.
@@ -71,7 +71,7 @@ class PageStore:
         return self._of_document("source_uri", file)
 
     def source_sha256(self, file: str) -> str | None:
-        """Hash of that PDF's bytes; None for OCR JSONL.
+        """Hash of that PDF's bytes; None where there is no PDF.
 
         Raises:
             ArtifactError: there is no such document.

@@ -8,7 +8,7 @@ is read as that many accepted answers of one part, and a single text as the one 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from tasks import artifact, hub, records, storage
@@ -31,10 +31,15 @@ class _Question(NamedTuple):
     dropped: list[str]  # what is wrong with the locations that are left out
 
 
-def read_questions(settings: Ingest, pages: Artifact, uri: str, set_aside_uri: str) -> tuple[Artifact, Artifact]:
+def read_questions(
+    settings: Ingest, pages: Artifact, uri: str, set_aside_uri: str, *, sources: Mapping[str, str] | None = None
+) -> tuple[Artifact, Artifact]:
     """Read, check and split `settings.questions` into questions/1 at `uri`, in the order of their ids.
 
     Splits are assigned before the include and exclude lists apply, so that these move no question between splits.
+
+    Args:
+        sources: what is read → hash of its content, for the provenance.
 
     Raises:
         InputError: there is no such file or data set, no question of it can be used, or a name in an include or exclude
@@ -80,6 +85,7 @@ def read_questions(settings: Ingest, pages: Artifact, uri: str, set_aside_uri: s
     facts = artifact.provenance(
         {"pages": pages},
         stage="ingest questions",
+        sources=sources or {},
         settings=settings.model_dump(include={"train_ratio", "dev_ratio", "split_salt"}),
     )
     written = artifact.write_table(artifact.table_of(table, "questions/1"), uri, "questions/1", facts)

@@ -72,9 +72,9 @@ TABLES: dict[str, pa.Schema] = {
         text=_text,
         text_source=_text,  # "pdf" | "ocr" | "ocr_jsonl"
         confidence=_float,  # mean word confidence of OCR, 0 to 1; null where the text is not from our OCR
-        source_uri=_text,  # where the page can be rendered from; null for OCR JSONL
+        source_uri=_text,  # where the page can be rendered from; null where there is no PDF
         source_sha256=_text,
-        pictures=_bool,  # whether a PDF's page of little text has pictures, in which text may be; null for OCR JSONL
+        pictures=_bool,  # whether a PDF's page of little text has pictures, in which text may be; null with an OCR file's text
     ),
     "set_aside/1": _schema(source=_text, row=_int, reason=_text, detail=_text),
     # `group` is the connected group of documents that decides the split

@@ -23,6 +23,8 @@ REASONS: dict[str, str] = {
     "unreadable_page": "This page could not be read and counts as empty.",
     "ocr_missing": "Pages without a text layer, and no Tesseract to read them: install it (Debian: tesseract-ocr), ingest again.",
     "ocr_failed": "OCR crashed or hung on this page, which counts as without text; the next ingest that reads scans tries again.",
+    "no_pdf": "The OCR file has it, and no PDF of it could be used: it is kept as text alone, without images of its pages.",
+    "no_ocr_row": "The OCR file has no rows for pages of this PDF: they are read as without one.",
     "no_words": "OCR found no words on this page, so no search finds it.",
     # rows
     "bad_json": "The row is not a JSON object.",
@@ -54,7 +56,7 @@ REASONS: dict[str, str] = {
 }
 KEPT = frozenset(
     {
-        *("no_text", "unreadable_page", "ocr_missing", "ocr_failed", "no_words"),
+        *("no_text", "unreadable_page", "ocr_missing", "ocr_failed", "no_pdf", "no_ocr_row", "no_words"),
         *("location_dropped", "unknown_field", "rank_differs"),
     }
 )  # noted, not set aside

@@ -21,13 +21,17 @@ from tasks.supervise import Connect
 
 
 @stage("read documents")
-def read_documents(key: str, uri: str, settings: config.Ingest) -> dict[str, Artifact]:
-    """PDFs or OCR JSONL → pages, and what was set aside."""
+def read_documents(key: str, uri: str, settings: config.Ingest, sources: Mapping[str, str]) -> dict[str, Artifact]:
+    """PDFs, OCR text or both → pages, and what was set aside."""
     from tasks import documents
 
     with progress("Reading documents") as on_progress:
         pages, aside = documents.read_documents(
-            settings, storage.join(uri, "pages.parquet"), storage.join(uri, "set_aside.parquet"), on_progress
+            settings,
+            storage.join(uri, "pages.parquet"),
+            storage.join(uri, "set_aside.parquet"),
+            on_progress,
+            sources=sources,
         )
     return {"documents": pages, "set_aside_documents": aside}
 
@@ -52,12 +56,18 @@ def read_scans(key: str, uri: str, settings: config.Ingest, documents: Artifact,
 
 
 @stage("read questions")
-def read_questions(key: str, uri: str, settings: config.Ingest, pages: Artifact) -> dict[str, Artifact]:
+def read_questions(
+    key: str, uri: str, settings: config.Ingest, pages: Artifact, sources: Mapping[str, str]
+) -> dict[str, Artifact]:
     """Questions with known pages, checked against the pages, with splits."""
     from tasks import questions
 
     found, aside = questions.read_questions(
-        settings, pages, storage.join(uri, "questions.parquet"), storage.join(uri, "set_aside.parquet")
+        settings,
+        pages,
+        storage.join(uri, "questions.parquet"),
+        storage.join(uri, "set_aside.parquet"),
+        sources=sources,
     )
     return {"questions": found, "set_aside_questions": aside}
 

@@ -242,16 +242,19 @@ def located(name: str, root: str) -> str:
     return name if is_s3(name) or Path(name).is_absolute() else join(resolve(root), name)
 
 
-def fingerprint(uri: str) -> str:
-    """Hash of the names and contents of all files at or below `uri`; what may not be read counts as empty.
+def fingerprint(uri: str, ending: str = "") -> str:
+    """Hash of the names and contents of all files at or below `uri` whose names end so; what may not be read counts as empty.
 
     On S3, where reading a collection to find it unchanged would take as long as ingesting it, the objects' entity tags stand
     for their contents: other content has another tag.
     """
     if is_s3(uri):
-        contents = {relative(file, uri): tag.encode() for file, tag in _iter_objects(uri)}
+        contents = {
+            relative(file, uri): tag.encode() for file, tag in _iter_objects(uri) if file.lower().endswith(ending)
+        }
     else:
-        contents = {relative(file, uri): _digest(file) for file in iter_files(uri, closed=[])}
+        files = (file for file in iter_files(uri, closed=[]) if file.lower().endswith(ending))
+        contents = {relative(file, uri): _digest(file) for file in files}
     digest = hashlib.sha256()
     for name in sorted(contents):
         digest.update(os.fsencode(name) + b"\0" + contents[name] + b"\0")

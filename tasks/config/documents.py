@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.config.base import Settings, Share
 
@@ -40,10 +40,15 @@ class Scans(Settings):
 
 
 class Ingest(Settings):
-    """PDFs or OCR JSONL, and questions → pages, questions with splits, and what was set aside."""
+    """PDFs, OCR text or both, and questions → pages, questions with splits, and what was set aside."""
 
-    documents: str = Field(
-        description="Folder or s3:// prefix of PDFs, or an OCR JSONL file of {file, page_number, total_pages, text}."
+    documents: str | None = Field(
+        default=None, description="Folder or s3:// prefix of PDFs; empty where there is only an OCR file."
+    )
+    ocr_file: str | None = Field(
+        default=None,
+        title="OCR file",
+        description="JSONL of {file, page_number, total_pages, text}, a page a line. Given with documents, its texts take the place of those of the PDFs, of which 'file' is the path below the folder.",
     )
     questions: str | None = Field(
         default=None,
@@ -70,6 +75,22 @@ class Ingest(Settings):
     workers: int | None = Field(
         default=None, ge=1, description="Processes that read PDFs and scans; one per core when empty."
     )
+
+    @field_validator("documents")
+    @classmethod
+    def _are_pdfs(cls, documents: str | None) -> str | None:
+        if documents and documents.lower().endswith(".jsonl"):
+            raise ValueError("documents are a folder of PDFs: give OCR text as ocr_file (--ocr-file)")
+        return documents
+
+    @model_validator(mode="after")
+    def _has_pages(self) -> "Ingest":
+        if not self.documents and not self.ocr_file:
+            raise ValueError(
+                "nothing is to be read: give a folder of PDFs (documents, --documents), their OCR text (ocr_file, --ocr-file), "
+                "or both"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ratios(self) -> "Ingest":

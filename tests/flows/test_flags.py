@@ -10,7 +10,7 @@ import yaml
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import BaseModel
 
-from flows.cli import ALIASES, COMMANDS, _parser, main
+from flows.cli import COMMANDS, _parser, main
 from flows.flags import add_flags, flag_names, settings_from, validated
 from tasks import config
 from tasks.errors import ConfigError, InputError
@@ -34,7 +34,7 @@ REFERENCE_FLAGS = {
 
 def parse(model: type[BaseModel], *flags: str) -> BaseModel:
     parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS)
-    add_flags(parser, model, ALIASES)
+    add_flags(parser, model)
     parser.set_defaults(config=None)
     return settings_from(model, parser.parse_args(flags))
 
@@ -141,6 +141,19 @@ def test_a_bad_value_is_named_by_its_flag(flags: list[str], says: str) -> None:
         parse(config.CollectRun, *flags)
 
 
+@pytest.mark.parametrize("flags", [[], ["--documents", ""], ["--questions", "questions.jsonl"]])
+@pytest.mark.parametrize("model", [config.IngestRun, config.Improve])
+def test_what_is_read_must_be_named(model: type[BaseModel], flags: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"ingest: .*--documents.*--ocr-file.*or both"):
+        parse(model, *flags)
+    assert parse(model, "--ocr-file", "x.jsonl").ingest.documents is None
+
+
+def test_ocr_text_is_no_folder_of_documents() -> None:
+    with pytest.raises(ConfigError, match=r"--documents: .*--ocr-file"):
+        parse(config.IngestRun, "--documents", "ocr_output.jsonl")
+
+
 def test_a_recipe_that_is_none_says_so(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- a\n")
     with pytest.raises(InputError, match=r"list\.yaml"):
@@ -205,7 +218,8 @@ def test_settings_that_would_fail_after_hours_are_refused_at_once(changes: dict,
 
 
 def test_a_second_training_has_the_lora_shape_of_the_first() -> None:
-    settings = parse(config.Improve, "--config", "deployments/recipes/small-model.yaml", "--lora-r", "8")
+    recipe = "deployments/recipes/small-model.yaml"
+    settings = parse(config.Improve, "--config", recipe, "--documents", "pdfs", "--lora-r", "8")
     assert [(training.method, training.lora_r) for training in settings.trainings] == [("sft", 8), ("dpo", 8)]
 
 

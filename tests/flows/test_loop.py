@@ -81,7 +81,7 @@ def test_documents_are_read_again_when_more_of_their_pages_could_be_scans(
 ) -> None:
     pages = tmp_path / "pages.jsonl"
     pages.write_text('{"file": "m.pdf", "page_number": 1, "total_pages": 1, "text": "A pump."}')
-    run = config.IngestRun(storage=str(tmp_path / "store"), ingest=config.Ingest(documents=str(pages)))
+    run = config.IngestRun(storage=str(tmp_path / "store"), ingest=config.Ingest(ocr_file=str(pages)))
     ingest(run)
     assert _cached(ingest(run))["read documents"]
     monkeypatch.setattr("flows.ingest.MOST_OCR_BELOW", 2000)

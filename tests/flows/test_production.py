@@ -181,7 +181,7 @@ def _many_questions(folder: Path, number: int) -> config.Ingest:
     ]
     for name, rows in {"pages": pages, "questions": questions}.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return config.Ingest(documents=str(folder / "pages.jsonl"), questions=str(folder / "questions.jsonl"))
+    return config.Ingest(ocr_file=str(folder / "pages.jsonl"), questions=str(folder / "questions.jsonl"))
 
 
 def test_a_thousand_shards_are_all_recorded(production: Prefect, tmp_path: Path) -> None:

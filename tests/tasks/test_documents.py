@@ -1,5 +1,6 @@
-"""Documents: real PDFs, good, bad and malicious, on disk and on S3; and OCR JSONL of every kind of wrong."""
+"""Documents: real PDFs, good, bad and malicious, on disk and on S3; and OCR JSONL of every kind of wrong; and both."""
 
+import hashlib
 import json
 import os
 import random
@@ -54,9 +55,11 @@ def bomb() -> bytes:
     return document.tobytes()
 
 
-def ingest(root: str, source: str, workers: int = 1) -> tuple[Artifact, Artifact]:
+def ingest(
+    root: str, source: str | None, workers: int = 1, *, ocr_file: str | None = None
+) -> tuple[Artifact, Artifact]:
     uris = [storage.join(root, name) for name in ("out/pages.parquet", "out/set_aside.parquet")]
-    return read_documents(Ingest(documents=source, workers=workers), *uris)
+    return read_documents(Ingest(documents=source, ocr_file=ocr_file, workers=workers), *uris)
 
 
 def reasons(set_aside: Artifact) -> dict[str, str]:
@@ -212,7 +215,7 @@ def test_ocr_jsonl_becomes_pages(storage_root: str) -> None:
     rows = [page(page_number=2), page(file="x/b.pdf", text="été\x00"), page(), page(page_number=3, text="")]
     uri = storage.join(storage_root, "ocr.jsonl")
     storage.write_bytes(uri, b"\xef\xbb\xbf" + jsonl(*rows[:2]) + b"\n  \r\n" + jsonl(*rows[2:]))
-    pages, set_aside = ingest(storage_root, uri)
+    pages, set_aside = ingest(storage_root, None, ocr_file=uri)
     found = artifact.read_rows(pages)
     assert [(r["file"], r["page_number"], r["text"], r["title"]) for r in found] == [
         ("a.pdf", 1, "words", "a"),
@@ -252,7 +255,7 @@ BAD_ROWS: list[tuple[object, str]] = [
 def test_bad_ocr_rows_are_set_aside_by_row(storage_root: str) -> None:
     uri = storage.join(storage_root, "ocr.jsonl")
     storage.write_bytes(uri, jsonl(page(), *(row for row, _ in BAD_ROWS)))
-    pages, set_aside = ingest(storage_root, uri)
+    pages, set_aside = ingest(storage_root, None, ocr_file=uri)
     assert [row["text"] for row in artifact.read_rows(pages)] == ["words"]
     found = [(row["source"], row["row"], row["reason"]) for row in artifact.read_rows(set_aside)]
     assert found == [("ocr.jsonl", number, reason) for number, (_, reason) in enumerate(BAD_ROWS, start=2)]
@@ -264,7 +267,7 @@ def test_the_order_of_ocr_rows_changes_no_byte(tmp_path: Path) -> None:
     for turn in range(3):
         random.Random(turn).shuffle(rows)
         (tmp_path / "ocr.jsonl").write_bytes(jsonl(*rows))
-        made.add(ingest(str(tmp_path), str(tmp_path / "ocr.jsonl"))[0].sha256)
+        made.add(ingest(str(tmp_path), None, ocr_file=str(tmp_path / "ocr.jsonl"))[0].sha256)
     assert len(made) == 1
 
 
@@ -274,7 +277,7 @@ def test_ocr_jsonl_of_nothing_is_an_error_that_names_it(storage_root: str, conte
     if content is not None:
         storage.write_bytes(uri, content)
     with pytest.raises(InputError, match=r"ocr\.jsonl") as error:
-        ingest(storage_root, uri)
+        ingest(storage_root, None, ocr_file=uri)
     if content and content.strip():
         assert "row 1: bad_json" in str(error.value)
 
@@ -298,8 +301,75 @@ ROW = st.one_of(
 def test_every_ocr_row_is_a_page_or_set_aside(tmp_path_factory: pytest.TempPathFactory, rows: list[object]) -> None:
     folder = tmp_path_factory.mktemp("ocr")
     (folder / "ocr.jsonl").write_bytes(jsonl(page(file="certain"), *rows))
-    pages, set_aside = ingest(str(folder), str(folder / "ocr.jsonl"))
+    pages, set_aside = ingest(str(folder), None, ocr_file=str(folder / "ocr.jsonl"))
     blank = sum(isinstance(row, bytes) and not row.strip() for row in rows)
     assert pages.rows + set_aside.rows == 1 + len(rows) - blank
     found = [(row["file"], row["page_number"]) for row in artifact.read_rows(pages)]
     assert found == sorted(set(found))
+
+
+# ---- PDFs and the OCR file of them
+
+
+def test_an_ocr_file_says_what_stands_on_the_pages_of_pdfs(storage_root: str) -> None:
+    folder = put(
+        storage_root,
+        {
+            "a.pdf": pdf("of the PDF", "of the PDF", "of the PDF", title="The A file"),
+            "b/b.pdf": pdf("bravo"),
+            "locked.pdf": pdf("secret", password="hunter2"),
+            "z.pdf": pdf("zulu"),
+        },
+    )
+    rows = [
+        page(file="lost.pdf", page_number=2, text="lost"),
+        page(file="locked.pdf", total_pages=1),
+        page(page_number=3, text=""),
+        page(page_number=4, total_pages=4, text="beyond"),
+        page(page_number=1),
+        page(file="b/b.pdf", total_pages=1, text="by OCR"),
+    ]
+    uri = storage.join(storage_root, "ocr.jsonl")
+    storage.write_bytes(uri, jsonl(*rows))
+    pages, set_aside = ingest(storage_root, folder, ocr_file=uri)
+    found = artifact.read_rows(pages)
+    assert [
+        (r["file"], r["page_number"], r["total_pages"], r["title"], r["text"].strip(), r["text_source"]) for r in found
+    ] == [
+        ("a.pdf", 1, 3, "The A file", "words", "ocr_jsonl"),
+        ("a.pdf", 2, 3, "The A file", "of the PDF", "pdf"),
+        ("a.pdf", 3, 3, "The A file", "", "ocr_jsonl"),
+        ("b/b.pdf", 1, 1, "b", "by OCR", "ocr_jsonl"),
+        ("locked.pdf", 1, 1, "locked", "words", "ocr_jsonl"),
+        ("lost.pdf", 2, 3, "lost", "lost", "ocr_jsonl"),
+        ("z.pdf", 1, 1, "z", "zulu", "pdf"),
+    ]
+    assert {row["file"] for row in found if row["source_uri"] is None} == {"locked.pdf", "lost.pdf"}
+    for row in found:
+        if row["source_uri"]:
+            assert hashlib.sha256(storage.read_bytes(row["source_uri"])).hexdigest() == row["source_sha256"]
+    assert [(r["source"], r["row"], r["reason"], r["detail"]) for r in artifact.read_rows(set_aside)] == [
+        ("a.pdf", None, "no_ocr_row", "1 of 3 pages"),
+        ("locked.pdf", None, "encrypted", "needs a password"),
+        ("locked.pdf", None, "no_pdf", "1 pages"),
+        ("lost.pdf", None, "no_pdf", "1 pages"),
+        ("ocr.jsonl", 4, "bad_page_number", "page 4 of a.pdf, a PDF of 3 pages"),
+        ("z.pdf", None, "no_ocr_row", "1 of 1 pages"),
+    ]
+
+
+def test_an_ocr_file_that_is_of_none_of_the_pdfs_is_an_error_that_shows_both_names(tmp_path: Path) -> None:
+    folder = put(str(tmp_path), {"deep/a.pdf": pdf("alpha")})
+    (tmp_path / "ocr.jsonl").write_bytes(jsonl(page()))
+    with pytest.raises(
+        InputError, match=r"ocr\.jsonl: none of its documents .* such as 'deep/a\.pdf', and not 'a\.pdf'"
+    ):
+        ingest(str(tmp_path), folder, ocr_file=str(tmp_path / "ocr.jsonl"))
+
+
+def test_without_a_usable_pdf_an_ocr_file_does_not_hide_that_they_are_missing(tmp_path: Path) -> None:
+    (tmp_path / "ocr.jsonl").write_bytes(jsonl(page()))
+    for files, why in (({}, "it is empty or not there"), ({"a.pdf": b"junk"}, r"could be used: a\.pdf: not_pdf")):
+        folder = put(str(tmp_path), files)
+        with pytest.raises(InputError, match=f"no usable PDF; .*{why}"):
+            ingest(str(tmp_path), folder, ocr_file=str(tmp_path / "ocr.jsonl"))

@@ -283,3 +283,16 @@ def test_a_table_of_words_is_read_as_lines(lines: list[list[str]]) -> None:
     assert reading.text == "\n".join(" ".join(line) for line in lines)
     assert reading.confidence == (0.5 if lines else None)
     assert json.loads(json.dumps(reading._asdict())) == reading._asdict()
+
+
+def test_a_page_that_the_users_ocr_has_read_is_not_read_again(tmp_path: Path, instead: Callable[[], int]) -> None:
+    at = functools.partial(storage.join, str(tmp_path))
+    folder = put(str(tmp_path), {"a.pdf": scan(WORDS["turbine"], WORDS["gasket"], "motor")})
+    rows = [{"file": "a.pdf", "page_number": n, "total_pages": 3, "text": text} for n, text in ((1, "short"), (2, ""))]
+    (tmp_path / "ocr.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    both = Ingest(documents=folder, ocr_file=at("ocr.jsonl"), workers=1)
+    documents, _ = read_documents(both, at("d.parquet"), at("sd.parquet"))
+    pages, _ = read_scans(documents, Scans(), folder, at("ocr"), at("pages.parquet"), at("aside.parquet"), workers=1)
+    found = [(row["text_source"], row["text"].split("\n")[0]) for row in artifact.read_rows(pages)]
+    assert found == [("ocr_jsonl", "short"), ("ocr_jsonl", ""), ("ocr", "motor once")]
+    assert instead() == 1
