@@ -13,17 +13,15 @@ from typing import Any, TypeVar
 
 from prefect import Task
 from prefect.runtime import flow_run
-from rich.console import Console
-from rich.markdown import Markdown
 
 from flows.form import settings_flow
 from flows.serving import model_server, refuse_other_prompt
-from flows.summary import show_markdown, show_stages
-from tasks import adapter_names, artifact, config, nights, statistics, storage
+from flows.summary import show_stages, show_turns
+from tasks import adapter_names, artifact, config, nights, storage
 from tasks import collect as shards
 from tasks.artifact import Artifact
 from tasks.cache import stage_key
-from tasks.ingested import load_ingested
+from tasks.ingested import load_ingested, refuse_without_images
 from tasks.model import fetch_model, model_fingerprint
 from tasks.stage_tasks import collect_trajectories
 from tasks.stages import StageRun, run_stage
@@ -150,6 +148,7 @@ def _weights(server: config.Server) -> str:
 def collect(settings: config.CollectRun) -> list[StageRun]:
     """Collect search trajectories of the base model, or of an adapter."""
     root = storage.resolve(settings.storage)
+    refuse_without_images(root, settings.agent)
     adapter = adapter_names.chosen(root, settings.adapter)
     settings = settings.model_copy(update={"collect": dated(settings.collect)})
     title = f"{settings.collect.split} questions" + (f" of {settings.collect.dt}" if settings.collect.dt else "")
@@ -157,8 +156,6 @@ def collect(settings: config.CollectRun) -> list[StageRun]:
         runs = [collected(root, settings, connect, adapter, title)]
     if settings.collect.dt is None:  # nights are found by their dates, and must not come between an improve's stages
         artifact.save_ref(root, "trajectories", runs[0].artifacts["trajectories"])
-    turns = statistics.turns_markdown(runs[0].artifacts["trajectories"])
-    show_markdown("Turns of the rollouts", turns)
-    Console(stderr=True).print(Markdown(turns))
+    show_turns("Turns of the rollouts", runs[0].artifacts["trajectories"])
     show_stages(runs)
     return runs

@@ -16,14 +16,14 @@ from rich.markdown import Markdown
 from flows.collect import collected
 from flows.form import settings_flow
 from flows.serving import model_server
-from flows.summary import show_markdown, show_stages
+from flows.summary import show_markdown, show_stages, show_turns
 from flows.verbose import show_ends, show_questions
 from tasks import adapter_names, artifact, breakdown, config, storage
 from tasks.artifact import Artifact, load_ref, read_provenance, read_rows
 from tasks.cache import stage_key
 from tasks.chosen import select
 from tasks.compare import comparison_markdown
-from tasks.ingested import load_ingested
+from tasks.ingested import load_ingested, refuse_without_images
 from tasks.pages import PageStore
 from tasks.progress import slug
 from tasks.runs import metric_cells, metrics_markdown, read_runs
@@ -255,6 +255,8 @@ def evaluate(settings: config.EvaluateRun) -> list[StageRun]:
     chosen, single = settings.evaluate, bool(settings.evaluate.question_id)
     questions = load_ingested(root, "questions", "index")["questions"]
     select(questions, chosen.split, chosen.limit, chosen.question_id)  # before a server is started
+    if any(variant.model != "question" for variant in settings.variants):
+        refuse_without_images(root, settings.agent)
     for variant in settings.variants:
         _adapter(root, variant)
     runs: list[StageRun] = []
@@ -262,6 +264,8 @@ def evaluate(settings: config.EvaluateRun) -> list[StageRun]:
     with model_server(settings.server, settings.serve, root) as connect:
         for run in measured(root, settings, connect):
             runs += run.stages if single else [*run.stages, *_keep(root, settings, run)]
+            if run.trajectories and settings.agent.sees_images:
+                show_turns(f"Turns of {run.name}", run.trajectories)
             if settings.verbose or single:
                 ends[run.name] = read_rows(run.results)
             if settings.verbose:

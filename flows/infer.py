@@ -24,7 +24,7 @@ from tasks.agent.trajectory import Question, Trajectory
 from tasks.artifact import Artifact
 from tasks.errors import DragError, ServerError
 from tasks.images import PageImages
-from tasks.ingested import load_ingested
+from tasks.ingested import load_ingested, refuse_without_images
 from tasks.pages import PageStore
 from tasks.search.index import open_index
 
@@ -38,10 +38,12 @@ def infer(settings: config.InferRun) -> None:
 
     Raises:
         ArtifactError: nothing was ingested yet, or an ingest is under way.
-        ConfigError: the adapter was trained on another prompt than these settings make, or on another model.
+        ConfigError: the adapter was trained on another prompt than these settings make, or on another model; or images of
+            pages are asked for that none can have.
         ServerError: the model server did not start, or a given question could not be asked.
     """
     root = storage.resolve(settings.storage)
+    refuse_without_images(root, settings.agent)
     ingested = load_ingested(root, "index", "pages")
     searcher, pages = open_index(ingested["index"], settings.search), PageStore(ingested["pages"])
     adapter = adapter_names.chosen(root, settings.adapter)

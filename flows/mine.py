@@ -8,16 +8,14 @@ A mined query is a rollout of one turn: what holds for `drag collect` (shards, r
 holds here. As there, the prompt of an untrained model has worked examples, and that of the training sets those of `drag format`.
 """
 
-from rich.console import Console
-from rich.markdown import Markdown
-
 from flows.collect import collected, dated
 from flows.form import settings_flow
 from flows.serving import model_server
-from flows.summary import show_markdown, show_stages
-from tasks import adapter_names, artifact, config, nights, statistics, storage
+from flows.summary import show_stages, show_turns
+from tasks import adapter_names, artifact, config, nights, storage
 from tasks.artifact import load_ref
 from tasks.cache import stage_key
+from tasks.ingested import refuse_without_images
 from tasks.stage_tasks import find_states, mine_queries
 from tasks.stages import StageRun, run_stage
 
@@ -65,6 +63,7 @@ def _of_one_turn(settings: config.MineRun) -> config.CollectRun:
 def mine(settings: config.MineRun) -> list[StageRun]:
     """Sample queries of the base model, or of an adapter, and score each by what a search for it finds."""
     root = storage.resolve(settings.storage)
+    refuse_without_images(root, settings.agent)
     adapter = adapter_names.chosen(root, settings.adapter)
     settings = settings.model_copy(update={"mine": dated(settings.mine)})
     runs = [_found(root, settings)] if settings.mine.states != "questions" else []
@@ -74,8 +73,6 @@ def mine(settings: config.MineRun) -> list[StageRun]:
         runs.append(collected(root, _of_one_turn(settings), connect, adapter, title, stage=mine_queries, began=began))
     if settings.mine.dt is None:  # nights are found by their dates
         artifact.save_ref(root, "mined", runs[-1].artifacts["mined"])
-    turns = statistics.turns_markdown(runs[-1].artifacts["mined"])
-    show_markdown("Turns of the mined queries", turns)
-    Console(stderr=True).print(Markdown(turns))
+    show_turns("Turns of the mined queries", runs[-1].artifacts["mined"])
     show_stages(runs)
     return runs

@@ -9,11 +9,14 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.runtime import flow_run
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table
 
 from tasks import folders, storage
+from tasks.artifact import Artifact
 from tasks.progress import slug
 from tasks.stages import StageRun
+from tasks.statistics import turns_markdown
 
 STAGES_KEY = "stages"
 
@@ -50,6 +53,13 @@ def show_rows(rows: Sequence[dict[str, Any]]) -> None:
 def show_markdown(title: str, markdown: str) -> None:
     """A report of some lines, in the Prefect UI, which shows the title above it."""
     create_markdown_artifact(markdown, key=slug(title), description=title)
+
+
+def show_turns(title: str, trajectories: Artifact) -> None:
+    """How the turns of rollouts ended, and which pages they showed as images: on the terminal and in the UI."""
+    turns = turns_markdown(trajectories)
+    show_markdown(title, turns)
+    Console(stderr=True).print(Markdown(f"## {title}\n\n{turns}"))
 
 
 def show_picture(title: str, svg: str) -> None:

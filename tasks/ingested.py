@@ -1,7 +1,8 @@
 """What ingest made: pages, and the questions and the index that belong to them."""
 
-from tasks.artifact import Artifact, load_ref, read_provenance
-from tasks.errors import ArtifactError
+from tasks.artifact import Artifact, load_ref, read_batches, read_provenance
+from tasks.config import Agent
+from tasks.errors import ArtifactError, ConfigError
 
 
 def load_ingested(root: str, *names: str) -> dict[str, Artifact]:
@@ -23,3 +24,20 @@ def load_ingested(root: str, *names: str) -> dict[str, Artifact]:
                 "ends, or run it again"
             )
     return found
+
+
+def refuse_without_images(root: str, agent: Agent) -> None:
+    """An agent that is to see page images, and finds pages of which none can have one, would silently be one that reads text.
+
+    Raises:
+        ArtifactError: nothing was ingested yet.
+        ConfigError: the agent is to see images, and no page has a PDF.
+    """
+    if not agent.sees_images:
+        return
+    sources = (table["source_uri"] for table in read_batches(load_ref(root, "pages"), ["source_uri"]))
+    if all(column.null_count == len(column) for column in sources):
+        raise ConfigError(
+            f"the agent is to see page images (observation {agent.observation}), and none of the pages has a PDF: ingest the "
+            "PDFs too (drag ingest --documents FOLDER --ocr-file FILE), or take --observation text"
+        )

@@ -210,17 +210,27 @@ def markdown(statistics: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+_IMAGES = {
+    "images_shown": "pages shown as images",
+    "images_missing": "pages shown by their text, having no image",
+    "images_replaced": "images that gave way to text later",
+}
+
+
 def turns_markdown(trajectories: Artifact) -> str:
     """How the turns of a collection ended, as a Markdown table: what `markdown` says of them, before anything is processed."""
-    columns = [f"turns.list.element.{name}" for name in ("failure", "read_by", "repaired")]
+    columns = [f"turns.list.element.{name}" for name in ("failure", "read_by", "repaired", *_IMAGES)]
     ended: Counter[str] = Counter()
     read: Counter[str] = Counter()
+    images = dict.fromkeys(_IMAGES, 0)
     for table in artifact.read_batches(trajectories, ["status", *columns]):
         for row in table.to_pylist():
             for turn in row["turns"] if row["status"] == "finished" else ():
                 ended[turn["failure"] or "valid action"] += 1
                 if turn["read_by"]:
                     read[reader(turn)] += 1
+                for name in _IMAGES:
+                    images[name] += turn[name] or 0
     valid = ended.pop("valid action", 0)
     total = valid + ended.total()
     rows = [
@@ -229,6 +239,8 @@ def turns_markdown(trajectories: Artifact) -> str:
     ]
     rows += [(f"without: {name}", str(n), _percent(_share(n, total))) for name, n in _counts(ended.elements()).items()]
     rows += [(f"read by: {name}", str(n), _percent(_share(n, total))) for name, n in _counts(read.elements()).items()]
+    if pages := images["images_shown"] + images["images_missing"]:
+        rows += [(told, str(images[name]), _percent(images[name] / pages)) for name, told in _IMAGES.items()]
     return _table(("", "n", "share"), rows) + "\n"
 
 
