@@ -13,7 +13,6 @@ from prefect.logging import get_run_logger
 
 from tasks import config, storage
 from tasks.artifact import Artifact
-from tasks.model import described
 from tasks.progress import progress
 from tasks.secrets import without_secrets
 from tasks.stages import stage
@@ -302,29 +301,17 @@ def write_html_report(
     from tasks import report
     from tasks import statistics as statistics_
     from tasks.artifact import read_provenance, read_rows
+    from tasks.report.facts import facts
 
     made = {name: read_provenance(a) for name, a in rollouts.items()}
     written = report.write_report(
         results[""],
         comparisons[""],
         uri=storage.join(uri, "report"),
-        facts=_facts(made, read_provenance(adapter) if adapter else None),
+        facts=facts(made, read_provenance(adapter) if adapter else None),
         trajectories=rollouts,
         statistics=statistics_.read(statistics) if statistics else None,
         loss_curve=read_rows(loss_curve) if loss_curve else (),
         rescored={title: (results[title], comparisons[title]) for title in results if title},
     )
     return {"report": written}
-
-
-def _facts(rollouts: Mapping[str, Mapping[str, Any]], adapter: Mapping[str, Any] | None) -> dict[str, Any]:
-    """How it was measured, as people read it, from the provenance of what was measured."""
-    facts: dict[str, Any] = {}
-    for name, made in rollouts.items():
-        settings = made["settings"]
-        facts[f"Model of {name}"] = described(made["model"])
-        facts[f"Search of {name}"] = settings["search"]
-        facts[f"Agent of {name}"] = settings["agent"]
-    if adapter:
-        facts["Training"] = adapter.get("settings", {})
-    return facts

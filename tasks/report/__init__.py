@@ -17,6 +17,7 @@ from tasks.artifact import Artifact, provenance, read_provenance, read_rows, wri
 from tasks.fate import FATES, MEANINGS
 from tasks.metrics import BY_NAME, HEADLINE, METRICS, show, show_interval, wanted
 from tasks.report.browser import embedded
+from tasks.report.facts import flat
 from tasks.runs import Cell, metric_cells, read_runs
 
 Row = Mapping[str, Any]
@@ -125,7 +126,7 @@ def render(
         rescored=[(title, *_rescored(runs, other, made["resamples"])) for title, (runs, other) in rescored.items()],
         questions=len(next(iter(tables.values()))),
         groups=differences[0]["groups"] if differences else 0,
-        facts=list(_flat(facts)),
+        facts=list(flat(facts)),
         resamples=made["resamples"],
         meanings=[metric for metric in METRICS if any(cell.metric == metric.name for cell in cells)],
         packages=[(name, version) for name, version in made["packages"].items() if version],
@@ -354,7 +355,7 @@ def _figures(
     if loss_curve:
         yield (
             "How did training go?",
-            "Loss by optimizer step, in the last training of the adapter.",
+            "Loss by optimizer step, in the adapter's last training; “How it was measured” lists them all.",
             plots.loss_curve(loss_curve),
         )
 
@@ -363,24 +364,3 @@ def _rescored(results: Sequence[Artifact], comparison: Artifact, resamples: int)
     differences = read_rows(comparison)
     sentences = [compare.sentence(row) for row in differences if row["metric"] == HEADLINE]
     return _table(metric_cells(read_runs(results), resamples), differences), sentences
-
-
-def _flat(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Facts as (term, text): a mapping becomes "name value, name value", a list its items."""
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            yield name, ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
-        else:
-            yield name, _plain(value)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "(" + ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items()) + ")"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value)) or "none"
-    return (
-        {None: "none", True: "yes", False: "no"}.get(value, str(value))
-        if value is None or isinstance(value, bool)
-        else str(value)
-    )

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from tasks.training.lineage import sentence, trainings
+
 _COUNTS = {
     "examples": "Examples learned from",
     "measured_on": "Examples measured on",
@@ -44,7 +46,7 @@ def card(made_of: Mapping[str, Any], data: Mapping[str, Any], losses: Mapping[st
 
     Args:
         made_of: provenance of the adapter.
-        data: of the training set: questions, formats, and the provenance that it was written with ("provenance").
+        data: of the training set: formats, and the provenance that it was written with ("provenance").
         losses: loss, eval_loss and `measured` of the last step.
     """
     base, settings = made_of["base_model"], made_of["settings"]
@@ -55,7 +57,7 @@ def card(made_of: Mapping[str, Any], data: Mapping[str, Any], losses: Mapping[st
     trained_on = {
         "Training set": f"sha256 {made_of['inputs']['training_set']}",
         "Formats": ", ".join(data["formats"]),
-        "Questions": data["questions"],
+        "Questions learned from": made_of["questions"],
         "Page images": made_of["images"],
         "Parts adapted": ", ".join(made_of["parts"]),
         "Started from": f"adapter sha256 {made_of['inputs']['start']}"
@@ -65,6 +67,7 @@ def card(made_of: Mapping[str, Any], data: Mapping[str, Any], losses: Mapping[st
         "Made from": ", ".join(f"{name} sha256 {digest}" for name, digest in sorted(made_of["learned_from"].items()))
         or "?",
     }
+    *earlier, _ = trainings(made_of)
     head = {
         "base_model": base,
         "library_name": "peft",
@@ -82,6 +85,7 @@ def card(made_of: Mapping[str, Any], data: Mapping[str, Any], losses: Mapping[st
         f"## Settings\n\n{_table(settings)}",
         f"A step learned from {settings['batch_size'] * settings['gradient_accumulation'] * made_of['world_size']} examples: "
         "batch_size × gradient_accumulation × processes.",
+        *(f"## Trained before, {n}: {sentence(t)}\n\n{_table(t['settings'] or {})}" for n, t in enumerate(earlier, 1)),
         "## Versions\n\n" + _table({name: made_of["packages"][name] for name in _PACKAGES}),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -28,6 +28,7 @@ from tasks.errors import ConfigError, TrainingError
 from tasks.model import fetch_model, model_fingerprint
 from tasks.training import checkpoints, curve
 from tasks.training.card import card
+from tasks.training.lineage import started_from
 from tasks.training.loading import base_name
 from tasks.training.messages import read
 from tasks.training.spec import Spec, write_spec
@@ -132,7 +133,7 @@ def finetune(
     summary = curve.summary(table)
     written = read_provenance(training_set)
     of_sft = settings.method == "sft"
-    rows = read_rows(training_set, ["prompt_fingerprint", "question_id", *(["format"] if of_sft else [])])
+    rows = read_rows(training_set, ["prompt_fingerprint", "question_id", "split", *(["format"] if of_sft else [])])
     made_of = provenance(
         {"training_set": training_set} | ({"start": start} if start else {}),
         learned_from=written["inputs"],
@@ -143,10 +144,11 @@ def finetune(
         prompt_fingerprints=sorted({row["prompt_fingerprint"] for row in rows}),
         conversed_as=_conversed_as(training_set, written),
         measured=summary["measured"],
+        questions=len({row["question_id"] for row in rows if row["split"] == "train"}),
+        started_from=started_from(start),
         **left["facts"],
     )
     data = {
-        "questions": len({row["question_id"] for row in rows}),
         "formats": sorted({row.get("format", settings.method) for row in rows}),
         "provenance": written,
     }

@@ -15,6 +15,7 @@ from tasks import plots, statistics, storage
 from tasks.artifact import Artifact, provenance, read_provenance, table_of, write_table
 from tasks.compare import compare
 from tasks.report import browser, write_report
+from tasks.report.facts import facts, flat
 from tasks.schemas import TABLES
 
 STATISTICS = statistics.summarize(
@@ -274,6 +275,20 @@ def test_one_run_alone_is_reported_without_a_verdict(tmp_path: Path) -> None:
     text = Page(report(tmp_path, {"adapter": [1, None, 2]})).text
     assert "3 questions, one run" in text
     assert "finds the page first" not in text
+
+
+def test_all_trainings_of_an_adapter_are_told_in_their_order() -> None:
+    counts = {"examples": 375, "questions": 120, "steps": 48}
+    first = {"settings": {"method": "sft", "lr": 0.5}, **counts, "started_from": None}
+    told = dict(flat(facts({}, {"settings": {"method": "dpo"}, **counts, "started_from": first})))
+    assert list(told.values()) == [
+        "sft on 375 examples, 120 questions, 48 steps",
+        "method sft, lr 0.5",
+        "dpo on 375 examples, 120 questions, 48 steps",
+        "method dpo",
+    ]
+    of_others = {"settings": {}, "trained": {}}
+    assert list(dict(flat(facts({}, of_others))).values()) == ["made elsewhere", "unknown"]
 
 
 def test_it_lies_on_either_storage(storage_root: str, tmp_path: Path) -> None:

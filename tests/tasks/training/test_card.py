@@ -21,6 +21,8 @@ def made(
     made_of = provenance(
         {"training_set": TRAINING_SET},
         learned_from={"processed": "ab" * 32},
+        questions=40,
+        started_from=None,
         settings=settings.model_dump(mode="json"),
         base_model="Qwen/Qwen3-VL-8B-Thinking",
         base_fingerprint="0123456789abcdef",
@@ -33,7 +35,7 @@ def made(
         parts=["language", "merger"],
     )
     written = {"agent": Agent(protocol="tags").model_dump(), "settings": Format().model_dump(), "inputs": {}}
-    data = {"questions": 40, "formats": ["sft_best"], "provenance": written}
+    data = {"formats": ["sft_best"], "provenance": written}
     return card(
         made_of | changes,
         data,
@@ -57,7 +59,7 @@ def test_it_says_data_settings_and_metrics() -> None:
         "| Examples learned from | 1,234 |",
         "| Processes | 8 |",
         f"| Training set | sha256 {TRAINING_SET.sha256} |",
-        "| Questions | 40 |",
+        "| Questions learned from | 40 |",
         "| Parts adapted | language, merger |",
         "| Set aside | 4 too long |",
         f"| Made from | processed sha256 {'ab' * 32} |",
@@ -66,6 +68,18 @@ def test_it_says_data_settings_and_metrics() -> None:
         "A step learned from 48 examples",
     ):
         assert said in text
+
+
+def test_trainings_that_it_went_on_from_stand_in_their_order() -> None:
+    first = {
+        **{"settings": Finetune(lr=0.5).model_dump(), "examples": 375, "questions": 120, "steps": 48},
+        "started_from": dict.fromkeys(("settings", "examples", "questions", "steps", "started_from")),
+    }
+    text = made(SETTINGS.model_copy(update={"method": "dpo"}), started_from=first)
+    assert "## Trained before, 1: made elsewhere" in text
+    assert "## Trained before, 2: sft on 375 examples, 120 questions, 48 steps" in text
+    assert "| lr | 0.5 |" in text
+    assert "Trained before" not in made()
 
 
 def test_a_method_that_was_added_has_a_card_too() -> None:

@@ -19,6 +19,7 @@ from tasks.errors import ConfigError, TrainingError
 from tasks.model import model_fingerprint
 from tasks.training import dpo, launch
 from tasks.training.examples import Example, Item, Pair
+from tasks.training.lineage import trainings
 from tasks.training.loading import load_model, load_tokenizer
 from tasks.training.merge import merge
 from tasks.training.spec import Spec, write_spec
@@ -120,7 +121,7 @@ def start(model: Path, tmp_path: Path) -> Artifact:
     torch.manual_seed(1)
     config = LoraConfig(r=4, lora_alpha=32, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     get_peft_model(load_model(model, bf16=False), config).save_pretrained(tmp_path / "saved")
-    facts = {"base_fingerprint": model_fingerprint(model)}
+    facts = {"base_fingerprint": model_fingerprint(model), "settings": {"method": "sft"}, "examples": 9, "steps": 3}
     return write_folder(tmp_path / "saved", str(tmp_path / "start"), "adapter/1", 1, facts)
 
 
@@ -141,6 +142,11 @@ def test_from_an_adapter_that_is_the_reference_and_what_is_made_is_one_adapter(
     assert read_provenance(adapter)["inputs"]["start"] == start.sha256
     card = (fetch_folder(adapter) / "README.md").read_text()
     assert f"| Started from | adapter sha256 {start.sha256} |" in card
+    assert [(t["settings"]["method"], t["examples"], t["questions"]) for t in trainings(read_provenance(adapter))] == [
+        ("sft", 9, None),
+        ("dpo", facts["examples"], len({row["question_id"] for row in read_rows(pairs) if row["split"] == "train"})),
+    ]
+    assert "## Trained before, 1: sft on 9 examples, 3 steps" in card
     assert f"| Share of pairs held out that are told apart | {facts['measured']['accuracy']:.4g} |" in card
     assert (adapter.schema, read_provenance(adapter)["measured"]) == ("adapter/1", facts["measured"])
     # over the base alone, it has won what was measured against the adapter that it started from
