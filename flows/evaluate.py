@@ -26,7 +26,7 @@ from tasks.compare import comparison_markdown
 from tasks.ingested import load_ingested, refuse_without_images
 from tasks.pages import PageStore
 from tasks.progress import slug
-from tasks.runs import metric_cells, metrics_markdown, read_runs
+from tasks.runs import metric_cells, metrics_markdown, read_runs, repeated, repeated_markdown
 from tasks.stage_tasks import compare_runs, rescore_run, score_run, write_html_report
 from tasks.stages import StageRun, run_stage
 from tasks.supervise import Connect
@@ -203,7 +203,7 @@ def compared(root: str, names: Sequence[str], rescore: Sequence[config.Search], 
     )
     report = runs[-1].artifacts["report"]
     artifact.save_ref(root, "report", report)
-    _show(sets, comparisons, storage.join(report.uri, "index.html"))
+    _show(sets, comparisons, report)
     return runs
 
 
@@ -229,19 +229,26 @@ def _comparison(root: str, results: list[Artifact], resamples: int) -> StageRun:
     return run_stage(compare_runs, root=root, key=key, uri=uri, results=results, resamples=resamples)
 
 
-def _show(sets: Mapping[str, list[Artifact]], comparisons: Mapping[str, Artifact], report: str) -> None:
-    """The tables, on the terminal and in the UI, and where the report lies."""
+def _show(sets: Mapping[str, list[Artifact]], comparisons: Mapping[str, Artifact], report: Artifact) -> None:
+    """The tables, on the terminal and in the UI; there also what the report concludes and where it lies."""
     parts = []
     for title, results in sets.items():
         rows = read_rows(comparisons[title])
         cells = metric_cells(read_runs(results), read_provenance(comparisons[title])["resamples"])
-        parts += [f"## {title or 'As it ran'}", metrics_markdown(cells), comparison_markdown(rows)]
+        same = repeated(cells)
+        parts += [
+            f"## {title or 'As it ran'}",
+            metrics_markdown([cell for cell in cells if cell.metric not in same]),
+            repeated_markdown(same),
+            comparison_markdown([row for row in rows if row["metric"] not in same]),
+        ]
         if not title:
             tables = map(read_rows, results)
             parts.append(breakdown.markdown({table[0]["run"]: table for table in tables}))
-    text = "\n\n".join(parts)
-    show_markdown("Comparison", f"{text}\n\nReport: {report}")
-    create_link_artifact(report if storage.is_s3(report) else f"file://{report}", key="report", link_text="Report")
+    text = "\n\n".join(filter(None, parts))
+    page = storage.join(report.uri, "index.html")
+    show_markdown("Comparison", "\n\n".join([text, *read_provenance(report)["conclusion"], f"Report: {page}"]))
+    create_link_artifact(page if storage.is_s3(page) else f"file://{page}", key="report", link_text="Report")
     console = Console(stderr=True)
     if not console.is_terminal:  # a log file has room for a column a run
         console.width = max(console.width, _LABEL_WIDTH + _RUN_WIDTH * len(sets[""]))

@@ -82,7 +82,8 @@ def finetuned(
 
 def _show(curve: pa.Table) -> None:
     """How training went, on the terminal and in the UI."""
-    show_picture("Loss", plots.loss_curve(curve.to_pylist()))
+    if curve.num_rows > 1:  # one point is no curve
+        show_picture("Loss", plots.loss_curve(curve.to_pylist()))
     rows = [f"| {name} | {value:.4g} |" for name, value in measures(summary(curve)).items() if value is not None]
     table = "\n".join(["| | |", "| --- | ---: |", *rows])
     show_markdown("Training", table)

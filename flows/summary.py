@@ -13,7 +13,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from tasks import folders, storage
-from tasks.artifact import Artifact
+from tasks.artifact import Artifact, read_provenance
 from tasks.progress import slug
 from tasks.stages import StageRun
 from tasks.statistics import turns_markdown
@@ -22,7 +22,7 @@ STAGES_KEY = "stages"
 
 
 def show_stages(runs: Sequence[StageRun]) -> None:
-    """Which stages did work and which were taken from earlier, with what they made."""
+    """Which stages did work and which were taken from earlier, with what they made; then what a report concludes."""
     rows: list[dict[str, Any]] = []
     for run in runs:
         made = ", ".join(f"{name} ({a.rows:,})" for name, a in run.artifacts.items())
@@ -31,7 +31,8 @@ def show_stages(runs: Sequence[StageRun]) -> None:
     if not flow_run.parent_flow_run_id:
         for run in runs:
             if report := run.artifacts.get("report"):
-                Console(stderr=True).print(f"Report: {storage.join(report.uri, 'index.html')}", soft_wrap=True)
+                lines = [*read_provenance(report)["conclusion"], f"Report: {storage.join(report.uri, 'index.html')}"]
+                Console(stderr=True).print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
 
 
 def show_rows(rows: Sequence[dict[str, Any]]) -> None:

@@ -37,7 +37,7 @@ def show_questions(run: str, results: Sequence[Row], rollouts: Sequence[Row], pa
         else:
             _show_turns(result, rollout, page_text, console)
         likeness = "" if result["anls"] is None else f", ANLS* {result['anls']:.2f}"
-        console.print(f"[bold]{_end(result['fate'])}[/]: first search {_rank(result['first_rank'])}{likeness}")
+        console.print(f"[bold]{_end(result['fate'])}[/]: {_first(result)}{likeness}")
 
 
 def show_ends(runs: Mapping[str, Sequence[Row]]) -> None:
@@ -51,7 +51,7 @@ def show_ends(runs: Mapping[str, Sequence[Row]]) -> None:
             table.add_row(
                 escape(row["question_id"]),
                 escape(run),
-                _rank(row["first_rank"]),
+                _rank(row),
                 str(row["searches"]),
                 _end(row["fate"]),
                 *("–" if value is None else f"{value:{form}}" for value, form in ((row["anls"], ".2f"), (tokens, ","))),
@@ -90,8 +90,14 @@ def _end(fate: Fate | None) -> str:
     return "–" if fate is None else MEANINGS[fate][0]
 
 
-def _rank(rank: int | None) -> str:
-    return "missed" if rank is None else f"rank {rank}"
+def _rank(result: Row) -> str:
+    if not result["searches"]:
+        return "no search"
+    return "missed" if result["first_rank"] is None else f"rank {result['first_rank']}"
+
+
+def _first(result: Row) -> str:
+    return f"first search {_rank(result)}" if result["searches"] else _rank(result)
 
 
 def _wanted(result: Row) -> set[Page]:

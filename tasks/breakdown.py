@@ -37,6 +37,23 @@ def passages(before: Sequence[Row], after: Sequence[Row]) -> Counter[tuple[Fate,
     return Counter((old, new) for old, new in pairs if old and new)
 
 
+def broken(tables: Tables) -> list[str]:
+    """A plain line for each run whose model hardly searches, or hardly acts at all, with what to look at."""
+    lines = []
+    for run, rows in tables.items():
+        ran = [row for row in rows if row["turns"] is not None and row["fate"] != "errored"]
+        silent = sum(not row["searches"] for row in ran)
+        turns, valid = (sum(row[name] or 0 for row in ran) for name in ("turns", "valid_turns"))
+        found = [f"made no search in {silent} of {len(ran)} questions"] if 2 * silent > len(ran) else []
+        found += [f"had a valid action in {valid} of {turns} turns"] if 2 * valid < turns else []
+        if found:
+            lines.append(
+                f"{run} {' and '.join(found)}: look at its turns' raw text under “Question by question” in the report; if "
+                "training caused it, take fewer epochs or a lower learning rate"
+            )
+    return lines
+
+
 @dataclass(frozen=True)
 class Category:
     """The questions of one category: how many, in how many groups that share documents, and the metrics of each run."""

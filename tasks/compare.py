@@ -6,7 +6,7 @@ that so many questions would have shown. Intervals are not widened for the numbe
 the headline, fixed before any run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,21 +93,26 @@ def sentence(row: Row) -> str:
     improved", or "…: cannot tell, n = 180 too small to see less than 11.2 points".
     """
     metric = BY_NAME[row["metric"]]
+    interval = show_interval(metric.name, row["low"], row["high"], signed=True)
     return (
         f"{row['run']} against {row['baseline']}, {metric.label}: {show(metric.name, row['run_mean'])} against "
-        f"{show(metric.name, row['baseline_mean'])}, {points(row['difference'])} points "
-        f"{show_interval(metric.name, row['low'], row['high'], signed=True)}, {p_text(row['p_value'])}, "
-        f"n = {row['n']}: {verdict_text(row)}"
+        f"{show(metric.name, row['baseline_mean'])}, {points(row['difference'])} points{interval and ' ' + interval}, "
+        f"{p_text(row['p_value'])}, n = {row['n']}: {verdict_text(row)}"
     )
 
 
 def verdict_text(row: Row) -> str:
-    """ "improved", "worse", or what the questions were too few to show."""
+    """ "improved", "worse", or that nobody can tell, and why."""
+    return ", ".join(filter(None, [row["verdict"], why(row)]))
+
+
+def why(row: Row) -> str:
+    """What the questions were too few to show; nothing where there is a verdict."""
     if row["verdict"] != "cannot tell":
-        return str(row["verdict"])
+        return ""
     if row["smallest_visible"] is None:
-        return f"cannot tell, n = {row['n']} from one group of documents shows no difference of any size"
-    return f"cannot tell, n = {row['n']} too small to see less than {100 * row['smallest_visible']:.1f} points"
+        return f"n = {row['n']} from one group of documents shows no difference of any size"
+    return f"n = {row['n']} too small to see less than {100 * row['smallest_visible']:.1f} points"
 
 
 def points(difference: float) -> str:
@@ -119,26 +124,48 @@ def p_text(p_value: float) -> str:
     return f"p = {p_value:.4f}" if p_value >= 0.0001 else "p < 0.0001"
 
 
-def headline(rows: Sequence[Row]) -> Row | None:
-    """The comparison that a report opens with: Hit@1 of the last run against the one before it."""
+def headlines(rows: Sequence[Row]) -> list[Row]:
+    """What a report opens with: Hit@1 of the last run against the one before it, then against those before that."""
     chosen = [row for row in rows if row["metric"] == HEADLINE]
-    if not chosen:
-        return None
-    last = [row for row in chosen if row["run"] == chosen[-1]["run"]]
-    return last[-1]
+    return [row for row in reversed(chosen) if row["run"] == chosen[-1]["run"]]
+
+
+def headline(rows: Sequence[Row]) -> Row | None:
+    """The first of `headlines`."""
+    return next(iter(headlines(rows)), None)
 
 
 def comparison_markdown(rows: Sequence[Row]) -> str:
-    """The comparison as a Markdown table, and the headline sentence above it."""
+    """The comparison as a Markdown table, and under it what its verdicts mean."""
     lines = [
         "| | metric | difference, points | 95 % interval | p | verdict |",
         "|---|---|---:|---|---:|---|",
     ]
     for row in rows:
-        low_high = show_interval(row["metric"], row["low"], row["high"], signed=True)
+        low_high = show_interval(row["metric"], row["low"], row["high"], signed=True) or "–"
         lines.append(
             f"| {row['run']} − {row['baseline']} | {BY_NAME[row['metric']].label} | {points(row['difference'])} | {low_high} | "
-            f"{p_text(row['p_value']).removeprefix('p = ').removeprefix('p ')} | {verdict_text(row)} |"
+            f"{p_text(row['p_value']).removeprefix('p = ').removeprefix('p ')} | {_short(row)} |"
         )
-    first = headline(rows)
-    return "\n".join([*([f"**{sentence(first)}**", ""] if first else []), *lines])
+    return "\n".join([*lines, "", *_meaning(rows)])
+
+
+def _short(row: Row) -> str:
+    smallest = row["smallest_visible"]
+    if row["verdict"] != "cannot tell" or smallest is None:
+        return str(row["verdict"])
+    return f"cannot tell (under {100 * smallest:.1f})"
+
+
+def _meaning(rows: Sequence[Row]) -> Iterator[str]:
+    if not rows:
+        return
+    yield "*Improved* and *worse* are said only where the 95 % interval excludes 0 and p is below 0.05."
+    n, groups = max(row["n"] for row in rows), rows[0]["groups"]
+    if groups == 1:
+        yield f"All n = {n} questions are of one group that shares documents, which shows no difference of any size."
+    else:
+        yield (
+            f"In brackets, in points: n = {n} questions in {groups} groups that share documents are too few to show a smaller "
+            "true difference four times in five."
+        )

@@ -18,11 +18,15 @@ MEANINGS: dict[Fate, tuple[str, str]] = {
         "correct",
         "the answer is right: its ANLS* is above 0.5, a likeness of letters, by which a wrong digit may pass",
     ),
-    "found": ("found", "a search brought a page with the answer, and nothing tells whether an answer is right"),
+    "found": (
+        "found (no answer judged)",
+        "a search brought a page with the answer; no answer was asked for, or nothing tells whether it is right. Where "
+        "answers are judged, found pages stand in the other rows",
+    ),
     "answered_wrong": ("cited but answered wrong", "such a page was found and cited, and the answer is wrong"),
-    "not_cited": ("retrieved but not cited", "such a page was found, and the wrong answer cites others or none"),
+    "not_cited": ("found but not cited", "such a page was found, and the wrong answer cites others or none"),
     "out_of_turns": ("out of turns", "such a page was found, and turns or context ended before an answer"),
-    "never_retrieved": ("never retrieved", "no search brought a page with the answer, whatever came then"),
+    "never_retrieved": ("never found", "no search showed the agent a page with the answer, whatever came then"),
     "unparsable": ("unparsable", "no turn brought a search or an answer that could be read"),
     "errored": ("errored", "the rollout failed through no fault of the model, such as a lost connection"),
 }

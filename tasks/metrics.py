@@ -33,6 +33,7 @@ class Metric:
     compared: bool
     parts: Callable[[Row], tuple[float, float] | None]
     meaning: str
+    estimated: bool = True  # a count of what happened has no interval
 
 
 def _hit(k: int) -> Metric:
@@ -241,6 +242,7 @@ METRICS: tuple[Metric, ...] = (
         False,
         lambda row: None if row["outcome"] is None else (float(row["outcome"] in FAILURES), 1),
         "through no fault of the model, such as a lost connection; they count as misses",
+        estimated=False,
     ),
     Metric("calls", "Model calls a question", "number", False, _each("turns"), "turns taken"),
     Metric(
@@ -305,6 +307,12 @@ METRICS: tuple[Metric, ...] = (
     ),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
+# The same where no run made a second search, and where one page has the answer.
+TWINS = {
+    "mrr_best": "mrr_first",
+    **{f"best_hit_at_{k}": f"hit_at_{k}" for k in HIT_DEPTHS},
+    **{f"recall_at_{k}": f"hit_at_{k}" for k in LIST_DEPTHS},
+}
 
 
 def show(metric: str, value: float) -> str:
@@ -318,9 +326,9 @@ def show(metric: str, value: float) -> str:
 
 
 def show_interval(metric: str, low: float | None, high: float | None, *, signed: bool = False) -> str:
-    """ "[27.9, 44.1]"; a dash where there are too few groups for one."""
+    """ "[27.9, 44.1]"; nothing where there are too few groups for one."""
     if low is None or high is None or math.isnan(low) or math.isnan(high):
-        return "–"
+        return ""
     scale, digits = (100, 1) if BY_NAME[metric].kind == "share" else (1, 0 if high >= 100 else 2)
     sign = "+" if signed else ""
     return f"[{scale * low:{sign}.{digits}f}, {scale * high:{sign}.{digits}f}]".replace("-", "−")

@@ -87,6 +87,13 @@ def _bar(run: int) -> dict[str, Any]:
     return {"facecolor": "none", "edgecolor": _colour(run), "hatch": "////" if run < 2 * len(_RUNS) else "xxxx"}
 
 
+def _legend_above(axes: Any) -> None:
+    """Above the axes, where no bar is."""
+    axes.legend(
+        frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, handlelength=0.9, handleheight=0.9
+    )
+
+
 def _apart(wanted: Sequence[float], least: float, low: float, high: float) -> list[float]:
     """Positions near the wanted ones, in their order, at least `least` apart and, if they fit, within low … high."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
@@ -119,7 +126,12 @@ def hit_curves(ranks: Ranks, depth: int = 10) -> str:
             axes.annotate(
                 run, (depth + 0.25, place), color=_colour(number), va="center", annotation_clip=False, weight="bold"
             )
-        axes.set(xlim=(0.7, depth), ylim=(0, top), xlabel="k: pages looked at", ylabel="found, % of all questions")
+        axes.set(
+            xlim=(0.7, depth),
+            ylim=(0, top),
+            xlabel="k: pages looked at",
+            ylabel="among the first k, % of all questions",
+        )
         axes.set_xticks(list(steps))
         axes.grid(axis="y")
     return svg[0]
@@ -140,7 +152,7 @@ def rank_bars(ranks: Ranks, depth: int = 10) -> str:
         axes.tick_params(axis="x", length=0)
         axes.set(xlabel="rank of the page, first search", ylabel="% of all questions")
         axes.grid(axis="y")
-        axes.legend(frameon=False, loc="upper center", ncols=3, handlelength=0.9, handleheight=0.9)
+        _legend_above(axes)
     return svg[0]
 
 
@@ -155,17 +167,17 @@ def call_bars(calls: Mapping[str, Sequence[int | None] | None]) -> str:
     svg: list[str] = []
     last = max((number for _, found in drawn.values() for number in found if number is not None), default=1)
     never = ", ".join(f"{run} {sum(n is None for n in found)} of {len(found)}" for run, (_, found) in drawn.items())
-    with _figure(3.0, f"Model calls until the page was found; never: {never}", svg) as axes:
+    with _figure(3.0, f"Model calls until the page was found; never found: {never}", svg) as axes:
         width = 0.8 / len(drawn)
         for place, (run, (number, found)) in enumerate(drawn.items()):
             shares = [100 * sum(n == step for n in found) / len(found) for step in [*range(1, last + 1), None]]
             x = [k + (place + 0.5) * width - 0.4 for k in [*range(1, last + 1), last + 1.4]]
             axes.bar(x, shares, width * 0.92, label=run, **_bar(number))
-        axes.set_xticks([*range(1, last + 1), last + 1.4], [*map(str, range(1, last + 1)), "never"])
+        axes.set_xticks([*range(1, last + 1), last + 1.4], [*map(str, range(1, last + 1)), "never found"])
         axes.tick_params(axis="x", length=0)
         axes.set(xlabel="model call whose search first found the page", ylabel="% of all questions")
         axes.grid(axis="y")
-        axes.legend(frameon=False, loc="upper center", ncols=3, handlelength=0.9, handleheight=0.9)
+        _legend_above(axes)
     return svg[0]
 
 

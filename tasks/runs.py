@@ -1,6 +1,6 @@
 """Runs on the same questions → each metric of each run, a mean with a 95 % interval."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from tasks import bootstrap
 from tasks.artifact import Artifact, read_rows
 from tasks.errors import InputError
-from tasks.metrics import METRICS, Row, show, show_interval
+from tasks.metrics import METRICS, TWINS, Row, show, show_interval
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,23 @@ def metric_cells(runs: Runs, resamples: int) -> list[Cell]:
             column = 2 * r * width + m
             estimates = bootstrap.ratio(totals[:, column], totals[:, column + width])
             limits = (0.0, 1.0) if metric.kind == "share" else None
-            low, high = bootstrap.interval(estimates, runs.groups, limits) or (None, None)
+            found = bootstrap.interval(estimates, runs.groups, limits) if metric.estimated else None
+            low, high = found or (None, None)
             cells.append(Cell(metric.name, name, runs.counted[r][m], mean, low, high))
     return cells
+
+
+def repeated(cells: Sequence[Cell]) -> set[str]:
+    """Metrics that say of every run what another one says already."""
+    said = {(cell.metric, cell.run): (cell.n, cell.mean, cell.low, cell.high) for cell in cells}
+    differing = {m for (m, run), values in said.items() if m in TWINS and said.get((TWINS[m], run)) != values}
+    return {metric for metric, _ in said if metric in TWINS} - differing
+
+
+def repeated_markdown(metrics: Collection[str]) -> str:
+    """What a table leaves out, in a line; nothing where that is nothing."""
+    labels = ", ".join(metric.label for metric in METRICS if metric.name in metrics)
+    return labels and f"Left out, as here they equal Hit@k or MRR of the first search: {labels}."
 
 
 def metrics_markdown(cells: Sequence[Cell]) -> str:
@@ -135,6 +149,8 @@ def metrics_markdown(cells: Sequence[Cell]) -> str:
     for metric in METRICS:
         row = [by_place.get((metric.name, run)) for run in runs]
         if any(row):
-            texts = [f"{show(c.metric, c.mean)} {show_interval(c.metric, c.low, c.high)}" if c else "" for c in row]
+            texts = [
+                f"{show(c.metric, c.mean)} {show_interval(c.metric, c.low, c.high)}".rstrip() if c else "" for c in row
+            ]
             lines.append(f"| {metric.label} | " + " | ".join(texts) + " |")
     return "\n".join(lines)

@@ -18,6 +18,7 @@ from tasks.fate import FATES, MEANINGS
 from tasks.metrics import BY_NAME, HEADLINE, METRICS, show, show_interval, wanted
 from tasks.report.browser import embedded
 from tasks.report.facts import flat
+from tasks.report.headline import conclusion, headline, labels
 from tasks.runs import Cell, metric_cells, read_runs
 
 Row = Mapping[str, Any]
@@ -88,7 +89,8 @@ def write_report(
     inputs = {f"results {number}": artifact for number, artifact in enumerate(results)} | {"comparison": comparison}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "index.html").write_text(page, encoding="utf-8")
-        return write_folder(Path(folder), uri, "report/1", 1, provenance(inputs, facts=dict(facts)))
+        lines = conclusion(read_rows(comparison), _tables(results))
+        return write_folder(Path(folder), uri, "report/1", 1, provenance(inputs, facts=dict(facts), conclusion=lines))
 
 
 def render(
@@ -104,16 +106,20 @@ def render(
     """The report's HTML; see `write_report`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    tables = {rows[0]["run"]: rows for rows in map(read_rows, results)}
+    tables = _tables(results)
     made, differences = read_provenance(comparison), read_rows(comparison)
     cells = metric_cells(read_runs(results), made["resamples"])
+    named = labels(tables, results)
     script = _asset("report.js")
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("report.html").render(
-        headline=_headline(differences, tables),
-        tiles=[_tile(number, cell) for number, cell in enumerate(c for c in cells if c.metric == HEADLINE)],
+        headline=headline(differences, tables, named),
+        broken=breakdown.broken(tables),
+        tiles=[
+            _tile(number, named[cell.run], cell) for number, cell in enumerate(c for c in cells if c.metric == HEADLINE)
+        ],
         main=_table(cells, differences),
         pairs=_pairs(differences),
         figures=list(_figures(tables, statistics, loss_curve)),
@@ -138,39 +144,17 @@ def render(
     )
 
 
+def _tables(results: Sequence[Artifact]) -> dict[str, Sequence[Row]]:
+    return {rows[0]["run"]: rows for rows in map(read_rows, results)}
+
+
 def _asset(name: str) -> str:
     return (_HERE / name).read_text(encoding="utf-8")
 
 
-def _headline(differences: Sequence[Row], tables: Mapping[str, Sequence[Row]]) -> dict[str, Any] | None:
-    """The sentence that the report opens with, in the parts that are set apart on the page."""
-    row = compare.headline(differences)
-    if row is None:
-        return None
-    unseen = all(question["split"] == "test" for question in tables[row["run"]])
+def _tile(number: int, name: str, cell: Cell) -> dict[str, Any]:
     return {
-        "run": row["run"],
-        "run_number": list(tables).index(row["run"]),
-        "share": show(HEADLINE, row["run_mean"]),
-        "questions": f"{row['n']} questions" + (" about unseen documents" if unseen else ""),
-        "baseline": row["baseline"],
-        "baseline_number": list(tables).index(row["baseline"]),
-        "baseline_share": show(HEADLINE, row["baseline_mean"]),
-        "points": compare.points(row["difference"]),
-        "interval": show_interval(HEADLINE, row["low"], row["high"], signed=True),
-        "verdict": row["verdict"],
-        "verdict_text": compare.verdict_text(row),
-        "others": [
-            compare.sentence(other)
-            for other in differences
-            if other["metric"] == HEADLINE and other["run"] == row["run"] and other is not row
-        ],
-    }
-
-
-def _tile(number: int, cell: Cell) -> dict[str, Any]:
-    return {
-        "run": cell.run,
+        "run": name,
         "number": number % _COLOURS,
         "share": show(cell.metric, cell.mean),
         "interval": show_interval(cell.metric, cell.low, cell.high),
@@ -306,7 +290,8 @@ def _categories(tables: breakdown.Tables, resamples: int) -> dict[str, Any] | No
         ]
         if any(cell for row in rows for cell in row["cells"]):
             sections.append((BY_NAME[metric].label, rows))
-    return {"runs": list(tables), "sections": sections} if sections else None
+    intervals = any(category.groups >= breakdown.FEWEST_GROUPS for category in found)
+    return {"runs": list(tables), "sections": sections, "intervals": intervals} if sections else None
 
 
 def _costs(tables: breakdown.Tables) -> list[dict[str, Any]]:
@@ -328,12 +313,12 @@ def _figures(
     ranks = {run: [row["first_rank"] for row in rows] for run, rows in tables.items()}
     yield (
         "How far down must one look?",
-        "Share of all questions whose first search has a page with the answer among the first k.",
+        "Share of all questions whose first search ranks a page with the answer among the first k.",
         plots.hit_curves(ranks),
     )
     yield (
         "Where does the first search put the page?",
-        "Every question counts; “missed” are those whose page is not among the first ten.",
+        "Every question counts; “missed” are those whose page is not among the first ten, or that made no search.",
         plots.rank_bars(ranks),
     )
     calls = {
@@ -352,7 +337,7 @@ def _figures(
             f"{statistics['rollouts']['finished']} collected rollouts; a rank score of 1 is rank 1, 0 is not found.",
             plots.distributions(statistics),
         )
-    if loss_curve:
+    if len(loss_curve) > 1:
         yield (
             "How did training go?",
             "Loss by optimizer step, in the adapter's last training; “How it was measured” lists them all.",

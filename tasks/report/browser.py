@@ -56,6 +56,10 @@ def _question(
     *_, last = rows.values()
     row = last[question_id]
     wanted = {(place["document"], place["page"]) for place in row["answer_locations"] or []}
+    made = {run: found[question_id] for run, found in rollouts.items() if question_id in found}
+    beside = next(
+        (rollout["top_k"] for rollout in made.values()), None
+    )  # the raw question counts as the runs beside it
     return {
         "id": question_id,
         "question": _cut(row["question"], _LONG),
@@ -65,10 +69,12 @@ def _question(
         "runs": [
             {
                 "first": found[question_id]["first_rank"],
+                "searches": found[question_id]["searches"],
+                "shown": made[run]["top_k"] if run in made else beside,
                 "best": found[question_id]["best_rank"] if found[question_id]["best_known"] else None,
                 "end": MEANINGS[fate][0] if (fate := found[question_id]["fate"]) else None,
                 "query": _cut(found[question_id]["first_query"], _TEXT),
-                "rollout": _rollout(rollouts.get(run, {}).get(question_id), wanted),
+                "rollout": _rollout(made.get(run), wanted),
             }
             for run, found in rows.items()
         ],
@@ -79,24 +85,25 @@ def _rollout(row: Row | None, wanted: set[tuple[str, int]]) -> dict[str, Any] | 
     if row is None:
         return None
     cited = {(place["file"], place["page"]): place["seen"] for place in row["citations"] or []}
+    silent = not any(turn["searches"] for turn in row["turns"] or [])
     return {
         "failed": row["status"] == "failed",
         "outcome": row["outcome"],
         "detail": _cut(row["failure_detail"], _TEXT),
         "seconds": None if row["elapsed_s"] is None else round(row["elapsed_s"], 1),
-        "turns": [_turn(turn, wanted) for turn in row["turns"] or []],
+        "turns": [_turn(turn, wanted, silent=silent) for turn in row["turns"] or []],
         "answer": _cut(", ".join(row["answer"] or []), _LONG) or None,
         "cited": [[*page, page in wanted, seen] for page, seen in cited.items()],
     }
 
 
-def _turn(turn: Row, wanted: set[tuple[str, int]]) -> dict[str, Any]:
+def _turn(turn: Row, wanted: set[tuple[str, int]], *, silent: bool) -> dict[str, Any]:
+    """A turn; as it came where it was not understood, or where its rollout never searched, else as what it was understood as."""
     return {
         "reasoning": _cut(turn["reasoning"], _LONG),
         "action": turn["action"],
         "failure": turn["failure"],
-        # What was understood is shown as what it was understood as; what was not, as it came.
-        "raw": _cut(turn["raw_text"], _LONG) if turn["failure"] else None,
+        "raw": _cut(turn["raw_text"], _LONG) if silent or turn["failure"] else None,
         "searches": [
             {
                 "query": _cut(search["query"], _TEXT),

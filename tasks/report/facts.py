@@ -17,8 +17,9 @@ def facts(rollouts: Mapping[str, Provenance], adapter: Provenance | None) -> dic
         adapter: its provenance.
     """
     found: dict[str, Any] = {}
-    for name, made in rollouts.items():
+    for run, made in rollouts.items():
         settings = made["settings"]
+        name = label(run, settings["agent"])
         found[f"Model of {name}"] = described(made["model"])
         found[f"Search of {name}"] = settings["search"]
         found[f"Agent of {name}"] = settings["agent"]
@@ -26,6 +27,15 @@ def facts(rollouts: Mapping[str, Provenance], adapter: Provenance | None) -> dic
         found[f"Training {number}"] = sentence(training)
         found[f"Settings of training {number}"] = training["settings"] or "unknown"
     return found
+
+
+def label(run: str, agent: Mapping[str, Any]) -> str:
+    """A run's name, and what one must know to read its figures: whether its prompt shows worked examples.
+
+    Args:
+        agent: settings of its agent.
+    """
+    return f"{run}, with examples" if agent.get("examples") else run
 
 
 def flat(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,8 @@
     return element;
   };
   const page = ([file, number]) => `${file}, page ${number}`;
-  const rank = (value) => (value === null ? "missed" : `rank ${value}`);
+  const rank = (run, value) => (run.searches === 0 ? "no search" : value === null ? "missed" : `rank ${value}`);
+  const unseen = (run, value) => (value !== null && run.shown !== null && value > run.shown ? `, beyond the ${run.shown} shown` : "");
   const worth = (value) => (value === null ? 0 : 1 / value);
   const change = (question) =>
     worth(question.runs[Number($("after").value)].first) - worth(question.runs[Number($("before").value)].first);
@@ -64,19 +65,18 @@
       const hits = search.results.map(([file, number, right]) => make("li", right ? { class: "hit" } : {}, page([file, number])));
       parts.push(hits.length ? make("ol", {}, ...hits) : make("p", { class: "note" }, "Nothing matched."));
     }
-    if (record.failure) {
-      parts.push(make("p", { class: "failure" }, `No valid action: ${record.failure.replaceAll("_", " ")}.`));
-      if (record.raw) parts.push(make("div", { class: "raw", tabindex: "0" }, record.raw));
-    }
+    if (record.failure) parts.push(make("p", { class: "failure" }, `No valid action: ${record.failure.replaceAll("_", " ")}.`));
+    if (record.raw) parts.push(make("div", { class: "raw", tabindex: "0" }, record.raw));
     return parts.length ? make("div", { class: "turn" }, ...parts) : null;
   };
 
   const side = (question, number) => {
     const run = question.runs[number];
-    const best = run.best !== null && run.best !== run.first ? `, best search ${rank(run.best)}` : "";
+    const best = run.best !== null && run.best !== run.first ? `, best search ${rank(run, run.best)}${unseen(run, run.best)}` : "";
+    const first = run.searches === 0 ? "no search" : `first search ${rank(run, run.first)}${unseen(run, run.first)}`;
     return make("section", { class: `side run-${number % 6}`, "aria-label": data.runs[number] },
       make("h4", { class: `run-${number % 6}` }, data.runs[number]),
-      make("p", { class: "ranks" }, `${run.end ? `${run.end} · ` : ""}first search ${rank(run.first)}${best}`),
+      make("p", { class: "ranks" }, `${run.end ? `${run.end} · ` : ""}${first}${best}`),
       ...rollout(run).filter(Boolean));
   };
 
@@ -102,7 +102,7 @@
 
   const entry = (question) => {
     const gain = change(question);
-    const [before, after] = [$("before"), $("after")].map((select) => rank(question.runs[Number(select.value)].first));
+    const [before, after] = [$("before"), $("after")].map((select) => question.runs[Number(select.value)]).map((run) => rank(run, run.first));
     const mark = gain > 0 ? "▲ " : gain < 0 ? "▼ " : "";
     const move = make("span", { class: `move ${gain > 0 ? "improved" : gain < 0 ? "worse" : "cannot-tell"}` }, `${mark}${before} → ${after}`);
     const button = make("button", { type: "button", "data-id": question.id }, question.question, move);

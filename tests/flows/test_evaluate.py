@@ -58,7 +58,7 @@ def test_single_questions_are_asked_alone_and_shown_and_share_rollouts_with_a_wh
             "answer not given",
         ):
             assert part in shown
-        assert "retrieved but not cited" in shown
+        assert "found but not cited" in shown
 
         evaluate(_settings(root, server.url))
         assert server.calls == 30  # the two are not asked again

@@ -29,6 +29,20 @@ def test_every_question_is_counted_once_in_its_run_and_once_on_its_way(pairs: li
         assert counted["b"][name] == sum(n for (_, new), n in moved.items() if new == name)
 
 
+def test_a_run_is_broken_when_most_questions_brought_no_search_or_most_turns_no_action() -> None:
+    acts = {"turns": 2, "valid_turns": 1, "searches": 1}
+    half = [*rows("half", ["never_retrieved"] * 2, **acts), *rows("half", ["unparsable"] * 2, **acts | {"searches": 0})]
+    silent = [*half, *rows("silent", ["unparsable"], turns=1, valid_turns=1, searches=0)]
+    unread = rows("unread", ["never_retrieved"] * 3, turns=3, valid_turns=1, searches=1)
+    lost = rows("lost", ["errored"] * 3, turns=0, valid_turns=0, searches=0)
+    typed = rows("question", ["found"], turns=None, searches=0)
+    told = breakdown.broken({"half": half, "silent": silent, "unread": unread, "lost": lost, "question": typed})
+    assert [line.partition(":")[0] for line in told] == [
+        "silent made no search in 3 of 5 questions",
+        "unread had a valid action in 3 of 9 turns",
+    ]
+
+
 def test_a_run_that_was_only_ranked_again_ended_in_no_way() -> None:
     ranked = rows("and", [None, None])
     assert breakdown.ends({"and": ranked}) == {}
@@ -98,8 +112,8 @@ def test_as_text_ends_and_costs_stand_in_a_column_a_run() -> None:
     text = breakdown.markdown(
         {"question": rows("question", ["found", "never_retrieved"]), "base": rows("base", ["found"] * 2, **spent)}
     )
-    assert "| found | 1 (50.0 %) | 2 (100.0 %) |" in text
-    assert "| never retrieved | 1 (50.0 %) | 0 (0.0 %) |" in text
+    assert "| found (no answer judged) | 1 (50.0 %) | 2 (100.0 %) |" in text
+    assert "| never found | 1 (50.0 %) | 0 (0.0 %) |" in text
     assert "| Prompt tokens | 1,200 / 1,200 / – |" in text
     assert "correct" not in text
 

@@ -12,10 +12,10 @@ from scipy import stats
 
 from tasks import bootstrap
 from tasks.artifact import Artifact, read_rows, table_of, write_table
-from tasks.compare import _verdict, compare, comparison_markdown, headline, sentence
+from tasks.compare import _verdict, compare, comparison_markdown, headline, headlines, sentence
 from tasks.errors import InputError
 from tasks.metrics import show_interval
-from tasks.runs import Cell, metric_cells, metrics_markdown, read_runs
+from tasks.runs import Cell, metric_cells, metrics_markdown, read_runs, repeated, repeated_markdown
 from tasks.schemas import TABLES
 
 RESAMPLES = 1000
@@ -130,7 +130,9 @@ def test_a_clear_gain_a_clear_loss_and_too_few_questions(tmp_path: Path) -> None
 def test_one_document_has_no_interval_and_no_verdict(tmp_path: Path) -> None:
     row = hit_at_1(compared(tmp_path, stored(tmp_path, "a", [None, None]), stored(tmp_path, "b", [1, 1])))
     assert (row["groups"], row["low"], row["high"], row["verdict"]) == (1, None, None, "cannot tell")
-    assert "one group of documents" in sentence(row)
+    assert "+100.0 points, p = 1.0000, n = 2: cannot tell, n = 2 from one group of documents" in sentence(row)
+    assert comparison_markdown([row]).count("no difference of any size") == 1
+    assert "| – | 1.0000 | cannot tell |" in comparison_markdown([row])
 
 
 def test_five_groups_that_all_gain_are_too_few_for_a_verdict(tmp_path: Path) -> None:
@@ -201,10 +203,26 @@ def test_every_later_run_is_compared_with_every_earlier_and_the_headline_is_the_
     first = headline(rows)
     assert first is not None
     assert (first["run"], first["baseline"], first["metric"]) == ("adapter", "base", "hit_at_1")
+    assert [(row["run"], row["baseline"]) for row in headlines(rows)] == [("adapter", "base"), ("adapter", "question")]
     table = comparison_markdown(rows)
-    assert table.startswith("**adapter against base, Hit@1: 100.0 % against 0.0 %, +100.0 points")
+    assert "| adapter − base | Hit@1 | +100.0 |" in table
+    assert "excludes 0 and p is below 0.05" in table
+    assert "n = 8 questions in 4 groups" in table
     assert "mrr_survivors" not in table
     assert "| Hit@1 |" in metrics_markdown(metric_cells(read_runs(results), RESAMPLES))
+
+
+def test_what_says_the_same_of_every_run_is_left_out_of_tables(tmp_path: Path) -> None:
+    def cells(*rows: dict[str, Any]) -> list[Cell]:
+        made = write_table(table_of(rows, "results/4"), str(tmp_path / "r.parquet"), "results/4", {})
+        return metric_cells(read_runs([made]), RESAMPLES)
+
+    alike = [result("base", n, rank) for n, rank in enumerate([1, None, 4, 2])]
+    assert {"mrr_best", "best_hit_at_1", "best_hit_at_10"} <= repeated(cells(*alike))
+    again = {"searches": 2, "best_rank": 1}
+    assert repeated(cells(*alike[:3], alike[3] | again)).isdisjoint({"mrr_best", "best_hit_at_1"})
+    assert "MRR, best search" in repeated_markdown({"mrr_best"})
+    assert repeated_markdown(()) == ""
 
 
 def test_comparing_again_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -215,9 +233,7 @@ def test_comparing_again_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_intervals_read_well() -> None:
     assert show_interval("hit_at_1", -0.1, 0.261, signed=True) == "[−10.0, +26.1]"
-    assert show_interval("hit_at_1", None, None) == "–"
-    assert show_interval("calls", 1.234, 2.341) == "[1.23, 2.34]"
-    assert show_interval("prompt_tokens", 90.4, 120.4) == "[90, 120]"
+from tasks.compare import _verdict, compare, comparison_markdown, headline, headlines, sentence
 
 
 def test_groups_join_over_shared_documents() -> None:

@@ -76,7 +76,7 @@ def question(number: int) -> dict[str, Any]:
     }
 
 
-def results(folder: Path, run: str, ranks: Sequence[int | None]) -> Artifact:
+def results(folder: Path, run: str, ranks: Sequence[int | None], searches: int = 1) -> Artifact:
     rows = [
         {
             **dict.fromkeys(TABLES["results/4"].names),
@@ -93,14 +93,15 @@ def results(folder: Path, run: str, ranks: Sequence[int | None]) -> Artifact:
             "best_rank": rank,
             "best_known": True,
             "seen_ranks": [rank] if rank and rank <= 3 else [],
-            "searches": 1,
+            "searches": searches,
             "searches_to_success": 1 if rank and rank <= 3 else None,
             "first_hit_rank": rank if rank and rank <= 3 else None,
             "zero_results": 0,
         }
         for number, rank in enumerate(ranks)
     ]
-    return write_table(table_of(rows, "results/4"), str(folder / f"{run}.parquet"), "results/4", provenance())
+    made = provenance(rollouts={"settings": {"agent": {"examples": run == "base"}}})
+    return write_table(table_of(rows, "results/4"), str(folder / f"{run}.parquet"), "results/4", made)
 
 
 def rollout(number: int, rank: int | None, text: str = ATTACK) -> dict[str, Any]:
@@ -179,10 +180,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_it_opens_with_the_verdict_and_the_baseline_stands_beside(page: str) -> None:
     text = Page(page).text
-    assert "adapter finds the page first for 75.0 % of 24 questions about unseen documents, base for 25.0 % ." in text
-    assert "+50.0 points , 95 % interval" in text
-    assert "adapter against question, Hit@1: 75.0 % against 25.0 %" in text
-    assert text.index("finds the page first") < text.index("Hit@3") < text.index("How it was measured")
+    assert (
+        "adapter ranks the page first for 75.0 % of 24 questions about unseen documents; base, with examples , for 25.0 % ; "
+        "question, as typed , for 25.0 % ." in text
+    )
+    assert "Improved against base, with examples: +50.0 points , 95 % interval" in text
+    assert "against question, as typed: +50.0 points , 95 % interval" in text
+    assert text.index("ranks the page first") < text.index("Hit@3") < text.index("How it was measured")
 
 
 def test_every_part_is_there(page: str) -> None:
@@ -200,7 +204,7 @@ def test_every_part_is_there(page: str) -> None:
         # the reference pipeline's metrics by its names
         *("Success rate", "Iterations to success", "First-hit rank", "MRR", "Hit@1", "Hit@10"),
         *("Recall@10", "nDCG@10", "Turns with a valid action", "Each question has one page with the answer"),
-        "never retrieved",
+        "never found",
         "how it ended with base; across, how it ended with adapter",
         "table 20 25.0 % [",
         "chart 4 25.0 % too few",
@@ -242,7 +246,10 @@ def test_it_loads_nothing(page: str) -> None:
 @settings(max_examples=50, deadline=None)
 def test_any_text_comes_back_as_it_was_and_cannot_end_the_script(text: str) -> None:
     rows = [
-        {**question(0), "fate": None, "first_rank": None, "best_rank": None, "best_known": True, "first_query": text}
+        {
+            **{**question(0), "fate": None, "first_rank": None, "best_rank": None, "best_known": True},
+            **{"first_query": text, "searches": 1},
+        }
     ]
     embedded = browser.embedded({"base": rows}, {"base": [rollout(0, None, text)]})
     assert not set("<>&") & set(embedded)
@@ -255,7 +262,7 @@ def test_too_much_is_cut_and_said_with_changed_questions_kept_first(monkeypatch:
     monkeypatch.setattr(browser, "MAX_BYTES", 40_000)
 
     def rows(ranks: Sequence[int | None]) -> list[dict[str, Any]]:
-        known = {"fate": None, "best_rank": None, "best_known": True, "first_query": "words"}
+        known = {"fate": None, "best_rank": None, "best_known": True, "first_query": "words", "searches": 1}
         return [{**question(n), **known, "first_rank": rank} for n, rank in enumerate(ranks)]
 
     before: list[int | None] = [None] * 60
@@ -274,7 +281,28 @@ def test_too_much_is_cut_and_said_with_changed_questions_kept_first(monkeypatch:
 def test_one_run_alone_is_reported_without_a_verdict(tmp_path: Path) -> None:
     text = Page(report(tmp_path, {"adapter": [1, None, 2]})).text
     assert "3 questions, one run" in text
-    assert "finds the page first" not in text
+    assert "ranks the page first" not in text
+
+
+def test_a_model_that_hardly_searches_is_told_of_beside_the_verdict(tmp_path: Path) -> None:
+    made = [results(tmp_path, "base", [1, 2, 3]), results(tmp_path, "adapter", [None] * 3, searches=0)]
+    comparison = compare(made, 100, str(tmp_path / "comparison.parquet"))
+    written = write_report(made, comparison, uri=str(tmp_path / "report"), facts={}, loss_curve=[{"step": 1}])
+    *_, last = read_provenance(written)["conclusion"]
+    assert last.startswith("adapter made no search in 3 of 3 questions: look at its turns' raw text")
+    page = (Path(written.uri) / "index.html").read_text(encoding="utf-8")
+    assert Page(page).text.index("adapter made no search") < Page(page).text.index("Hit@3")
+    assert "How did training go?" not in page  # one step is no curve
+
+
+def test_the_browser_is_told_what_was_shown_and_of_a_rollout_without_a_search_how_it_spoke() -> None:
+    rows = [{**dict.fromkeys(TABLES["results/4"].names), **question(0), "searches": 0}]
+    spoken = rollout(0, None)
+    spoken["turns"][0] |= {"searches": [], "failure": None}
+    data = json.loads(browser.embedded({"question": rows, "base": rows}, {"base": [spoken]}))
+    as_typed, base = data["questions"][0]["runs"]
+    assert (as_typed["shown"], base["shown"], base["searches"]) == (3, 3, 0)
+    assert base["rollout"]["turns"][0]["raw"] == ATTACK
 
 
 def test_all_trainings_of_an_adapter_are_told_in_their_order() -> None:
@@ -296,7 +324,7 @@ def test_it_lies_on_either_storage(storage_root: str, tmp_path: Path) -> None:
     comparison = compare(made, 100, storage.join(storage_root, "comparison.parquet"))
     written = write_report(made, comparison, uri=storage.join(storage_root, "report"), facts={})
     text = storage.read_bytes(storage.join(written.uri, "index.html")).decode()
-    assert "finds the page first" in text
+    assert "ranks the page first" in text
     assert read_provenance(written)["inputs"]["comparison"] == comparison.sha256
 
 
