@@ -108,7 +108,8 @@ def render(
 
     tables = _tables(results)
     made, differences = read_provenance(comparison), read_rows(comparison)
-    cells = metric_cells(read_runs(results), made["resamples"])
+    runs = read_runs(results)
+    cells = metric_cells(runs, made["resamples"])
     named = labels(tables, results)
     script = _asset("report.js")
     environment = Environment(
@@ -129,9 +130,9 @@ def render(
         fewest_groups=breakdown.FEWEST_GROUPS,
         costs=_costs(tables),
         several_pages=sum(wanted(row) > 1 for row in next(iter(tables.values()))),
-        rescored=[(title, *_rescored(runs, other, made["resamples"])) for title, (runs, other) in rescored.items()],
+        rescored=[(title, *_rescored(again, other, made["resamples"])) for title, (again, other) in rescored.items()],
         questions=len(next(iter(tables.values()))),
-        groups=differences[0]["groups"] if differences else 0,
+        groups=runs.groups,
         facts=list(flat(facts)),
         resamples=made["resamples"],
         meanings=[metric for metric in METRICS if any(cell.metric == metric.name for cell in cells)],

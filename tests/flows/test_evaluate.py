@@ -1,6 +1,7 @@
 """Single questions of an evaluation: asked alone, shown turn by turn, and without a trace in what was compared."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,10 @@ def test_single_questions_are_asked_alone_and_shown_and_share_rollouts_with_a_wh
         for part in ("Turns with a valid action", "questions that ended", "a right answer"):
             assert shown.count(part) == 2
         assert shown.count("Success rate") == 4  # as a run's, and as a difference
+        # the headline is the last thing before the report's path
+        assert re.search(
+            r"base against question, Hit@1: [^:]+: cannot tell, n = 10 too small [^:]+ points Report: ", shown
+        )
         whole = {name: load_ref(root, name) for name in REFS}
         evaluate(_settings(root, server.url, "q9"))
         assert server.calls == 30

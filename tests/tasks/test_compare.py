@@ -88,6 +88,12 @@ def test_rates_are_of_searches_and_turns_not_of_questions(tmp_path: Path) -> Non
     assert cells["valid_turns", "base"].mean == 0.5
 
 
+def test_what_is_counted_and_not_estimated_has_no_interval(tmp_path: Path) -> None:
+    cells = cells_of(stored(tmp_path, "base", [1, None] * 10, outcome="answered"))
+    assert (cells["failed", "base"].mean, cells["failed", "base"].low) == (0, None)
+    assert cells["hit_at_1", "base"].low is not None
+
+
 @given(st.lists(st.tuples(ranks, ranks), min_size=4, max_size=40))
 @settings(max_examples=30, deadline=None)
 def test_comparing_either_way_round_says_the_same(tmp_path_factory: pytest.TempPathFactory, pairs: list[Any]) -> None:
@@ -233,7 +239,9 @@ def test_comparing_again_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_intervals_read_well() -> None:
     assert show_interval("hit_at_1", -0.1, 0.261, signed=True) == "[−10.0, +26.1]"
-from tasks.compare import _verdict, compare, comparison_markdown, headline, headlines, sentence
+    assert show_interval("hit_at_1", None, None) == ""
+    assert show_interval("calls", 1.234, 2.341) == "[1.23, 2.34]"
+    assert show_interval("prompt_tokens", 90.4, 120.4) == "[90, 120]"
 
 
 def test_groups_join_over_shared_documents() -> None:
