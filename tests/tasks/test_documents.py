@@ -369,7 +369,10 @@ def test_an_ocr_file_that_is_of_none_of_the_pdfs_is_an_error_that_shows_both_nam
 
 def test_without_a_usable_pdf_an_ocr_file_does_not_hide_that_they_are_missing(tmp_path: Path) -> None:
     (tmp_path / "ocr.jsonl").write_bytes(jsonl(page()))
-    for files, why in (({}, "(it is empty|nothing lies there)"), ({"a.pdf": b"junk"}, r"could be used: a\.pdf: not_pdf")):
+    for files, why in (
+        ({}, "(it is empty|nothing lies there)"),
+        ({"a.pdf": b"junk"}, r"could be used: a\.pdf: not_pdf"),
+    ):
         folder = put(str(tmp_path), files)
         with pytest.raises(InputError, match=f"no usable PDF; .*{why}"):
             ingest(str(tmp_path), folder, ocr_file=str(tmp_path / "ocr.jsonl"))
