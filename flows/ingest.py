@@ -104,7 +104,8 @@ def _beside(documents: str) -> list[str]:
 
 def show_set_aside(runs: list[StageRun]) -> None:
     """What was left out, or only noted, and why: on the terminal and in the UI."""
-    counts = count_reasons(*(a for run in runs for name, a in run.artifacts.items() if name.startswith("set_aside")))
+    tables = [a for run in runs for name, a in run.artifacts.items() if name.startswith("set_aside") and a.rows]
+    counts = count_reasons(*tables)
     if not counts:
         return
     columns = ("count", "reason", "what it means", "for instance")
@@ -114,8 +115,12 @@ def show_set_aside(runs: list[StageRun]) -> None:
     table = Table(*columns, title="Set aside, and why", title_justify="left")
     for row in rows:
         table.add_row(*map(escape, row))
-    Console(stderr=True).print(table)
-    show_markdown("Set aside", "\n".join(f"| {' | '.join(row)} |" for row in (columns, ["---"] * 4, *rows)))
+    whole = f"Each of them: {' '.join(a.uri for a in tables)}"
+    console = Console(stderr=True)
+    console.print(table)
+    console.print(whole, soft_wrap=True, markup=False, highlight=False)
+    listed = "\n".join(f"| {' | '.join(row)} |" for row in (columns, ["---"] * 4, *rows))
+    show_markdown("Set aside", f"{listed}\n\n{whole}")
 
 
 @settings_flow(name="ingest")

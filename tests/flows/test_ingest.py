@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from flows.collect import collect
@@ -81,7 +82,10 @@ def test_texts_come_from_an_ocr_file_and_images_from_the_pdfs(
         dev_ratio=0,
     )
     ingest(config.IngestRun(storage=root, ingest=found))
-    assert "no_pdf (kept)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no_pdf (kept)" in said
+    (listed,) = (line.split()[3] for line in said.splitlines() if line.startswith("Each of them: "))
+    assert "no_pdf" in pq.read_table(listed)["reason"].to_pylist()
     agent = config.Agent(protocol="tags", observation="image", top_k=len(TOPICS) + 1, max_iterations=2)
     with ModelServer(_searcher) as server:
         asked = config.Server(base_url=server.url, model="base")
