@@ -39,6 +39,7 @@ def _referred_to(root: str) -> list[Artifact]:
     return found + list(nights.between(root, ["trajectories", "scores"], None, None).values())
 
 
+@pytest.mark.parametrize("storage_root", ["local", "seaweedfs"], indirect=True)
 def test_a_copy_stands_for_itself(storage_root: str, documents: Path, tmp_path: Path) -> None:
     copy = storage_root + "-copy"
     with ModelServer(searcher) as server:
