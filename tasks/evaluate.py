@@ -15,7 +15,7 @@ from tasks.artifact import Artifact, provenance, read_provenance, read_rows, tab
 from tasks.chosen import select
 from tasks.errors import ArtifactError, InputError
 from tasks.fate import fate
-from tasks.reward import Page, best_search, first_success, gt_rank, gt_ranks, in_order_seen, set_f1
+from tasks.reward import Page, first_success, gt_rank, gt_ranks, in_order_seen, set_f1
 from tasks.search.index import Searcher
 from tasks.search.query import as_words
 
@@ -181,13 +181,12 @@ def _retrieval(row: Row, made: list[Row], searcher: Searcher, depth: int) -> dic
                 f"{rank} now: score with the index and the search settings of the rollouts, or collect again"
             )
         found.append(ranks)
-    best = best_search([_first(ranks) for ranks in found])
     success = first_success(seen)
     return {
         "first_query": made[0]["query"] if made else None,
         "first_rank": _first(found[0]) if made else None,
         "first_ranks": found[0] if made else [],
-        "best_rank": None if best is None else _first(found[best]),
+        "best_rank": min((ranks[0] for ranks in found if ranks), default=None),
         "best_known": True,
         "seen_ranks": gt_ranks(in_order_seen(map(_shown, made)), _pages(row)),
         "searches": len(made),

@@ -233,6 +233,7 @@ def format_training(
     facts = artifact.provenance(
         {"processed": processed, "pairs": pairs},
         settings=settings.model_dump(mode="json"),
+        reward=artifact.read_provenance(processed).get("settings", {}).get("reward"),
         agent=prompts.told_by(agent),
         prompt_fingerprint=prompts.prompt_fingerprint(agent),
         prompt_messages=len(prompts.prompt_messages("", agent)),

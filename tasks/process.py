@@ -16,7 +16,7 @@ from tasks import artifact, pairs, reward, statistics, storage
 from tasks.agent.message import Message
 from tasks.agent.trajectory import as_answered
 from tasks.artifact import Artifact
-from tasks.config import Process
+from tasks.config import Process, RewardName
 from tasks.errors import ConfigError, EmptyError
 from tasks.schemas import TABLES
 from tasks.statistics import Rollout
@@ -65,7 +65,7 @@ def process(trajectories: Mapping[str, Artifact], settings: Process, uri: str) -
             made, mask = [], []
             for at, (row, row_roles) in enumerate(zip(rows, roles, strict=True)):
                 finished = row["status"] == "finished"
-                scored = _score(row, row_roles) if finished else None
+                scored = _score(row, row_roles, settings.reward) if finished else None
                 keep = scored is not None and _keep(scored, settings)
                 rollouts.append(_measure(row, scored, keep))
                 mask.append(keep)
@@ -112,7 +112,7 @@ def process(trajectories: Mapping[str, Artifact], settings: Process, uri: str) -
 
 
 def _refuse_other_depths(trajectories: Mapping[str, Artifact]) -> None:
-    """A rank scores (k − rank + 1) / k, so that the same rank counts more where a search returned more pages."""
+    """The same rank scores more where a search returned more pages, (k − rank + 1) / k say, and where fewer are missed."""
     depths = {
         name: {k for table in artifact.read_batches(stored, ["top_k"]) for k in table["top_k"].to_pylist()} - {None}
         for name, stored in trajectories.items()
@@ -186,22 +186,22 @@ def _roles(messages: pa.ChunkedArray) -> list[list[str]]:
     return roles
 
 
-def _score(row: Row, roles: list[str]) -> Row:
+def _score(row: Row, roles: list[str], name: RewardName) -> Row:
     """What processed/3 has beyond the trajectory."""
-    wanted = [(place["document"], place["page"]) for place in row["answer_locations"]]
+    wanted, k = [(place["document"], place["page"]) for place in row["answer_locations"]], row["top_k"]
     spoken = [index for index, role in enumerate(roles) if role == "assistant"]
     # Each turn adds one assistant message; those before them are of the state, and worked examples of the prompt.
     spoken = spoken[max(0, len(spoken) - len(row["turns"])) :]
     searches, reasonings, places = [], [], []
     for turn, place in zip(row["turns"], spoken, strict=True):
         for search in turn["searches"]:
-            rank = reward.gt_rank([(hit["file"], hit["page_number"]) for hit in search["results"]], wanted)
-            score = reward.rank_score(rank, row["top_k"])
-            searches.append({**search, "gt_rank": rank, "rank_score": score})
+            results = [(hit["file"], hit["page_number"]) for hit in search["results"]][:k]
+            score = reward.score(name, results, wanted, k)
+            searches.append({**search, "gt_rank": reward.gt_rank(results, wanted), "rank_score": score})
             reasonings.append(turn["reasoning"])
             places.append(place)
     ranks = [search["gt_rank"] for search in searches]
-    best = reward.best_search(ranks)
+    best = reward.best_search([search["rank_score"] for search in searches])
     return {
         "searches": searches,
         "reasonings": reasonings,
@@ -213,7 +213,7 @@ def _score(row: Row, roles: list[str]) -> Row:
         "rank_score": 0.0 if best is None else searches[best]["rank_score"],
         "reasoning": None if best is None else reasonings[best],
         "first_success": reward.first_success(ranks),
-        "effort": reward.effort_score(ranks, row["top_k"]),
+        "effort": reward.effort_score(ranks, k),
     }
 
 

@@ -2,12 +2,20 @@
 
 Filtering, sample weights, preference pairs and evaluation all call these. A page is (file, page number from 1); every
 answer location counts, so the rank of a search is that of its best-ranked answer location.
+
+What a search scores is a choice, `REWARDS`: a function, and a line there. Its rank scores decide which search of a rollout is
+the best, what is kept, which of two queries is preferred and by what margin, how much an example weighs, and what a reward
+model learns.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+from tasks.config import RewardName
 
 Page = tuple[str, int]
+Reward = Callable[[Sequence[int], int, int], float]
+"""(ranks of `gt_ranks` within k, number of answer locations, at least 1, k) → the rank score: 0 when none was found, to 1."""
 
 
 def gt_rank(results: Sequence[Page], answer_locations: Iterable[Page]) -> int | None:
@@ -47,10 +55,10 @@ def first_success(ranks: Sequence[int | None]) -> int | None:
     return next((step for step, rank in enumerate(ranks, start=1) if rank is not None), None)
 
 
-def best_search(ranks: Sequence[int | None]) -> int | None:
-    """Index, from 0, of the search with the best rank, the earliest of equals; None when none found it."""
-    found = [(rank, index) for index, rank in enumerate(ranks) if rank is not None]
-    return min(found)[1] if found else None
+def best_search(scores: Sequence[float]) -> int | None:
+    """Index, from 0, of the search with the highest score, the earliest of equals; None when none scores above 0."""
+    best = max(range(len(scores)), key=scores.__getitem__, default=None)
+    return None if best is None or scores[best] <= 0 else best
 
 
 def effort_score(ranks: Sequence[int | None], k: int) -> float:
@@ -122,3 +130,21 @@ def set_f1(predicted: Iterable[object], wanted: Iterable[object]) -> tuple[float
         return 0.0, 0.0, 0.0
     precision, recall = right / len(got), right / len(true)
     return precision, recall, 2 * precision * recall / (precision + recall)
+
+
+REWARDS: dict[RewardName, Reward] = {
+    "linear": lambda ranks, wanted, k: rank_score(min(ranks, default=None), k),
+    "reciprocal": lambda ranks, wanted, k: reciprocal_rank(min(ranks, default=None)),
+    "ndcg": ndcg_at,
+}
+
+
+def score(name: RewardName, results: Sequence[Page], answer_locations: Iterable[Page], k: int) -> float:
+    """The rank score of a search by a reward, its first k results counting.
+
+    >>> results, wanted = [("a.pdf", 3), ("b.pdf", 1), ("c.pdf", 9)], [("b.pdf", 1), ("c.pdf", 9)]
+    >>> [round(score(name, results, wanted, 3), 2) for name in REWARDS]
+    [0.67, 0.5, 0.69]
+    """
+    wanted = set(answer_locations)
+    return REWARDS[name](gt_ranks(results[:k], wanted), len(wanted), k) if wanted else 0.0

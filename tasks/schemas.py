@@ -31,7 +31,7 @@ SEARCH = _struct(
     read_as=_text,  # "query", or "words" when it could not be parsed and was searched as plain words
     results=pa.list_(HIT),
     gt_rank=_int,  # rank of the best-ranked answer location, from 1; null when not in the top k
-    rank_score=_float,  # (k - rank + 1) / k, else 0
+    rank_score=_float,  # (k - rank + 1) / k, else 0; in processed, by the reward that was chosen (tasks/reward.py)
     shown=_bool,  # whether the model saw what it found: not in its last turn, nor where it was only read later (drag reparse)
 )
 TURN = _struct(

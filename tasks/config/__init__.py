@@ -9,7 +9,7 @@ from tasks.config.deployment import Deploy
 from tasks.config.documents import Index, Ingest, Scans, Search
 from tasks.config.evaluation import VARIANTS, Evaluate, Variant, Variants
 from tasks.config.improve import Improve
-from tasks.config.rollouts import Collect, Format, FormatName, Mine, Nights, Process, Source
+from tasks.config.rollouts import Collect, Format, FormatName, Mine, Nights, Process, RewardName, Source
 from tasks.config.runs import (
     BaseRun,
     CollectRun,
@@ -67,6 +67,7 @@ __all__ = [
     "Process",
     "ProcessRun",
     "ReparseRun",
+    "RewardName",
     "Run",
     "Sampling",
     "SamplingName",

@@ -10,6 +10,7 @@ from tasks.config.base import Settings, Share, Split
 from tasks.config.serving import SamplingName
 
 Source = Literal["trajectories", "mined", "both"]
+RewardName = Literal["linear", "reciprocal", "ndcg"]
 FormatName = Literal["sft_best", "sft_trajectory", "sft_context", "dpo", "reward"]
 
 
@@ -122,6 +123,10 @@ class Nights(Settings):
 class Process(Settings):
     """Trajectories → scored rollouts and preference pairs."""
 
+    reward: RewardName = Field(
+        default="linear",
+        description="What a search scores that found the page: from 1 down to 1/k, by equal steps a rank (linear); one over its rank (reciprocal); or by the ranks of all pages that hold the answer (ndcg).",
+    )
     min_rank_score: Share = Field(default=0.0, description="Keep rollouts whose best search scores at least this.")
     include_failed: bool = Field(default=False, description="Keep rollouts that never found the page.")
     max_pairs: int = Field(

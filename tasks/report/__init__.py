@@ -335,7 +335,7 @@ def _figures(
     if statistics and statistics["rank_score"]:
         yield (
             "What was there to learn from?",
-            f"{statistics['rollouts']['finished']} collected rollouts; a rank score of 1 is rank 1, 0 is not found.",
+            f"{statistics['rollouts']['finished']} collected rollouts; a rank score of 1 could not be better, 0 is not found.",
             plots.distributions(statistics),
         )
     if len(loss_curve) > 1:

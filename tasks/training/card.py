@@ -57,6 +57,7 @@ def card(made_of: Mapping[str, Any], data: Mapping[str, Any], losses: Mapping[st
     trained_on = {
         "Training set": f"sha256 {made_of['inputs']['training_set']}",
         "Formats": ", ".join(data["formats"]),
+        "Rank scores": data["provenance"].get("reward"),
         "Questions learned from": made_of["questions"],
         "Page images": made_of["images"],
         "Parts adapted": ", ".join(made_of["parts"]),
@@ -107,7 +108,7 @@ def _agent(made_of: Mapping[str, Any]) -> tuple[str, str]:
 
 def _reward_model(made_of: Mapping[str, Any]) -> tuple[str, str]:
     learned = {
-        "regression": "it estimates the rank score, from 0 (not found) to 1 (ranked first)",
+        "regression": "it estimates the rank score, from 0 (not found) to 1 (ranked best)",
         "pairs": "of two queries of a question, the higher one ranked the page better",
     }[made_of["settings"]["reward_loss"]]
     return (

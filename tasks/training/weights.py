@@ -1,7 +1,7 @@
 """How much each training example counts.
 
     none         1
-    rank-score   s, the rank score of its search: (k − rank + 1) / k
+    rank-score   s, the rank score of its search: (k − rank + 1) / k, or what the reward says that `process` was given
     rank-sq      s²
     inv-effort   1 / (1 + x), where x = 1 − effort score is the share of positions looked at before the page was found;
                  0 when it was never found

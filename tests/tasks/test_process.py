@@ -196,6 +196,20 @@ def test_ranks_come_from_results_and_every_answer_location_counts(tmp_path):
     assert artifact.read_rows(processed)[0]["best_rank"] == 2
 
 
+@pytest.mark.parametrize(("chosen", "better", "score"), [("linear", "one", 1.0), ("ndcg", "both", 0.6934)])
+def test_the_reward_decides_what_is_best_what_is_kept_and_what_is_preferred(tmp_path, chosen, better, score):
+    """One page that holds the answer on top, or both below it."""
+    row = trajectory("r", "q", [("one", 1), ("both", 2)])
+    row["answer_locations"] = [ANSWER, {"document": "report.pdf", "page": 9}]
+    row["turns"][0]["searches"][0]["results"][2]["file"] = "other.pdf"
+    settings = Process(reward=chosen, min_rank_score=score - 0.01)
+    processed, pairs, _ = process(inputs(store(str(tmp_path), [row])), settings, str(tmp_path / "out"))
+    (made,) = artifact.read_rows(processed)
+    assert (made["best_query"], made["rank_score"]) == (better, pytest.approx(score, abs=1e-4))
+    (pair,) = artifact.read_rows(pairs)
+    assert (pair["chosen"], pair["chosen_score"]) == (better, made["rank_score"])
+
+
 _ranks = st.none() | st.integers(1, K)
 _rollouts = st.lists(
     st.tuples(

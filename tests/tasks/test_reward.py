@@ -1,6 +1,7 @@
 """The reward: bounds, monotony and the cases that are known by hand."""
 
 import math
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import settings as tune
 from hypothesis import strategies as st
 
 from tasks import reward
+from tasks.config import RewardName
 
 quick = tune(max_examples=60, deadline=None)
 pages = st.tuples(st.sampled_from(["a.pdf", "b.pdf", "c.pdf"]), st.integers(1, 4))
@@ -84,14 +86,58 @@ def test_a_worse_first_rank_costs_effort(found, rank):
 @quick
 @given(searches())
 def test_best_search_is_the_earliest_of_the_best_rank(found):
-    ranks, _ = found
-    best = reward.best_search(ranks)
+    ranks, k = found
+    best = reward.best_search([reward.rank_score(rank, k) for rank in ranks])
     hits = [rank for rank in ranks if rank is not None]
     assert best == (ranks.index(min(hits)) if hits else None)
     first = reward.first_success(ranks)
     assert (first is None) == (best is None)
     if best is not None:
         assert first <= best + 1
+
+
+rewards = pytest.mark.parametrize("name", get_args(RewardName))
+
+
+@rewards
+@quick
+@given(results=st.lists(pages, unique=True, max_size=12), wanted=st.sets(pages, max_size=4), k=depths)
+def test_every_reward_lies_between_0_and_1_and_is_0_only_for_a_miss(name, results, wanted, k):
+    score = reward.score(name, results, wanted, k)
+    assert 0 <= score <= 1
+    assert (score > 0) == (not wanted.isdisjoint(results[:k]))
+    assert reward.score(name, [*sorted(wanted), *results], wanted, len(wanted) or 1) == pytest.approx(
+        float(bool(wanted))
+    )
+
+
+@rewards
+@quick
+@given(
+    results=st.lists(pages, unique=True, min_size=2, max_size=12),
+    wanted=st.sets(pages, min_size=1, max_size=4),
+    k=depths,
+    data=st.data(),
+)
+def test_an_answer_location_that_comes_earlier_never_lowers_a_reward(name, results, wanted, k, data):
+    at = data.draw(st.integers(1, len(results) - 1))
+    moved = [*results[: at - 1], results[at], results[at - 1], *results[at + 1 :]]
+    before, after = (reward.score(name, pages_, wanted, k) for pages_ in (results, moved))
+    if results[at] in wanted:
+        assert after >= before
+    if results[at - 1] in wanted:
+        assert after <= before
+    first = next((n for n, page in enumerate(results, 1) if page in wanted), None)
+    if name == "linear":
+        assert before == reward.rank_score(first, k)
+
+
+def test_only_ndcg_counts_every_answer_location():
+    wanted = [("a.pdf", 1), ("b.pdf", 2)]
+    one, both = [wanted[0], ("c.pdf", 1)], wanted
+    scores = {name: [reward.score(name, results, wanted, 3) for results in (one, both)] for name in reward.REWARDS}
+    assert scores["linear"] == scores["reciprocal"] == [1, 1]
+    assert scores["ndcg"] == [pytest.approx(0.6131, abs=1e-4), 1]
 
 
 @pytest.mark.parametrize(
