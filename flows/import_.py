@@ -20,9 +20,8 @@ from tasks import adapter_names, artifact, config, storage
 from tasks.artifact import load_ref
 from tasks.cache import content_fingerprint, stage_key
 from tasks.errors import InputError
-from tasks.exchange import importing
+from tasks.exchange import exported, importing
 from tasks.exchange.images import images_beside
-from tasks.exchange.rows import provenance_beside
 from tasks.model import fetch_model, model_fingerprint
 from tasks.stage_tasks import import_artifacts
 from tasks.stages import StageRun, run_stage
@@ -50,7 +49,7 @@ def import_(settings: config.ImportRun) -> list[StageRun]:
     else:
         module, inputs = "tasks.exchange.importing", {made.schema: made for made in (pages, questions) if made}
         counting["process"] = importing.SCORING
-        beside = provenance_beside(sources[0])  # says what the rows were made with
+        beside = exported.beside(sources[0])  # says what the rows were made with
         if shown := images_beside(sources[0]):  # their names are their hashes, but one may have been missing
             facts["images"] = content_fingerprint(shown)
         facts["provenance"] = beside and content_fingerprint(beside)

@@ -9,7 +9,6 @@ What cannot be used is set aside with its row and the reason, as in ingest.
 """
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -22,7 +21,7 @@ from tasks.artifact import Artifact
 from tasks.beside import run_beside
 from tasks.config import Agent, Process
 from tasks.errors import ConfigError, InputError
-from tasks.exchange import images, rows, training_sets, trajectories
+from tasks.exchange import exported, images, rows, training_sets, trajectories
 from tasks.images import images_of_all
 from tasks.pages import PageStore
 from tasks.records import parse
@@ -53,7 +52,7 @@ class _Import:
         self.sources, self.agent, self.aside = sources, agent, list[SetAside]()
         self.pages, self.questions, self._store = pages, questions, None if pages is None else PageStore(pages)
         self._root, self._on_progress, self._images = root, on_progress, dict[Page, Image | None]()
-        self.known = _read_beside(sources[0])
+        self.known = exported.read(sources[0])
 
     def page_text(self, file: str, page: int) -> str:
         """The text of a page that a rollout saw; none where it saw only names."""
@@ -113,16 +112,17 @@ class _Import:
 
     def facts(self, name: str) -> Row:
         """Provenance of what is imported under a name: what it was exported with, where that is known."""
-        was = self.known.get(name, {}).get("provenance", {})
-        agent = was.get("agent") or was.get("settings", {}).get("agent") or self.agent.model_dump(mode="json")
+        was = (self.known.get(name) or exported.Table()).provenance
+        agent = was.agent or was.settings.agent or self.agent.model_dump(mode="json")
         inputs = {"pages": self.pages} if self.pages else {}
         return artifact.provenance(
             inputs,
-            settings={"agent": agent},
+            settings={"agent": agent, "reward": was.settings.reward},
             agent=agent,
-            prompt_messages=was.get("prompt_messages") or len(prompts.prompt_messages("", self.agent)),
+            reward=was.reward,
+            prompt_messages=was.prompt_messages or len(prompts.prompt_messages("", self.agent)),
             imported=[printable(source.rstrip("/").rsplit("/", 1)[-1]) for source in self.sources],
-            exported=was,
+            exported=was.model_dump(mode="json", exclude_unset=True),
         )
 
     def read(self, source: str, name: str, read: Callable[[Row, Counter[str]], Row]) -> Iterator[Row]:
@@ -314,14 +314,3 @@ def _training_set(work: _Import, what: str, uri: str) -> Artifact:
 
 def _as_asked(question: str) -> str:
     return str(prompts.question_message(question)["content"])
-
-
-def _read_beside(source: str) -> dict[str, Any]:
-    uri = rows.provenance_beside(source)
-    if uri is None:
-        return {}
-    try:
-        known = json.loads(storage.read_bytes(uri))
-    except ValueError as error:
-        raise InputError(f"is no JSON ({printable(str(error))}); delete it", file=uri) from error
-    return known if isinstance(known, dict) else {}

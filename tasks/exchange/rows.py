@@ -79,13 +79,6 @@ def files_of(source: str, name: str) -> list[str]:
     return parts
 
 
-def provenance_beside(source: str) -> str | None:
-    """The provenance.json of an export, in the folder or beside the file; None where there is none."""
-    folder = source.rsplit("/", 1)[0] if storage.is_file(source) else source
-    uri = storage.join(folder, "provenance.json")
-    return uri if storage.is_file(uri) else None
-
-
 def read(file: str) -> tuple[str, Iterator[Record]]:
     """A file's name for messages, and its rows.
 
