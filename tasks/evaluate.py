@@ -145,7 +145,8 @@ def _scored(row: Row, searcher: Searcher, depth: int, run: str, *, asked: bool) 
     citations = _citations(row) if asked else _NO_CITATIONS
     ended = fate(
         failed=row["status"] == "failed",
-        acted=valid > 0,
+        # a search where only an answer was allowed could be read
+        acted=any(turn["failure"] in (None, "not_an_answer") for turn in turns),
         found=success is not None,
         asked=asked,
         answered=row["outcome"] == "answered",

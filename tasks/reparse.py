@@ -113,7 +113,7 @@ def read_again(row: Row, search: Search, without_answer: Outcome) -> Row:
     dropped = row["turns"][len(turns) :]
     again = {**row, "turns": turns}
     if answer:
-        citations = cited(answer.citations, turns, row["state_messages"])
+        citations = cited(answer.citations, row["turns"][: len(turns) - 1], row["state_messages"])  # as it was told
         again |= {"status": "finished", "outcome": "answered", "failure_detail": None}
         again |= {"answer": list(answer.texts), "citations": citations}
     elif row["outcome"] == "answered":

@@ -12,7 +12,8 @@ Broken JSON is mended where that leaves one reading:
 - raw line breaks and other control characters within a string.
 
 Everything else is unreadable: a string that was not closed, a call that ran out of tokens, a bracket missing in the middle, a
-comma with nothing after it, quotes that were not escaped, hundreds of brackets.
+comma with nothing after it, quotes that were not escaped, hundreds of brackets; and what has two readings: a name that stands
+twice in an object, a second call behind the first with anything but white space between them.
 """
 
 import json
@@ -30,7 +31,7 @@ _SPACE, _SURPLUS = re.compile(r"\s*"), re.compile(r"[\s}\]]*")
 # a quote that is never closed is no token
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],]|[^"{}\[\],]+', re.DOTALL)
 _PARTNER = {"{": "}", "[": "]"}
-_DECODER = json.JSONDecoder()
+_OBJECT = re.compile(r'\{\s*"')
 _MOST_BRACKETS = 500  # JSON with more is no call, and may be nested deeper than Python goes
 _ERRORS = (ValueError, RecursionError)
 
@@ -117,7 +118,8 @@ def _json(text: str, start: int, at: int, cut_off: bool) -> Block:
         assert surplus is not None
         mended = mended or bool(surplus[0].strip())
         at = surplus.end()
-    if at < stop and text[at] in ',:"':  # it goes on as JSON would: a bracket came too early
+    # it goes on as JSON would, as a bracket came too early, or with another call behind something else
+    if at < stop and (text[at] in ',:"' or _OBJECT.search(text, at, stop)):
         return Block(start, end)
     calls = [_call(value) for value in values]
     read = tuple(call for call, _ in calls if call is not None)
@@ -137,7 +139,7 @@ def _call(value: Any) -> tuple[Call | None, bool]:
     if has_too_many_brackets(inner):
         return Call(value["name"], arguments), False
     try:
-        return Call(value["name"], json.loads(inner)), False
+        return Call(value["name"], json.loads(inner, object_pairs_hook=_each_once)), False
     except _ERRORS:
         repaired = _mend(inner, cut_off=False)
     if repaired is None or repaired[1] < len(inner):
@@ -176,6 +178,9 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_each_once)
+
+
 def _drop_comma(out: list[str]) -> None:
     """Take a comma from the end, unless nothing stands before it."""
     said = [n for n in range(max(0, len(out) - 4), len(out)) if not out[n].isspace()]
@@ -195,7 +200,9 @@ def _function(text: str, start: int, function: re.Match[str]) -> Block:
         at = _SPACE.match(text, closed + len(_END_OF_FUNCTION)).end()  # type: ignore[union-attr]
         if _PARAMETER.sub("", body).strip():
             return Block(start, at)
-        arguments = {name: value.removeprefix("\n").removesuffix("\n") for name, value in _PARAMETER.findall(body)}
+        given = [(name, value.removeprefix("\n").removesuffix("\n")) for name, value in _PARAMETER.findall(body)]
+        if len(arguments := dict(given)) < len(given):
+            return Block(start, at)
         calls.append(Call(function_[1], arguments))
     if text.startswith(_CLOSE, at):
         at += len(_CLOSE)

@@ -2,21 +2,22 @@
 
 A conversation mostly grows, and the server says with each answer how many tokens it has come to. What is new is counted by
 what it can be at most: a text's bytes, as no token of a byte-level vocabulary is shorter, and an image's squares. Only where
-that might not fit is the server asked to tokenize (vLLM's /tokenize); where it cannot, a text is reckoned at one token for
-each `BYTES_A_TOKEN` bytes.
+that might not fit is the server asked to tokenize (vLLM's /tokenize). Where it cannot, a text is reckoned at a token for every
+two letters, for each space and for every byte of anything else: prose at two to three times what it has, figures, of which
+each digit is a token in Qwen's vocabularies and SmolLM2's, at what they have.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tasks.agent.message import PLACEHOLDER, Image, images_of, without_placeholders
 from tasks.agent.protocol import as_stored
 
-BYTES_A_TOKEN = 2
-"""English prose has four to five bytes a token, tables of figures about two."""
-
+_LETTERS, _SPACES = re.compile(r"[^\W\d_]+"), re.compile(r"\s+")
+_LETTER_BYTES = 2  # that make a token
 _A_MESSAGE = 16  # tokens around a message: its role, its ends
 _A_PROMPT = 64  # before the first message and after the last
 _TOOLS = 512  # how a template introduces tools
@@ -57,11 +58,11 @@ class TokenCount:
 
     def at_most(self, messages: Sequence[Message], tools: object) -> int:
         """No fewer tokens than the request has."""
-        return self._reckon(messages, tools, 1)
+        return self._reckon(messages, tools, _bytes)
 
     def about(self, messages: Sequence[Message], tools: object) -> int:
         """About the tokens that the request has."""
-        return self._reckon(messages, tools, BYTES_A_TOKEN)
+        return self._reckon(messages, tools, _about)
 
     def learn(self, messages: Sequence[Message], tokens: int | None, answer: int | None = None) -> None:
         """A server has counted: the request had `tokens`, and the answer that it led to had `answer`."""
@@ -72,7 +73,7 @@ class TokenCount:
         """Tokens of all images of a request."""
         return sum(image_tokens(image, self._side) for message in messages for image in images_of(message))
 
-    def _reckon(self, messages: Sequence[Message], tools: object, bytes_a_token: int) -> int:
+    def _reckon(self, messages: Sequence[Message], tools: object, size: Callable[[str], int]) -> int:
         new, tokens = messages, _A_PROMPT
         n = len(self._counted)
         if n and len(messages) >= n and all(a is b for a, b in zip(messages, self._counted, strict=False)):
@@ -80,9 +81,19 @@ class TokenCount:
             if self._answer and new:
                 new, tokens = new[1:], tokens + self._answer + _A_MESSAGE
         elif tools:
-            tokens += _TOOLS + math.ceil(len(json.dumps(tools).encode()) / bytes_a_token)
-        texts = (len(without_placeholders(as_stored(message)["content"]).encode()) for message in new)
-        return tokens + self.images(new) + sum(_A_MESSAGE + math.ceil(text / bytes_a_token) for text in texts)
+            tokens += _TOOLS + size(json.dumps(tools))
+        texts = (without_placeholders(as_stored(message)["content"]) for message in new)
+        return tokens + self.images(new) + sum(_A_MESSAGE + size(text) for text in texts)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode())
+
+
+def _about(text: str) -> int:
+    letters, spaces = "".join(_LETTERS.findall(text)), len(_SPACES.findall(text))
+    rest = _SPACES.sub("", _LETTERS.sub("", text))
+    return math.ceil(_bytes(letters) / _LETTER_BYTES) + spaces + _bytes(rest)
 
 
 def text_alone(messages: Sequence[Message]) -> list[dict[str, Any]]:

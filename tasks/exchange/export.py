@@ -25,6 +25,7 @@ from tasks.artifact import Artifact
 from tasks.errors import ArtifactError
 from tasks.exchange import images, training_sets
 from tasks.exchange.card import card
+from tasks.schemas import TABLES
 from tasks.set_aside import printable
 from tasks.splits import SPLITS
 
@@ -138,4 +139,8 @@ def _parquet(name: str, table: Artifact, folder: Path, given: images.Given) -> d
                 part = batch.filter(pc.equal(splits, pa.scalar(split)))
                 writers[file].write_table(part)
                 written[file] += part.num_rows
+    if not written:  # a table without rows is there too
+        file = f"{name}/{_NO_SPLIT}.parquet"
+        pq.write_table(TABLES[table.schema].empty_table(), folder / file)
+        written[file] = 0
     return dict(written)

@@ -18,6 +18,7 @@ class _Open(BaseModel):
 
 class Settings(_Open):
     agent: dict[str, Any] | None = None
+    search: dict[str, Any] | None = None
     reward: str | None = None
 
 

@@ -84,27 +84,27 @@ class _Import:
         return self._store
 
     @cached_property
-    def splits(self) -> dict[str, str]:
-        """The split of each question that is ingested."""
+    def _splits(self) -> dict[str, str]:
+        """The split of each ingested question, by its id, and by its text as the model is asked it."""
         if self.questions is None:
             return {}
-        return {
-            row["question_id"]: row["split"] for row in artifact.read_rows(self.questions, ["question_id", "split"])
-        }
-
-    @cached_property
-    def held_out(self) -> set[str]:
-        """Ids and texts, as the model is asked them, of the questions that are measured on."""
-        if self.questions is None:
-            return set()
         asked = artifact.read_rows(self.questions, ["question_id", "question", "split"])
-        held = [row for row in asked if row["split"] != "train"]
-        return {row["question_id"] for row in held} | {_as_asked(row["question"]) for row in held}
+        asked.sort(key=lambda row: row["split"] != "train")  # of questions alike, one that is measured on counts
+        return {name: row["split"] for row in asked for name in (row["question_id"], _as_asked(row["question"]))}
+
+    def split_of(self, *names: str) -> str | None:
+        """The split of the ingested question with that id or that text as the model is asked it; None where it is none.
+
+        One that is measured on by either is not trained on.
+        """
+        found = [split for name in names if (split := self._splits.get(name))]
+        return next((split for split in found if split != "train"), next(iter(found), None))
 
     def native(self, record: Row, kind: str, unknown: Counter[str], derived: Iterable[str] = ()) -> Row:
         """A row of our own. Its question's split is the ingested one: what it was in elsewhere must not be trained on here."""
         row = self.with_images(rows.native(record, kind, unknown, derived), kind)
-        return row | {"split": self.splits.get(row["question_id"]) or rows.known_split(row["split"])}
+        split = self.split_of(row["question_id"], _as_asked(row["question"]))
+        return row | {"split": split or rows.known_split(row["split"])}
 
     def with_images(self, row: Row, kind: str) -> Row:
         """The row, the page images that it shows stored here."""
@@ -117,7 +117,7 @@ class _Import:
         inputs = {"pages": self.pages} if self.pages else {}
         return artifact.provenance(
             inputs,
-            settings={"agent": agent, "reward": was.settings.reward},
+            settings={"agent": agent, **was.settings.model_dump(include={"search", "reward"}, exclude_none=True)},
             agent=agent,
             reward=was.reward,
             prompt_messages=was.prompt_messages or len(prompts.prompt_messages("", self.agent)),
@@ -217,7 +217,7 @@ def _trajectories(work: _Import, source: str, name: str, uri: str) -> Artifact:
 
 
 def _told(work: _Import, record: Row, number: int, notes: trajectories.Notes) -> Row:
-    return trajectories.read(record, number, work.agent, work.page_text, work.page_image, work.splits, notes)
+    return trajectories.read(record, number, work.agent, work.page_text, work.page_image, work.split_of, notes)
 
 
 def _ask_for_images(work: _Import, source: str, name: str) -> None:
@@ -289,7 +289,7 @@ def _training_set(work: _Import, what: str, uri: str) -> Artifact:
         asked = [m["content"] for m in row["prompt"]]
         if table == "reward":
             asked = [_as_asked(text) for text in asked]
-        if not work.held_out.isdisjoint([row["question_id"], *asked]):
+        if work.split_of(row["question_id"], *asked) not in (None, "train"):
             raise Refused(
                 "held_out", f"question {printable(row['question_id'])} is measured on here, so it is not learned from"
             )

@@ -33,7 +33,8 @@ from tasks.schemas import TABLES
 from tasks.set_aside import Refused, printable
 
 _ASKED = re.compile(r"\s*<question>(.*?)</question>\n?", re.DOTALL)
-_RESULTS = re.compile(r"<results>.*?</results>", re.DOTALL)
+# what is told to the model with tags in it: nothing in a page or in what is asked of it is taken for the assistant's words
+_TOLD = re.compile(rf"<results>.*?</results>|{re.escape(protocol_tags.LAST_TURN)}", re.DOTALL)
 _WITHIN = r"(?:(?!<(?:think|search|answer)>).)*?"  # a complaint that names a tag does not open one
 _SEARCH = rf"<search>{_WITHIN}</search>"
 _SAID = re.compile(
@@ -122,8 +123,7 @@ def _said(text: str, kind: str, agent: Agent) -> list[Message]:
 
 def _messages(text: str, agent: Agent) -> list[Message]:
     """A conversation's text as messages, the assistant's and what came back to it, in turn."""
-    # nothing in a page is taken for the assistant's words
-    hidden = _RESULTS.sub(lambda found: "\0" * len(found[0]), text)
+    hidden = _TOLD.sub(lambda found: "\0" * len(found[0]), text)
     messages: list[Message] = []
     at, calls = 0, 0
     for said in _SAID.finditer(hidden):

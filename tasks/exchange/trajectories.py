@@ -68,6 +68,9 @@ _KNOWN = {name for names in _ALSO.values() for name in names} | _PLAIN | _DERIVE
 PageImage = Callable[[str, int], Image | None]
 """(file, page number from 1) → the page's image; None where it is shown by its text. Asked by an agent that sees images."""
 
+SplitOf = Callable[[str, str], str | None]
+"""(id, text as the model is asked it) → the split of the ingested question that has either; None where none has."""
+
 
 class Notes(NamedTuple):
     """What is found on the way: fields that nobody knows, and ranks that the results do not bear out."""
@@ -82,7 +85,7 @@ def read(
     agent: Agent,
     page_text: PageText,
     page_image: PageImage,
-    splits: Mapping[str, str],
+    split_of: SplitOf,
     notes: Notes,
 ) -> dict[str, Any]:
     """One rollout as a row of trajectories.
@@ -91,7 +94,7 @@ def read(
         number: of the row in its file; rows that are alike in all else are two rollouts.
         agent: whose conversation it becomes.
         page_text, page_image: of a page that a search found; they raise `Refused` for a page that is not known.
-        splits: of the questions that are ingested; others are as the row says, else for training.
+        split_of: of a question that is ingested; others are as the row says, else for training.
 
     Raises:
         Refused: why it cannot be used.
@@ -103,13 +106,15 @@ def read(
     if not wanted:
         raise Refused("bad_location", "there is none")
     accepted = _get(row, "answers", optional=True)
+    text = clean(records.text(_get(row, "question"), "question"))
+    asked = str(prompts.question_message(text)["content"])
     question = Question(
         question_id,
-        clean(records.text(_get(row, "question"), "question")),
+        text,
         [] if accepted is None else questions.answers_of(accepted),
         wanted,
         _text(row, "category"),
-        splits.get(question_id) or known_split(_text(row, "split")) or "train",
+        split_of(question_id, asked) or known_split(_text(row, "split")) or "train",
     )
     top_k = records.whole(row["top_k"], "top_k", least=1) if row.get("top_k") is not None else agent.top_k
     trajectory = Trajectory(
@@ -197,7 +202,7 @@ def _search(item: Any, wanted: list[Page], top_k: int, notes: Notes, *, shown: b
     if not isinstance(item, dict):
         raise Refused("wrong_type", f"a search is a {type(item).__name__}, not an object")
     notes.unknown.update({f"searches.{name}" for name in set(item) - _KNOWN - {"turn", "searched", "read_as"}})
-    query = clean(records.text(_get(item, "query"), "query")).strip()
+    query = one_line(records.text(_get(item, "query"), "query"))
     if not query:
         raise Refused("missing_field", "a search has no query")
     claimed = _get(item, "rank", optional=True)

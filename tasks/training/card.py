@@ -98,11 +98,12 @@ def _agent(made_of: Mapping[str, Any]) -> tuple[str, str]:
         "sft": "trained by DRAG on searches that found the page they were after",
         "dpo": "trained by DRAG (DPO) on pairs of searches of which one ranked the page better than the other",
     }.get(method, f"trained by DRAG (method {method})")
+    prompt = ", ".join(made_of["prompt_fingerprints"])
+    served = f"to be served with the prompt of fingerprint {prompt}" if prompt else "of a prompt that is not known"
     return (
         f"# A LoRA adapter of {made_of['base_model']} that searches documents",
         f"It writes search queries for a search engine over pages, {how}. The base model's fingerprint is "
-        f"{made_of['base_fingerprint']}; it is to be served with the prompt of fingerprint "
-        f"{', '.join(made_of['prompt_fingerprints'])}.",
+        f"{made_of['base_fingerprint']}; it is {served}.",
     )
 
 
@@ -114,9 +115,10 @@ def _reward_model(made_of: Mapping[str, Any]) -> tuple[str, str]:
     return (
         f"# A reward model that scores search queries, a LoRA adapter of {made_of['base_model']}",
         f"It reads a question and a search query for it and gives one number: {learned}. Trained by DRAG. What it reads is the "
-        "chat template of a user's turn (the question) with the generation prompt, then the query, whose last token's score "
-        "counts. `AutoPeftModelForSequenceClassification.from_pretrained(FOLDER, num_labels=1)` loads it where transformers has "
-        "the base model in that form; DRAG's `tasks.training.scoring.open_scorer` does everywhere. The base model's fingerprint "
+        "chat template of a user's turn (the question) with the generation prompt, then the query, behind a closed thought where "
+        "that prompt has opened one; its last token's score counts. "
+        "`AutoPeftModelForSequenceClassification.from_pretrained(FOLDER, num_labels=1)` loads it where transformers has the base "
+        "model in that form; DRAG's `tasks.training.scoring.open_scorer` does everywhere. The base model's fingerprint "
         f"is {made_of['base_fingerprint']}.",
     )
 

@@ -15,7 +15,7 @@ better query does.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from tasks.errors import TrainingError
 from tasks.training.examples import MISTAKABLE, Example, Item, Items, Pair, Row, encode, mistakable, unusable
 from tasks.training.method import Batch, Columns, compared, mean, sums
 from tasks.training.sight import Sight
-from tasks.training.weights import weigh
+from tasks.training.weights import SCHEMES, with_mean_one
 
 SCALAR, REFERENCE = False, True
 
@@ -42,15 +42,15 @@ def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune, sight: Sight |
     """
     train_rows = [row for row in rows if row["split"] == "train"]
     aside: Counter[str] = Counter()
-    train = _items(train_rows, weigh(train_rows, settings.weight_scheme), tokenizer, settings, sight, aside)
+    train = _items(train_rows, SCHEMES[settings.weight_scheme], tokenizer, settings, sight, aside)
     val_rows = [row for row in rows if row["split"] != "train"]
-    val = _items(val_rows, [1.0] * len(val_rows), tokenizer, settings, sight, aside)
-    return Items(train, val, dict(aside))
+    val = _items(val_rows, SCHEMES["none"], tokenizer, settings, sight, aside)
+    return Items(with_mean_one(train), val, dict(aside))
 
 
 def _items(
     rows: Sequence[Row],
-    weights: Sequence[float],
+    weigh: Callable[[Row], float],
     tokenizer: Any,
     settings: Finetune,
     sight: Sight | None,
@@ -58,12 +58,13 @@ def _items(
 ) -> list[Item]:
     examples: dict[str, dict[Example, int]] = {}  # of each prompt, in the order in which they come
     pairs: dict[str, list[Pair]] = {}
-    for row, weight in zip(rows, weights, strict=True):
+    for row in rows:
         if mistakable([*row["prompt"], *row["chosen"], *row["rejected"]], tokenizer, sight):
             aside[MISTAKABLE] += 1
             continue
         sides = [_example(row, side, tokenizer, settings, sight) for side in ("chosen", "rejected")]
         reasons = [reason for example in sides if (reason := unusable(example, settings.max_length))]
+        weight = weigh(row)
         if weight == 0 or reasons or sides[0] == sides[1]:
             aside["weight 0" if weight == 0 else reasons[0] if reasons else "the same"] += 1
             continue

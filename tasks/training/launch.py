@@ -141,7 +141,7 @@ def finetune(
         base_model=spec.base_name,
         base_fingerprint=base_fingerprint,
         world_size=world,
-        prompt_fingerprints=sorted({row["prompt_fingerprint"] for row in rows}),
+        prompt_fingerprints=sorted({row["prompt_fingerprint"] for row in rows} - {None}),  # imported ones may not say
         conversed_as=_conversed_as(training_set, written),
         measured=summary["measured"],
         questions=len({row["question_id"] for row in rows if row["split"] == "train"}),

@@ -13,7 +13,7 @@ from tasks.config import Finetune
 from tasks.training.examples import MISTAKABLE, Example, Item, Items, Row, encode, mistakable, unusable
 from tasks.training.method import Batch, Columns, mean
 from tasks.training.sight import Sight
-from tasks.training.weights import weigh
+from tasks.training.weights import SCHEMES, with_mean_one
 
 SCALAR, REFERENCE = False, False
 
@@ -25,8 +25,6 @@ def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune, sight: Sight |
     ("nothing to learn"), rows to learn from that weigh 0 ("weight 0"), and those with a text that the model would see as an
     image. Those to measure on all weigh 1.
     """
-    train_rows = [row for row in rows if row["split"] == "train"]
-    weights = weigh(train_rows, settings.weight_scheme)
     aside: Counter[str] = Counter()
 
     def items(row: Row, weight: float) -> list[Item]:
@@ -42,13 +40,13 @@ def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune, sight: Sight |
         return kept
 
     train: list[Item] = []
-    for row, weight in zip(train_rows, weights, strict=True):
-        if weight == 0:
-            aside["weight 0"] += 1
-        else:
+    for row in (row for row in rows if row["split"] == "train"):
+        if weight := SCHEMES[settings.weight_scheme](row):
             train += items(row, weight)
+        else:
+            aside["weight 0"] += 1
     val = [item for row in rows if row["split"] != "train" for item in items(row, 1.0)]
-    return Items(train, val, dict(aside))
+    return Items(with_mean_one(train), val, dict(aside))
 
 
 def terms(items: Sequence[Item], batch: Batch, settings: Finetune) -> Batch:

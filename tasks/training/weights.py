@@ -7,12 +7,16 @@
                  0 when it was never found
     binary       1 when the page was at rank 1, else 0
 
-The weights are then divided by the mean of those above 0, which are the examples that are trained on: the mean weight is 1,
-so a scheme changes how much examples count against each other, not the size of the steps.
+What weighs 0 is set aside. The weights of what is then trained on are divided by their mean, so that a scheme changes how much
+examples count against each other, not the size of the steps.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+from tasks.training.examples import Item
 
 
 def _inverse_effort(row: Mapping[str, Any]) -> float:
@@ -28,9 +32,14 @@ SCHEMES: dict[str, Callable[[Mapping[str, Any]], float]] = {
 }
 
 
-def weigh(rows: Sequence[Mapping[str, Any]], scheme: str) -> list[float]:
-    """One weight for each row of sft/2, with mean 1 over those above 0; all 0 when none is."""
-    raw = [SCHEMES[scheme](row) for row in rows]
-    counted = [weight for weight in raw if weight > 0]
-    mean = sum(counted) / len(counted) if counted else 1.0
-    return [weight / mean for weight in raw]
+def with_mean_one(items: Sequence[Item]) -> list[Item]:
+    """The items, the weights of their pairs, or of their examples where nothing is compared, divided by these weights' mean."""
+    weights = [part.weight for item in items for part in item.pairs or item.examples]
+    mean = math.fsum(weights) / len(weights) if weights else 1.0
+
+    def scaled(item: Item) -> Item:
+        if item.pairs:
+            return replace(item, pairs=tuple(replace(pair, weight=pair.weight / mean) for pair in item.pairs))
+        return replace(item, examples=tuple(replace(one, weight=one.weight / mean) for one in item.examples))
+
+    return list(map(scaled, items))

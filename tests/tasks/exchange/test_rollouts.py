@@ -222,11 +222,22 @@ def test_a_number_that_no_column_holds_sets_its_row_aside_alone(searcher: Any, t
 
 def test_others_rollouts_are_of_the_split_that_their_question_has_here(searcher: Any, tmp_path: Path) -> None:
     line = theirs(searcher, "at once", Agent())
-    elsewhere = [{**line, "id": "elsewhere", "split": split} for split in ("dev", None, "../../evil")]
+    alike = {**line, "id": "named otherwise", "split": "train"}
+    elsewhere = [
+        {**line, "id": "elsewhere", "question": "Of what?", "split": split} for split in ("dev", None, "../../evil")
+    ]
     here = asked(tmp_path, line["question"], "test")
-    rows, aside = imported("trajectories", [{**line, "split": "train"}, line, *elsewhere], tmp_path, here)
-    assert [row["split"] for row in rows] == ["test", "test", "dev", "train"]
-    assert aside == {None: "unknown_field", 5: "bad_split"}
+    rows, aside = imported("trajectories", [{**line, "split": "train"}, line, alike, *elsewhere], tmp_path, here)
+    assert [row["split"] for row in rows] == ["test", "test", "test", "dev", "train"]
+    assert aside == {None: "unknown_field", 6: "bad_split"}
+
+
+def test_a_query_is_imported_as_the_agent_reads_one(searcher: Any, tmp_path: Path) -> None:
+    line = theirs(searcher, "at once", Agent())
+    line["searches"][0]["query"] = "  net \n sales  2021 "
+    (row,), _ = imported("trajectories", [line], tmp_path)
+    assert row["turns"][0]["searches"][0]["query"] == "net sales 2021"
+    assert "<search>net sales 2021</search>" in row["turns"][0]["raw_text"]
 
 
 def test_of_others_searches_top_k_results_count_and_what_nobody_answered_was_not_seen(
@@ -264,7 +275,10 @@ def test_a_row_of_ours_that_was_tampered_with_is_refused(searcher: Any, tmp_path
     }
 
 
-def test_a_question_that_is_ingested_is_of_the_split_that_it_has_here(searcher: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_text", [False, True])
+def test_a_question_that_is_ingested_is_of_the_split_that_it_has_here(
+    searcher: Any, tmp_path: Path, by_text: bool
+) -> None:
     agent = Agent()
     made = collected(searcher, tmp_path, agent)
     scored = process({"t": made}, Process(), str(tmp_path))[:2]
@@ -273,9 +287,13 @@ def test_a_question_that_is_ingested_is_of_the_split_that_it_has_here(searcher: 
     export_tables(
         {"trajectories": made, **dict(zip(("processed", "pairs"), scored, strict=True))}, "jsonl", out, str(tmp_path)
     )
-    asked = {"question_id": "q0", "question": "What is the figure of q0?", "split": "test"}
+    question = "What is the figure of q0?"
+    (said,) = {row["question"] for row in artifact.read_rows(made) if row["question_id"] == "q0"}
     schema = schema_of("questions")
-    questions = artifact.write_table(artifact.table_of([asked], schema), str(tmp_path / "q.parquet"), schema, {})
+    ingested = {"question_id": "q0", "question": question, "split": "test"}
+    if by_text:
+        ingested |= {"question_id": "here it has another", "question": said}
+    questions = artifact.write_table(artifact.table_of([ingested], schema), str(tmp_path / "q.parquet"), schema, {})
     files = [str(out / f"{name}.jsonl") for name in ("trajectories", "processed", "pairs")]
     back = import_rows("trajectories", files[:1], agent, None, questions, str(tmp_path / "a"), str(tmp_path))
     back |= import_rows("processed", files[1:], agent, None, questions, str(tmp_path / "b"), str(tmp_path))
