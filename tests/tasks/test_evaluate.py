@@ -231,7 +231,7 @@ def test_several_answer_locations_count_all_in_the_first_search_and_in_all(tmp_p
 
 def test_how_each_question_ended(tmp_path: Path, searcher: Searcher) -> None:
     right = [{"file": "manual.pdf", "page": 1}]
-    asked = [question(0, question_id=name) for name in "abcdefg"]
+    asked = [question(0, question_id=name) for name in "abcdefgh"]
     found = turn(searcher, asked[0], "pumps")
     rows = [
         rollout(asked[0], found, outcome="answered", answer=["12 months"]),
@@ -241,9 +241,11 @@ def test_how_each_question_ended(tmp_path: Path, searcher: Searcher) -> None:
         rollout(asked[4], turn(searcher, asked[4], "cables"), outcome="answered", answer=["never"], citations=right),
         rollout(asked[5], turn(searcher, asked[5], failure="no_action")),
         rollout(asked[6], found, status="failed", outcome="deadline"),
+        rollout(asked[7], turn(searcher, asked[7], failure="not_an_answer")),  # a search, where none was allowed
     ]
     assert [row["fate"] for row in read_rows(scored(tmp_path, searcher, rows))] == [
-        *("correct", "answered_wrong", "not_cited", "out_of_turns", "never_retrieved", "unparsable", "errored")
+        *("correct", "answered_wrong", "not_cited", "out_of_turns", "never_retrieved", "unparsable", "errored"),
+        "never_retrieved",
     ]
     only_searching = [rollout(asked[0], found, outcome="searched"), rollout(asked[1], outcome="searched")]
     only_searching[1]["turns"] = [turn(searcher, asked[1], "cables")]

@@ -171,6 +171,23 @@ def test_an_answer_that_is_read_now_ends_the_rollout(
     assert (undone["outcome"], undone["answer"], undone["turns"][-1]["read_by"]) == ("out_of_turns", [], None)
 
 
+def test_a_page_that_was_shown_is_seen_also_where_its_query_is_read_otherwise_now(
+    index: Artifact, tmp_path: Path
+) -> None:
+    stored = collected(
+        index, f"{tmp_path}/t.parquet", "tools", [[Reply(None, None, [SEARCH]), Reply(None, None, [ANSWER])]]
+    )
+    (row,) = artifact.read_rows(stored)
+    assert [place["seen"] for place in row["citations"]] == [True, False]
+    row["turns"][0]["searches"][0]["query"] = "pump  degrees"  # as another parser read it
+    uri, facts = f"{tmp_path}/other.parquet", artifact.read_provenance(stored)
+    other = artifact.write_table(artifact.table_of([row], "trajectories/2"), uri, "trajectories/2", facts)
+    (after,) = artifact.read_rows(reparse(other, index, str(tmp_path / "again"))[0])
+    (search,) = after["turns"][0]["searches"]
+    assert (search["query"], search["shown"]) == ("pump degrees", False)
+    assert after["citations"] == row["citations"]
+
+
 def test_a_rollout_of_one_search_that_gave_an_answer_ends_as_the_others_did(
     index: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

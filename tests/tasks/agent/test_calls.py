@@ -73,6 +73,10 @@ def test_a_slip_with_one_reading_is_mended(inside: str, queries: list[str]) -> N
         '{"arguments": {"query": "a", "name": "search_documents"}',
         '{"name": "search_documents", "arguments": ' + "[" * 600 + "]" * 600 + "}",
         "<function=search_documents><parameter=query>a</function>",
+        "<function=search_documents><parameter=query>a</parameter><parameter=query>b</parameter></function>",
+        '{"name": "search_documents", "arguments": {"query": "a", "query": "b"}}',  # whole, and with two readings
+        f"{A}; {B}",  # the second would be dropped
+        f"{A} or maybe {B}",
         "search_documents",
         "",
     ],

@@ -72,6 +72,23 @@ def test_the_bound_is_never_below_what_a_server_counts(messages: Any, data: Any)
     assert all("images" not in m and PLACEHOLDER not in m["content"] for m in text_alone(messages))
 
 
+def reckoned(text: str) -> int:
+    """Tokens that a message's text is taken for where no server counts them."""
+    empty, told = ([{"role": "user", "content": content}] for content in ("", text))
+    return TokenCount(32).about(told, None) - TokenCount(32).about(empty, None)
+
+
+@given(st.text("0123456789.,|()%- \n"))
+def test_where_no_server_counts_each_figure_is_a_token(text: str) -> None:
+    """As in the vocabularies of Qwen and SmolLM2, which split numbers into digits."""
+    assert len("".join(text.split())) <= reckoned(text) <= len(text)
+
+
+def test_where_no_server_counts_prose_is_reckoned_at_less_than_its_bytes() -> None:
+    prose = "The warranty of the pump ends after twenty-four months, unless the buyer has agreed otherwise. " * 20
+    assert len(prose.split()) * 2 < reckoned(prose) < len(prose) * 2 / 3
+
+
 PAGES = {("a.pdf", 1): "One\nfish", ("a.pdf", 2): "", ("b.pdf", 3): "[1] a.pdf page 1", ("c.pdf", 4): "page 4"}
 
 

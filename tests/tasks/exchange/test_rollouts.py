@@ -12,7 +12,7 @@ import pytest
 from tasks import artifact
 from tasks.agent import prompts
 from tasks.artifact import Artifact
-from tasks.config import Agent, Format, Process
+from tasks.config import Agent, Format, Process, Search
 from tasks.errors import InputError
 from tasks.exchange.export import export_tables
 from tasks.exchange.importing import import_rows
@@ -273,6 +273,41 @@ def test_a_row_of_ours_that_was_tampered_with_is_refused(searcher: Any, tmp_path
         **{None: "unknown_field", 2: "bad_conversation", 3: "wrong_type", 4: "duplicate_id", 5: "bad_conversation"},
         6: "bad_conversation",
     }
+
+
+@pytest.mark.parametrize("layout", ["jsonl", "hf"])
+def test_what_has_no_pairs_comes_back_without(searcher: Any, tmp_path: Path, layout: str) -> None:
+    agent = Agent()
+    made = collected(searcher, tmp_path, agent)
+    scored = process({"t": made}, Process(max_pairs=0), str(tmp_path))
+    out = tmp_path / "out"
+    out.mkdir()
+    export_tables(dict(zip(("processed", "pairs"), scored, strict=False)), layout, out, str(tmp_path))
+    sources = [str(out)] if layout == "hf" else [str(out / f"{name}.jsonl") for name in ("processed", "pairs")]
+    back = import_rows("processed", sources, agent, None, None, str(tmp_path / "back"), str(tmp_path))
+    assert (back["processed"].rows, back["pairs"].rows) == (scored[0].rows, 0)
+
+
+def test_how_it_was_searched_and_scored_comes_along(searcher: Any, tmp_path: Path) -> None:
+    agent, search = Agent(), Search(operator="and").model_dump(mode="json")
+    rows = artifact.read_table(collected(searcher, tmp_path, agent))
+    facts = artifact.provenance(settings={"agent": agent.model_dump(mode="json"), "search": search})
+    schema = schema_of("trajectories")
+    made = artifact.write_table(rows, str(tmp_path / "anded.parquet"), schema, facts)
+    scored = process({"t": made}, Process(reward="ndcg"), str(tmp_path))
+    out = tmp_path / "out"
+    out.mkdir()
+    export_tables({"trajectories": made, "processed": scored[0]}, "jsonl", out, str(tmp_path))
+    told = {
+        name: artifact.read_provenance(
+            import_rows(name, [str(out / f"{name}.jsonl")], agent, None, None, str(tmp_path / name), str(tmp_path))[
+                name
+            ]
+        )["settings"]
+        for name in ("trajectories", "processed")
+    }
+    assert told["trajectories"]["search"] == search
+    assert told["processed"]["reward"] == "ndcg"
 
 
 @pytest.mark.parametrize("by_text", [False, True])

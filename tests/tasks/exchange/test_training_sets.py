@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tasks import artifact
 from tasks.agent import prompts
-from tasks.agent.protocol import as_stored
+from tasks.agent.protocol import Answer, as_stored, tell_last_turn
 from tasks.config import Agent, Format, FormatName
 from tasks.errors import ArtifactError, InputError
 from tasks.exchange import training_sets
@@ -111,6 +111,22 @@ def test_a_trace_becomes_turns(tmp_path: Path) -> None:
     assert '"name": "search_documents", "arguments": {"query": "fee"}' in row["completion"][0]["content"]
     assert '"citations": [{"file": "a.pdf", "page": 2}]' in row["completion"][2]["content"]
     assert training_sets.write(row)["output"] == trace
+
+
+@pytest.mark.parametrize("protocol", ["tags", "tools"])
+def test_what_the_agent_asks_for_in_the_last_turn_is_not_said(protocol: Any) -> None:
+    agent, speaking = Agent(protocol=protocol), prompts.PROTOCOLS[protocol]
+    conversation = [
+        speaking.search(None, "fee"),
+        {"role": "tool" if protocol == "tools" else "user", "content": "<results>\n[1] a.pdf page 2\n</results>"},
+    ]
+    tell_last_turn(conversation, speaking)
+    conversation.append(speaking.answer("So.", Answer(("5",), (("a.pdf", 2),))))
+    completion = [as_stored(message) for message in conversation]
+    row = {"question_id": "q", "prompt": prompts.prompt_messages("How much?", agent), "completion": completion}
+    line = training_sets.write(row)
+    assert (speaking.last_turn or "") in line["output"]
+    assert training_sets.read(line, "sft_trajectory", "train", agent, Counter())["completion"] == completion
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,10 @@ def test_set_aside_never_cut(tokenizer: Any) -> None:
     assert items.val[0].examples[0].weight == 1
     assert re.search(r"How long\?", tokenizer.decode(items.train[0].examples[0].ids))
 
+    half = row("How " + "very " * 60 + "long?", "<search>pump</search>", rank_score=0.5)
+    items = sft.load([half, given_rows[0]], tokenizer, Finetune(max_length=100, weight_scheme="rank-score"))
+    assert [item.examples[0].weight for item in items.train] == [1.0]  # what is set aside has no part in the mean
+
 
 def test_an_example_of_just_the_most_tokens_is_learned() -> None:
     assert unusable(Example((1, 2, 3), (1,)), 3) is None

@@ -12,10 +12,19 @@ from typing import Any
 import pytest
 
 from tasks import storage
-from tasks.artifact import Artifact, fetch_folder, read_provenance, read_rows
+from tasks.artifact import (
+    Artifact,
+    fetch_folder,
+    provenance,
+    read_provenance,
+    read_rows,
+    table_of,
+    write_table,
+)
 from tasks.config import Finetune
 from tasks.errors import TrainingError
 from tasks.training import launch
+from tests.tasks.training import training_rows
 
 SETTINGS = Finetune(epochs=4, batch_size=5, gradient_accumulation=2, save_steps=3, lora_dropout=0.1, batching="packing")
 STEPS = 14
@@ -114,6 +123,17 @@ def test_killed_it_goes_on_to_the_same_adapter(
     launch.forget_checkpoints(uri, work)
     assert not work.exists()
     assert not [file for file in storage.iter_files(uri) if "/checkpoints/" in file]
+
+
+def test_an_imported_training_set_need_not_say_which_prompt_it_was_made_with(model: Path, tmp_path: Path) -> None:
+    rows = [training_rows.row("How long?", "<search>pump</search>", prompt_fingerprint=None)]
+    training_set = write_table(table_of(rows, "sft/2"), str(tmp_path / "sft.parquet"), "sft/2", provenance())
+    once, steps = SETTINGS.model_copy(update={"epochs": 1}), list[int]()
+    adapter, _, _ = launch.finetune(
+        training_set, str(model), once, str(tmp_path / "out"), tmp_path / "work", lambda step, *_: steps.append(step)
+    )
+    assert read_provenance(adapter)["prompt_fingerprints"] == []
+    assert "of a prompt that is not known" in (fetch_folder(adapter) / "README.md").read_text()
 
 
 def test_the_trainer_s_last_words_are_in_the_error(tmp_path: Path) -> None:
