@@ -9,7 +9,6 @@ from tasks.artifact import Artifact, fetch_folder, provenance, write_folder
 from tasks.model import model_fingerprint
 from tasks.training.adapted import base_of, load_adapted
 from tasks.training.loading import base_name, load_model, load_tokenizer, sees
-from tasks.training.peft_model import load_scorer
 from tasks.training.reader import as_classifier
 
 _MOST_IN_A_FILE = "4GB"  # object storage takes 5 GiB at once
@@ -32,6 +31,8 @@ def merge(adapter: Artifact, model: str, uri: str, trusted: Collection[str] = ()
     """
     import torch
     from transformers import AutoConfig
+
+    from tasks.training.peft_model import load_scorer
 
     base, trust = base_of(adapter, model, trusted), model in trusted
     known = AutoConfig.from_pretrained(base, trust_remote_code=trust)

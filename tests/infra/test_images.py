@@ -1,15 +1,50 @@
 """infra/images: what the Dockerfile copies and installs. `make lint` has hadolint read it."""
 
+import importlib.metadata
+import json
 import re
+import subprocess
+import sys
 import tomllib
+from collections.abc import Iterable
 from fnmatch import fnmatch
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from tests.servers import DOCKERFILE, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+# Loads all that a worker may be asked to run, as if some packages were not installed.
+LOAD_FLOWS = """
+import importlib, json, pkgutil, sys
+from importlib.machinery import PathFinder
+
+hidden, looked_for = set(json.loads(sys.argv[1])), set()
+
+
+class Others(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] in hidden:
+            looked_for.add(name)
+            return None
+        return super().find_spec(name, path, target)
+
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Others
+import flows.cli, tasks
+print(json.dumps(sorted(looked_for | {"transformers", "datasets", "openai"} & sys.modules.keys())))
+names = [f"flows.{module.name}" for module in pkgutil.iter_modules(flows.__path__)]
+names += [module.name for module in pkgutil.walk_packages(tasks.__path__, "tasks.")]  # what stages import when they run
+for name in names:
+    if not name.startswith("tasks.training.") and not name.endswith(".__main__"):
+        importlib.import_module(name)
+importlib.import_module("flows.deploy_files").read_deployments("/nowhere")
+print(json.dumps([name for name in sys.modules if name.startswith("flows.")]))
+"""
 
 
 def _requirements(lines: list[str]) -> dict[str, Requirement]:
@@ -36,6 +71,44 @@ def test_the_orchestrator_has_the_messaging_that_is_tested() -> None:
     tested = _requirements(PROJECT["optional-dependencies"]["dev"])
     assert wanted == {name: tested[name] for name in wanted}
     assert {"prefect-redis", "prefect-kubernetes"} <= wanted.keys()
+
+
+def _brought_by(requirements: Iterable[str]) -> set[str]:
+    """The distributions that installing these brings, of those that are installed here."""
+    waiting, seen = [(Requirement(line), "") for line in requirements], set[tuple[str, str]]()
+    while waiting:
+        requirement, extra_of = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra_of}):
+            continue
+        for extra in {"", *requirement.extras} - {extra for known, extra in seen if known == name}:
+            try:
+                needed = importlib.metadata.requires(name) or []
+            except importlib.metadata.PackageNotFoundError:
+                break
+            seen.add((name, extra))
+            waiting += [(Requirement(line), extra) for line in needed]
+    return {name for name, _ in seen} - {PROJECT["name"]}
+
+
+def test_every_flow_loads_without_the_packages_of_the_extras() -> None:
+    """Two images lack them and run flows, and `drag deploy` loads all. The command line by itself loads nothing large."""
+    core = _brought_by(PROJECT["dependencies"])
+    extras = _brought_by(line for lines in PROJECT["optional-dependencies"].values() for line in lines) - core
+    hidden = [
+        module
+        for module, distributions in importlib.metadata.packages_distributions().items()
+        if {canonicalize_name(name) for name in distributions} <= extras
+    ]
+    assert {"torch", "peft", "trl", "accelerate"} <= set(hidden)
+    assert not {"transformers", "prefect"} & set(hidden)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_FLOWS, json.dumps(hidden)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    heavy, loaded = map(json.loads, done.stdout.splitlines())
+    assert heavy == []
+    assert {f"flows.{file.stem}" for file in (ROOT / "flows").glob("[!_]*.py")} <= set(loaded)
 
 
 def test_vllm_on_gpus_is_the_one_that_is_tested_without() -> None:
