@@ -14,12 +14,12 @@ from prefect import Task, task
 from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.logging import get_run_logger
 from prefect.results import get_result_store
-from prefect.utilities.annotations import NotSet
+from prefect.settings import get_current_settings
 
 from tasks import artifact, storage
 from tasks.artifact import Artifact
-from tasks.errors import DragError, StorageError
 from tasks.results import StageResults, stage_results
+from tasks.retries import may_pass
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,6 @@ class StageRun:
 
 def _key(_: Any, parameters: dict[str, Any]) -> str:
     return parameters["key"]
-
-
-def _may_pass(task: Any, task_run: Any, state: Any) -> bool:
-    """Whether trying again could help: not where the user must act first, nor where our code is wrong."""
-    try:
-        state.result()
-    except DragError as error:
-        return isinstance(error, StorageError)
-    except Exception as error:  # noqa: BLE001 - whatever it was, it is in the state, and Prefect reports it
-        return not isinstance(error, AssertionError | AttributeError | ImportError | NameError | TypeError)
-    return False
 
 
 def stage(
@@ -74,7 +63,7 @@ def stage(
             result_serializer="json",
             retries=retries,
             retry_delay_seconds=5,
-            retry_condition_fn=_may_pass,
+            retry_condition_fn=may_pass,
         )(unless_unread)
 
     return decorate
@@ -101,18 +90,16 @@ def run_stage(
         whatever the stage raises.
     """
     started = time.monotonic()
+    refresh = refresh or get_current_settings().tasks.refresh_cache
     if refresh:
         # or a run that is killed once it has written over what it made before would leave a result that names that
         storage.delete(storage.join(root, "results", f"{stage_task.name}-{key}"))
-    configured = stage_task.with_options(result_storage=stage_results(root), refresh_cache=True if refresh else NotSet)
+    configured = stage_task.with_options(result_storage=stage_results(root), refresh_cache=refresh)
     state = configured(key=f"{stage_task.name}-{key}", uri=uri, **parameters, return_state=True)
     made: dict[str, Artifact] = state.result()
     if state.name == "Cached" and not _all_there(made.values()):
         get_run_logger().warning("%s: what was made before is gone; making it again", stage_task.name)
-        state = configured.with_options(refresh_cache=True)(
-            key=f"{stage_task.name}-{key}", uri=uri, **parameters, return_state=True
-        )
-        made = state.result()
+        return run_stage(stage_task, root=root, key=key, uri=uri, refresh=True, **parameters)
     return StageRun(stage_task.name, state.name == "Cached", time.monotonic() - started, made)
 
 

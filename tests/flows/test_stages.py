@@ -1,15 +1,18 @@
 """Stages are cached by their key in the storage itself, made again when what they made is gone, retried when it helps."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from prefect import flow
+from prefect import flow, task
+from prefect.settings import PREFECT_TASKS_REFRESH_CACHE, temporary_settings
 
 from tasks import artifact, storage
 from tasks.artifact import Artifact, provenance, table_of, write_table
 from tasks.errors import InputError, StorageError
+from tasks.retries import may_pass
 from tasks.stages import StageRun, run_stage, stage
 from tests.flaky_s3 import flaky_s3
 
@@ -27,12 +30,15 @@ def make(key: str, uri: str) -> dict[str, Artifact]:
     return _write(uri)
 
 
-@stage("breaks", retries=0)
-def breaks(key: str, uri: str) -> dict[str, Artifact]:
+@stage("changes", retries=0)
+def changes(key: str, uri: str) -> dict[str, Artifact]:
+    """Other bytes each time; broken off with these written where a file `stop` lies."""
     calls.append(key)
-    if storage.is_file(uri):
-        raise InputError("failing", file=uri)
-    return _write(uri + "-made")
+    table = table_of([ROW | {"detail": str(len(calls))}], "set_aside/1")
+    made = write_table(table, storage.join(uri, "made.parquet"), "set_aside/1", provenance())
+    if storage.is_file(stop := storage.join(uri, "stop")):
+        raise InputError("is there", file=stop)
+    return {"made": made}
 
 
 def _flow(body: Callable[[], Any]) -> Any:
@@ -65,22 +71,33 @@ def test_what_is_gone_is_made_again(storage_root: str) -> None:
     assert _make(storage_root, "a").cached
 
 
-def test_what_is_made_anew_and_fails_is_not_taken_from_before(storage_root: str) -> None:
-    """It may have written over what it made before: the old result would name what is no longer there."""
-    _make(storage_root, "a")
-    failing = storage.join(storage_root, "failing")
-    storage.write_bytes(failing, b"")
-    with pytest.raises(InputError):
-        _flow(lambda: run_stage(breaks, root=storage_root, key="b", uri=failing))
-    storage.delete(failing)
-    _flow(lambda: run_stage(breaks, root=storage_root, key="b", uri=failing))
-    storage.write_bytes(failing, b"")
-    with pytest.raises(InputError):
-        _flow(lambda: run_stage(breaks, root=storage_root, key="b", uri=failing, refresh=True))
-    storage.delete(failing)
+@pytest.mark.parametrize("why", ["it is asked for", "a setting says so", "it is gone"])
+def test_what_is_made_anew_and_broken_off_is_not_taken_from_before(tmp_path: Path, why: str) -> None:
+    """It has written over what it made before: the old result would name bytes that are no longer there."""
+    root = str(tmp_path)
+    uri = storage.join(root, "made")
+    stop = storage.join(uri, "stop")
+
+    def run(*, refresh: bool = False) -> StageRun:
+        return _flow(lambda: run_stage(changes, root=root, key="a", uri=uri, refresh=refresh))
+
+    first = run()
+    assert run().cached
+    if why == "it is gone":
+        storage.delete(first.artifacts["made"].uri)
+    storage.write_bytes(stop, b"")
+    with (
+        temporary_settings({PREFECT_TASKS_REFRESH_CACHE: why == "a setting says so"}),
+        pytest.raises(InputError, match="is there"),
+    ):
+        run(refresh=why == "it is asked for")
+    storage.delete(stop)
     calls.clear()
-    assert not _flow(lambda: run_stage(breaks, root=storage_root, key="b", uri=failing)).cached
-    assert calls == ["breaks-b"]
+    again = run()
+    assert not again.cached
+    assert calls == ["changes-a"]
+    assert artifact.read_rows(again.artifacts["made"]) == [ROW | {"detail": "1"}]
+    assert run().cached
 
 
 def test_a_result_that_cannot_be_read_just_now_is_not_paid_for_again(
@@ -114,8 +131,15 @@ def test_another_storage_knows_nothing_of_it(tmp_path: Any) -> None:
     assert not _make(str(tmp_path / "two"), "a").cached
 
 
-@pytest.mark.parametrize(("error", "tries"), [(ConnectionResetError("gone"), 2), (InputError("bad row"), 1)])
-def test_only_what_can_pass_is_tried_again(tmp_path: Any, error: Exception, tries: int) -> None:
+CAN_PASS = pytest.mark.parametrize(
+    ("error", "tries"),
+    [(ConnectionResetError("gone"), 2), (StorageError("gone"), 2), (InputError("bad row"), 1), (TypeError("ours"), 1)],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+
+
+@CAN_PASS
+def test_only_what_can_pass_is_tried_again(tmp_path: Path, error: Exception, tries: int) -> None:
     @stage("fragile", retries=1)
     def fragile(key: str, uri: str) -> dict[str, Artifact]:
         calls.append(key)
@@ -124,6 +148,22 @@ def test_only_what_can_pass_is_tried_again(tmp_path: Any, error: Exception, trie
     quick = fragile.with_options(retry_delay_seconds=0)
     with pytest.raises(type(error)):
         _flow(lambda: run_stage(quick, root=str(tmp_path), key="a", uri=str(tmp_path / "a")))
+    assert len(calls) == tries
+
+
+@CAN_PASS
+async def test_only_what_can_pass_is_tried_again_in_an_event_loop(error: Exception, tries: int) -> None:
+    @task(retries=1, retry_condition_fn=may_pass, persist_result=False)
+    async def fragile() -> None:
+        calls.append("fragile")
+        raise error
+
+    @flow
+    async def asking() -> None:
+        await fragile()
+
+    with pytest.raises(type(error)):
+        await asking()
     assert len(calls) == tries
 
 
