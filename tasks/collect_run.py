@@ -22,6 +22,7 @@ from tasks.collect import ShardReport
 from tasks.errors import CollectError, ServerError
 from tasks.logs import run_logger
 from tasks.progress import OnProgress
+from tasks.retries import may_pass
 from tasks.supervise import Connect
 from tasks.unwritten import Unwritten
 
@@ -177,7 +178,14 @@ async def _run_shards(
         began=began,
     ) as attempt:
 
-        @task(name="shard", task_run_name="shard {number}", retries=2, retry_delay_seconds=5, persist_result=False)
+        @task(
+            name="shard",
+            task_run_name="shard {number}",
+            retries=2,
+            retry_delay_seconds=5,
+            retry_condition_fn=may_pass,
+            persist_result=False,
+        )
         async def run_shard(number: int) -> ShardReport:
             done[number] = 0  # a shard that is tried again counts anew
 

@@ -18,6 +18,7 @@ from flows.collect import collect
 from tasks import collect as shards
 from tasks import config, failures
 from tasks.collect import Shard, ShardReport
+from tasks.errors import ConfigError
 from tests.model_server import ModelServer, Reply, Status
 from tests.small_collection import ingest_small, searcher
 
@@ -113,3 +114,22 @@ def test_no_more_shards_are_under_way_than_keep_the_gate_full(
     with ModelServer(searcher) as server:
         assert _run(root, server.url, concurrency=1, shard_size=1).is_completed()
     assert most == 2  # of ten; without a bound all would be, waiting at the gate
+
+
+def test_a_shard_that_cannot_pass_is_not_tried_again(
+    tmp_path: Path, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try begins all its rollouts that have not finished anew, and they cost the same again."""
+    root = str(tmp_path / "store")
+    ingest_small(root, documents)
+    tried: list[int] = []
+
+    async def refused(shard: Shard, **given: Any) -> ShardReport:
+        tried.append(shard.number)
+        raise ConfigError("only the user can mend this")
+
+    monkeypatch.setattr(shards, "run_shard", refused)
+    with ModelServer(searcher) as server:
+        state = _run(root, server.url, shard_size=10)
+    assert "only the user can mend this" in str(state.message)
+    assert tried == [0]
