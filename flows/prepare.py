@@ -14,6 +14,7 @@ from tasks import artifact, config, nights, plots, statistics, storage
 from tasks.agent.prompts import told_by
 from tasks.artifact import load_ref
 from tasks.cache import stage_key
+from tasks.errors import ArtifactError
 from tasks.stage_tasks import format_training_sets, process_trajectories
 from tasks.stages import StageRun, run_stage
 
@@ -38,8 +39,20 @@ def processed(root: str, settings: config.Process, chosen: config.Nights, source
 
 
 def formatted(root: str, settings: config.Format, agent: config.Agent) -> StageRun:
-    """Make the training sets for an agent that is to be served with these settings."""
+    """Make the training sets for an agent that is to be served with these settings.
+
+    Raises:
+        ArtifactError: nothing was processed yet, or the newest rollouts and the newest pairs were not made together.
+        EmptyError: no example is left.
+    """
     inputs: dict[str, Any] = {"processed": load_ref(root, "processed"), "pairs": load_ref(root, "pairs")}
+    # A stage's folder is named by all that it was made of. References to what lies in it are saved one after the other: in
+    # between, or when killed there, these two are of different collections.
+    if len({made.uri.rpartition("/")[0] for made in inputs.values()}) > 1:
+        raise ArtifactError(
+            f"{root} holds pairs of other rollouts than the processed ones: a process or an import is under way, or was broken "
+            "off; wait until it ends, or run it again"
+        )
     key = stage_key("tasks.formats", settings={"format": settings}, inputs=inputs, facts={"agent": told_by(agent)})
     uri = storage.join(root, "training-sets", key)
     run = run_stage(format_training_sets, root=root, key=key, uri=uri, settings=settings, agent=agent, **inputs)

@@ -97,6 +97,7 @@ def test_the_references_files_go_through_every_stage_and_out_again(
 
     assert main(["import", "processed", str(out / "processed.jsonl"), "--storage", elsewhere]) == 0
     assert read_rows(load_ref(elsewhere, "processed")) == read_rows(load_ref(storage_root, "processed"))
+    assert main(["format", "--split", "all", "--storage", elsewhere]) == 0
 
 
 def test_the_references_rollouts_are_learned_from_with_page_images(
