@@ -17,6 +17,8 @@ from prefect.logging import get_run_logger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tasks.secrets import without_secrets
+
 OnProgress = Callable[[int, int], None]
 _UI_EVERY_S = 2.0
 
@@ -52,6 +54,7 @@ def progress(title: str) -> Iterator[OnProgress]:
     row = bar.add_task(title, total=None)
     told = 0.0
     tenth = -1
+    failed = False
     ui = ThreadPoolExecutor(1)  # calls of the API would hold up the event loop that reports progress
     context = contextvars.copy_context()
     artifact: list[UUID] = []
@@ -59,11 +62,17 @@ def progress(title: str) -> Iterator[OnProgress]:
     logger = get_run_logger() if in_a_run else None
 
     def tell_ui(done: int, total: int) -> None:
+        nonlocal failed
         share = 100 * done / total
-        if artifact:
-            update_progress_artifact(artifact[0], share, description=f"{title}: {done} of {total}")
-        else:
-            artifact.append(cast(UUID, create_progress_artifact(share, key=slug(title), description=title)))
+        try:
+            if artifact:
+                update_progress_artifact(artifact[0], share, description=f"{title}: {done} of {total}")
+            else:
+                artifact.append(cast(UUID, create_progress_artifact(share, key=slug(title), description=title)))
+        except Exception as error:  # noqa: BLE001 - whatever it was, the work goes on, and nobody asks how this call ended
+            if logger and not failed:  # the next one most likely fails alike
+                logger.warning("%s: the UI does not show how far it is: %s", title, without_secrets(repr(error)))
+            failed = True
 
     def on_progress(done: int, total: int) -> None:
         nonlocal told, tenth
