@@ -7,6 +7,7 @@ drag compare --compare question base adapter
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import create_link_artifact
@@ -248,7 +249,7 @@ def _show(sets: Mapping[str, list[Artifact]], comparisons: Mapping[str, Artifact
     text = "\n\n".join(filter(None, parts))
     page = storage.join(report.uri, "index.html")
     show_markdown("Comparison", "\n\n".join([text, *read_provenance(report)["conclusion"], f"Report: {page}"]))
-    create_link_artifact(page if storage.is_s3(page) else f"file://{page}", key="report", link_text="Report")
+    create_link_artifact(page if storage.is_s3(page) else Path(page).as_uri(), key="report", link_text="Report")
     console = Console(stderr=True)
     if not console.is_terminal:  # a log file has room for a column a run
         console.width = max(console.width, _LABEL_WIDTH + _RUN_WIDTH * len(sets[""]))

@@ -7,6 +7,8 @@ from typing import Any
 
 import datasets
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from flows.evaluate import compare, evaluate, results_ref
 from flows.export import export
@@ -42,7 +44,7 @@ def test_a_run_searched_otherwise_is_not_the_run_of_that_name() -> None:
 def test_single_questions_are_asked_alone_and_shown_and_share_rollouts_with_a_whole_evaluation(
     tmp_path: Path, documents: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = str(tmp_path / "store")
+    root = str(tmp_path / "a store #1")
     ingest_small(root, documents)
     with ModelServer(_wrong) as server:
         made = evaluate(_settings(root, server.url, "q9", "q3"))
@@ -73,6 +75,7 @@ def test_single_questions_are_asked_alone_and_shown_and_share_rollouts_with_a_wh
             r"base against question, Hit@1: [^:]+: cannot tell, n = 10 too small [^:]+ points Report: ", shown
         )
         whole = {name: load_ref(root, name) for name in REFS}
+        assert f"({Path(whole['report'].uri, 'index.html').as_uri()})" in _links()
         evaluate(_settings(root, server.url, "q9"))
         assert server.calls == 30
         assert {name: load_ref(root, name) for name in REFS} == whole
@@ -81,6 +84,13 @@ def test_single_questions_are_asked_alone_and_shown_and_share_rollouts_with_a_wh
 
     with pytest.raises(InputError, match="no question q77 in split 'all'"):
         evaluate(_settings(root, server.url, "q77"))
+
+
+def _links() -> str:
+    """The links to reports in the UI."""
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["report"])))
+    return " ".join(str(shown.data) for shown in found)
 
 
 def _exported(root: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
