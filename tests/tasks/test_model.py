@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,20 @@ def test_weights_are_hashed_once_on_a_machine(tmp_path: Path, monkeypatch: pytes
     assert model_fingerprint(folder) != before  # taken as it was kept
     os.utime(folder / "model.safetensors", ns=(0, 0))
     assert model_fingerprint(folder) == before  # and not for a file that was touched
+
+
+def test_a_full_disk_below_the_cache_costs_only_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRAG_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # no file takes a byte, as on a full disk
+    try:
+        found = model_fingerprint(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert found == model_fingerprint(folder)
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
