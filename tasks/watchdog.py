@@ -2,10 +2,10 @@
 
 The starter holds the write end of this process's standard input. When it dies, however it dies (kill -9 included), that
 pipe closes; the watchdog then ends the program and all it started. Without this, a killed flow would leave a vLLM engine
-holding the GPU, or a trainer writing to the checkpoints that the next run reads.
+holding the GPU, or a trainer writing to the checkpoints that the next run reads. The watchdog itself may be killed as well,
+so it is watched in the same way, by the process that leads the program's group.
 """
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -57,7 +57,8 @@ def die_with_parent() -> None:
 
 def main(command: list[str]) -> int:
     """Run the command in a process group of its own until it ends or standard input closes; returns its exit code."""
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    group = _group_that_ends_with_us()
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=group)
 
     def end_when_asked() -> None:
         while os.read(0, 1024):
@@ -71,10 +72,29 @@ def main(command: list[str]) -> int:
     threading.Thread(target=end_when_asked, daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     code = child.wait()
-    # A program that crashed or was killed leaves its workers behind, in the group that it led.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
+    # A program that crashed or was killed leaves its workers behind, in its group.
+    os.killpg(group, signal.SIGKILL)
+    os.waitpid(group, 0)
     return code if code >= 0 else 128 - code
+
+
+def _group_that_ends_with_us() -> int:
+    """A new process group, killed as soon as this process is no more: its leader waits for a pipe that is open here alone.
+
+    At once, not politely: who started this goes on, and starts the program again on the same port and GPU.
+    """
+    ends_with_us, held = os.pipe()
+    leader = os.fork()
+    if leader:
+        os.close(ends_with_us)
+        os.setpgid(leader, leader)
+        return leader
+    os.close(held)
+    for asked in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # a program may end its whole group politely
+        signal.signal(asked, signal.SIG_IGN)
+    os.read(ends_with_us, 1)
+    os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 if __name__ == "__main__":

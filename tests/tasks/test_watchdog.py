@@ -31,10 +31,14 @@ def _pids(path: Path) -> list[int]:
 
 def _alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return _stat(pid)[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def _stat(pid: int) -> list[str]:
+    """What the system says of a process: its state, its parent, and more."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def _all_end(pids: list[int]) -> bool:
@@ -54,7 +58,7 @@ def test_stop_ends_the_program_and_its_workers(tmp_path: Path) -> None:
     assert watchdog.stop(process) == 128 + signal.SIGTERM
 
 
-@pytest.mark.parametrize("victim", ["starter", "program"])
+@pytest.mark.parametrize("victim", ["starter", "watchdog", "program"])
 def test_kill_9_leaves_nothing_behind(tmp_path: Path, victim: str) -> None:
     starter = subprocess.Popen(
         [
@@ -69,7 +73,8 @@ def test_kill_9_leaves_nothing_behind(tmp_path: Path, victim: str) -> None:
     try:
         pids = _pids(tmp_path / "pids")
         assert all(_alive(pid) for pid in pids)
-        os.kill(starter.pid if victim == "starter" else pids[0], signal.SIGKILL)
+        of_victim = {"starter": starter.pid, "watchdog": int(_stat(pids[0])[1]), "program": pids[0]}
+        os.kill(of_victim[victim], signal.SIGKILL)
         assert _all_end(pids)
     finally:
         starter.kill()
