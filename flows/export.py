@@ -19,15 +19,13 @@ hf upload --repo-type dataset NAME FOLDER
 hf upload NAME FOLDER
 """
 
-import tempfile
-from pathlib import Path
 from typing import get_args
 
 from rich.console import Console
 
 from flows.form import settings_flow
 from flows.summary import show_markdown
-from tasks import adapter_names, artifact, config, evaluate, storage
+from tasks import adapter_names, artifact, config, evaluate, folders, storage
 from tasks.artifact import Artifact, load_ref, read_provenance
 from tasks.errors import ArtifactError
 from tasks.exchange.adapter import export_adapter
@@ -77,8 +75,7 @@ def export(settings: config.ExportRun) -> dict[str, int]:
         ArtifactError: there is none of it yet.
     """
     root, target = storage.resolve(settings.storage), storage.resolve(settings.target)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with folders.scratch("export") as folder:
         if settings.what in ("adapter", "reward-model"):
             of_reward = settings.what == "reward-model"
             made = load_ref(root, "reward_model") if of_reward else adapter_names.named(root, settings.adapter)

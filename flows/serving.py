@@ -80,7 +80,7 @@ class _Own:
     def _merge(self, adapter: Artifact) -> str:
         """A folder with the adapter merged into its base, which is as large as the base, and goes when no server needs it."""
         if adapter.sha256 not in self._merged:
-            scratch = self._until_the_end.enter_context(folders.scratch(self._work_dir, "merged"))
+            scratch = self._until_the_end.enter_context(folders.scratch("merged", self._work_dir))
             folder = str(scratch / "model")
             merge(adapter, self._server.model, folder, self._server.trusted_remote_code)
             self._merged[adapter.sha256] = folder

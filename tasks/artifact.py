@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
@@ -250,6 +249,7 @@ def write_folder(folder: Path, uri: str, schema: str, rows: int, facts: Mapping[
     for file in list(storage.iter_files(uri)):  # what an earlier artifact left at the same place
         if not (folder / storage.relative(file, uri)).is_file():
             storage.delete(file)
+    storage.clear_unfinished(uri)
     written = {"sha256": artifact.sha256, "rows": rows, "schema": schema}
     storage.write_bytes(_folder_ref(uri), json.dumps(written, indent=1).encode())
     return artifact
@@ -281,9 +281,8 @@ def fetch_folder(artifact: Artifact) -> Path:
     target = cache / artifact.sha256
     if target.is_dir():
         return target
-    folders.make(cache)
-    with tempfile.TemporaryDirectory(dir=cache) as part:
-        made = Path(part) / "folder"
+    with folders.scratch("download", cache) as part:
+        made = part / "folder"
         storage.download_folder(artifact.uri, made)
         _refuse_altered(artifact.uri, _folder_hash(made), artifact.sha256)
         try:

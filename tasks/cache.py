@@ -21,7 +21,9 @@ from tasks.artifact import Artifact
 _PACKAGE = "tasks"
 _TRIES, _PAUSE_S = 100, 0.02
 # What these hold is said, stored or kept alive, and no result depends on it.
-_NO_RESULT = {f"{_PACKAGE}.{name}" for name in ("errors", "folders", "logs", "processes", "storage", "watchdog")}
+_NO_RESULT = {
+    f"{_PACKAGE}.{name}" for name in ("errors", "folders", "locks", "logs", "processes", "storage", "watchdog")
+}
 # What a rollout found is scored anew by every stage that takes it on, so that a new reward needs no new rollouts.
 _SCORED_LATER = {"tasks.collect": {"tasks.reward"}}
 

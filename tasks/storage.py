@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tasks import locks
 from tasks.errors import ArtifactError, ConfigError, StorageError
 
 _CHECK = "check the bucket's name and AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION"
@@ -104,10 +105,11 @@ def write_bytes(uri: str, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("wb") as file:
+                locks.hold(file)  # until it is in place, for `clear_unfinished`
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            part.replace(path)
+                part.replace(path)
         except OSError:
             part.unlink(missing_ok=True)  # on a full disk more than anywhere
             raise
@@ -283,6 +285,17 @@ def delete(uri: str) -> None:
             shutil.rmtree(uri)
         else:
             Path(uri).unlink(missing_ok=True)
+
+
+def clear_unfinished(uri: str) -> None:
+    """Remove what killed processes left of files that they were writing below a local folder, and nothing of a live one's."""
+    if is_s3(uri):
+        return
+    with local_errors(uri, "cleared"):
+        for part in Path(uri).rglob(".*.[0-9]*.[0-9]*.tmp"):
+            with contextlib.suppress(FileNotFoundError):  # in place meanwhile
+                if part.stat().st_size and locks.is_free(part):  # an empty one's writer may not hold the lock yet
+                    part.unlink(missing_ok=True)
 
 
 def upload_folder(folder: Path, uri: str) -> None:

@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks import artifact, storage
+from tasks import artifact, folders, storage
 from tasks.adapters import adapted_modules, read_config
 from tasks.artifact import Artifact
 from tasks.errors import ConfigError, InputError
@@ -34,15 +33,14 @@ def import_adapter(source: str, model: str, trusted: Collection[str], uri: str) 
     if not storage.exists(storage.join(source, _FILES[0])):
         raise InputError(f"there is no {_FILES[0]}; give the folder that PEFT's save_pretrained wrote", file=source)
     base = fetch_model(model, trusted)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with folders.scratch("adapter") as folder:
         for name in (*_FILES, "provenance.json"):
             if storage.exists(file := storage.join(source, name)):
                 (folder / name).write_bytes(storage.read_bytes(file))
         said = _refuse_other_base(folder, model, base, trust=model in trusted)
         known = _provenance(folder, model_fingerprint(base), model)
         facts = artifact.provenance(
-            imported_sha256=storage.fingerprint(scratch),
+            imported_sha256=storage.fingerprint(str(folder)),
             base_model=base_name(model),
             base_said=said,
             base_fingerprint=model_fingerprint(base),

@@ -6,17 +6,16 @@ that is in order of (file, page number)) and `engine/`, which only the engine re
 
 import importlib
 import json
-import tempfile
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks import artifact, config
+from tasks import artifact, config, folders
 from tasks.artifact import Artifact
 from tasks.errors import ArtifactError, ConfigError
 from tasks.search import ENGINES
@@ -77,8 +76,7 @@ def build_index(pages: Artifact, settings: config.Index, uri: str) -> Artifact:
     if pages.schema != "pages/2":
         raise ArtifactError(f"{pages.uri} is {pages.schema!r}; an index is made of 'pages/2'")
     engine = _engine(settings.engine)
-    with tempfile.TemporaryDirectory(prefix="drag-index-") as temporary:
-        folder = Path(temporary)
+    with folders.scratch("index") as folder:
         keys = artifact.read_table(pages, _KEY)
         pq.write_table(
             keys.sort_by([(name, "ascending") for name in _KEY]), folder / "pages.parquet", compression="zstd"

@@ -1,10 +1,9 @@
 """Merge a LoRA adapter into its base model, which any server then serves without knowing of LoRA."""
 
 import shutil
-import tempfile
 from collections.abc import Collection
-from pathlib import Path
 
+from tasks import folders
 from tasks.artifact import Artifact, fetch_folder, provenance, write_folder
 from tasks.model import model_fingerprint
 from tasks.training.adapted import base_of, load_adapted
@@ -49,10 +48,10 @@ def merge(adapter: Artifact, model: str, uri: str, trusted: Collection[str] = ()
         merged = as_classifier(merged)
         merged.config.pad_token_id = tokenizer.pad_token_id  # how it finds the last token of a text among several
     merged = merged.to(precision)
-    with tempfile.TemporaryDirectory() as scratch:
+    with folders.scratch("merge") as scratch:
         merged.save_pretrained(scratch, max_shard_size=_MOST_IN_A_FILE)
         tokenizer.save_pretrained(scratch)
         for file in () if of_text else base.glob("*processor_config.json"):  # how images are seen
             shutil.copy(file, scratch)
         facts = provenance({"adapter": adapter}, base_model=base_name(model), base_fingerprint=model_fingerprint(base))
-        return write_folder(Path(scratch), uri, "model/1", 1, facts)
+        return write_folder(scratch, uri, "model/1", 1, facts)

@@ -190,6 +190,12 @@ def test_a_folder_comes_back(storage_root: str, tmp_path: Path, monkeypatch: pyt
     again = artifact.write_folder(_folder(tmp_path / "two", {"other": b"1"}), uri, "index/1", 1, {})
     assert set(_files(artifact.fetch_folder(again))) == {"other", "provenance.json"}
 
+    # Nor what a killed process had half written.
+    if not storage.is_s3(uri):
+        (Path(uri) / ".weights.bin.12.34.tmp").write_bytes(b"half")
+        assert artifact.write_folder(tmp_path / "two", uri, "index/1", 1, {}) == again
+        assert set(_files(Path(uri))) == {"other", "provenance.json"}
+
 
 def test_a_folder_made_where_it_is_to_lie_stays(tmp_path: Path) -> None:
     made = _folder(tmp_path / "index", {"a": b"1"})

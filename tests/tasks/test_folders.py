@@ -1,5 +1,6 @@
 """Folders of this machine: where they are, what is said when they cannot be, and scratch that a killed process has left."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import folders
+from tasks import folders, locks
 from tasks.errors import ConfigError
 
 
@@ -26,7 +27,7 @@ def test_they_are_where_the_environment_says_or_below_the_home_folder(monkeypatc
 
 _NOBODY = """
 import os
-from tasks import folders
+from tasks import folders, locks
 from tasks.errors import ConfigError
 del os.environ["HOME"]
 os.environ.pop("DRAG_HOME", None)
@@ -60,7 +61,7 @@ _HOLD = """
 import sys, time
 from pathlib import Path
 from tasks import folders
-with folders.scratch(Path(sys.argv[1]), "merged") as folder:
+with folders.scratch("merged", Path(sys.argv[1])) as folder:
     (folder / "model").mkdir()
     (folder / "model" / "weights").write_bytes(b"w" * 1000)
     print(folder, flush=True)
@@ -81,12 +82,65 @@ def test_scratch_goes_with_its_block_and_what_a_killed_process_left_goes_with_th
         dead.send_signal(signal.SIGKILL)
         dead.wait(60)
         assert left.is_dir()
-        with folders.scratch(tmp_path / "work", "merged") as folder:
+        with folders.scratch("merged", tmp_path / "work") as folder:
             assert not left.exists()
             assert (kept / "model" / "weights").exists(), "its process lives"
-            assert folder.is_dir()
-        assert not folder.exists()
+            assert list(folder.iterdir()) == []
+        assert [path.parent for path in (tmp_path / "work").glob("*/files")] == [kept.parent]
     finally:
         for process in (lives, dead):
             process.kill()
             process.wait(60)
+
+
+def test_where_no_lock_can_be_had_nothing_is_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(file: object, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", none)
+    with folders.scratch("merged", tmp_path) as kept, folders.scratch("merged", tmp_path) as other:
+        assert kept.is_dir()
+        assert other.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+# stages that are killed when they have made half of what may be large
+_KILLED = {
+    "jsonl": """
+def lines():
+    yield "sft.jsonl", {"question": "Why?", "question_id": "q", "query": "because"}
+    die()
+
+jsonl.write(lines(), ["sft.jsonl"], "made", {})
+""",
+    "index": """
+pages = artifact.write_table(artifact.table_of([], "pages/2"), "pages.parquet", "pages/2", {})
+tantivy_engine.build = lambda pages, folder: die()
+build_index(pages, config.Index(), "made")
+""",
+    "download": """
+artifact.exists = lambda of: True
+storage.download_folder = lambda uri, folder: die()
+artifact.fetch_folder(artifact.Artifact("s3://bucket/index", "ab" * 32, 1, "index/1"))
+""",
+}
+_DIE = """
+import os, signal
+from tasks import artifact, config, jsonl, storage
+from tasks.search import tantivy_engine
+from tasks.search.index import build_index
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("name", _KILLED)
+def test_a_stage_that_is_killed_leaves_what_the_next_one_removes(tmp_path: Path, name: str) -> None:
+    env = {**os.environ, "TMPDIR": str(tmp_path), "DRAG_CACHE": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    killed = subprocess.run([sys.executable, "-c", _DIE + _KILLED[name]], env=env, cwd=tmp_path, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    parent = tmp_path / "folders" if name == "download" else tmp_path
+    (left,) = parent.glob("drag-*/files")
+    with folders.scratch(name, parent):
+        assert not left.parent.exists()

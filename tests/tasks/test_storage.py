@@ -232,6 +232,40 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+_CUT_OFF = """
+import os, signal, sys, time
+from tasks import storage
+
+def stop(file):
+    print("written", flush=True)
+    time.sleep(600)
+
+os.fsync = stop
+storage.write_bytes(sys.argv[1], b"half")
+"""
+
+
+def test_what_a_killed_process_left_half_written_goes_and_what_a_live_one_writes_stays(tmp_path: Path) -> None:
+    writers = []
+    try:
+        for name in ("dead", "live"):
+            command = [sys.executable, "-c", _CUT_OFF, str(tmp_path / "below" / name)]
+            writers.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+        for writer in writers:
+            assert writer.stdout
+            assert writer.stdout.readline() == b"written\n"
+        writers[0].kill()
+        writers[0].wait(60)
+        (tmp_path / ".managed.tmp").write_bytes(b"no file of ours")
+        assert len(list(tmp_path.rglob("*.tmp"))) == 3
+        storage.clear_unfinished(str(tmp_path))
+        assert [path.name.split(".")[1] for path in sorted(tmp_path.rglob("*.tmp"))] == ["managed", "live"]
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.wait(60)
+
+
 def test_join_and_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert storage.join("s3://b/", "/x/", "y.parquet") == "s3://b/x/y.parquet"
     assert storage.join("/", "x") == "/x"
