@@ -30,10 +30,10 @@ Search = Callable[[str, str], SearchResult | Awaitable[SearchResult]]
 
 
 def search_with(searcher: Searcher, top_k: int) -> Search:
-    """A rollout's way to search an open index: in a thread where the engine would hold up the other rollouts."""
+    """A rollout's way to search an open index: in a thread where the query would hold up the other rollouts."""
 
     def search(query: str, question: str) -> SearchResult | Awaitable[SearchResult]:
-        if searcher.blocking:
+        if searcher.holds_up(query):
             return asyncio.to_thread(searcher.search, query, top_k, question)
         return searcher.search(query, top_k, question)
 

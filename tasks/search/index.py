@@ -90,11 +90,7 @@ def build_index(pages: Artifact, settings: config.Index, uri: str) -> Artifact:
 
 
 class Searcher:
-    """An open index and the settings that queries are read with. Safe to share between threads.
-
-    `blocking` says whether a search takes long enough (Whoosh: up to a second) that asynchronous code should call it in a
-    thread; tantivy answers in less than a millisecond and can be called as it is.
-    """
+    """An open index and the settings that queries are read with. Safe to share between threads."""
 
     def __init__(self, index: Artifact, settings: config.Search) -> None:
         from tasks.search import query
@@ -104,7 +100,7 @@ class Searcher:
         self._language = query  # imported here, for it loads Whoosh
         engine = _engine(json.loads((folder / "meta.json").read_text())["engine"])
         weights = {"text": 1.0, "file": settings.file_boost, "title": settings.title_boost}
-        self.blocking: bool = engine.blocking
+        self._blocking: bool = engine.blocking
         self._engine = engine.Engine(folder / "engine", {field: weight for field, weight in weights.items() if weight})
         pages = pq.read_table(folder / "pages.parquet")
         files = pages["file"].combine_chunks().dictionary_encode()
@@ -112,6 +108,14 @@ class Searcher:
         self._names: list[str] = files.dictionary.to_pylist()
         self._files = array("L", files.indices.to_numpy())
         self._numbers = array("L", pages["page_number"].to_numpy())
+
+    def holds_up(self, query: str) -> bool:
+        """Whether a search takes long enough that asynchronous code should call it in a thread.
+
+        Whoosh may take a second for any query. tantivy takes about a millisecond for plain words, less than a thread takes to
+        hand its answer over to a busy loop; for patterns, ranges and the like, which may match every page, up to hundreds.
+        """
+        return self._blocking or not self._language.is_plain(query)
 
     def search(self, query: str, top_k: int, question: str | None = None) -> SearchResult:
         """The `top_k` best pages for a query. Never raises for anything in the query.

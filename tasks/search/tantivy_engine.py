@@ -7,6 +7,7 @@ known by its ordinal: its place among all pages in order of (file, page number).
 
 import fnmatch
 import functools
+import heapq
 import itertools
 import re
 from collections.abc import Iterable, Iterator
@@ -76,12 +77,14 @@ class Engine:
         # pages that tie with the last one may lie beyond a limit, and segments are in no order
         for limit in (top_k, top_k + 16, top_k + 256, pages):
             scored = self._searcher.search(found, limit + 1, count=False).hits
-            scores = [-round(score, _DECIMALS) for score, _ in scored]
+            # a score that many pages have is rounded once
+            rounded = {score: -round(score, _DECIMALS) for score in {score for score, _ in scored}}
+            scores = [rounded[score] for score, _ in scored]
             if len(scores) <= limit or scores[top_k - 1] < scores[limit]:
                 break
         ordinals = self._searcher.fast_field_values(_ORDINAL, [address for _, address in scored])
-        ranked = sorted(zip(scores, ordinals, strict=True))
-        return [(ordinal, -score) for score, ordinal in ranked[:top_k]]
+        ranked = heapq.nsmallest(top_k, zip(scores, ordinals, strict=True))
+        return [(ordinal, -score) for score, ordinal in ranked]
 
     def _query(self, node: query.Query) -> Query:
         clauses = self._clauses(node)

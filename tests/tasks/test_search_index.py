@@ -1,18 +1,22 @@
 """The index as an artifact, what a searcher promises, and that both engines answer every query with the same pages."""
 
 import random
+import threading
 import uuid
+from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import artifact, config, storage
+from tasks.agent.rollout import search_with
 from tasks.artifact import Artifact
 from tasks.errors import ArtifactError
-from tasks.search import ENGINES, analysis
+from tasks.search import ENGINES, analysis, tantivy_engine
 from tasks.search.index import Searcher, SearchResult, build_index, open_index
 
 Page = dict[str, object]
@@ -195,11 +199,25 @@ def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
         open_index(Artifact(str(tmp_path / "gone"), "", 0, "index/1"), config.Search())
 
 
-def test_only_tantivy_may_be_called_from_asynchronous_code(tmp_path: Path) -> None:
-    pages = write_pages(PAGES, tmp_path)
-    built = {name: build_index(pages, config.Index(engine=name), str(tmp_path / name)) for name in ENGINES}
-    blocking = {name: open_index(index, config.Search()).blocking for name, index in built.items()}
-    assert blocking == {"tantivy": False, "whoosh": True}
+@pytest.mark.parametrize(
+    "query", ["money", "What is said (of money)?", "*:*", "mon*", "page_number:[1 TO 5]", "[a TO w]"]
+)
+async def test_only_plain_words_are_searched_on_the_event_loops_thread(
+    index: Artifact, query: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searcher = open_index(index, config.Search())
+    expected, find, threads = searcher.search(query, 3), searcher._engine.find, []
+
+    def recorded(tree: Any, top_k: int) -> list[tuple[int, float]]:
+        threads.append(threading.current_thread())
+        return find(tree, top_k)
+
+    monkeypatch.setattr(searcher._engine, "find", recorded)
+    answer = search_with(searcher, 3)(query, "")
+    result = await answer if isinstance(answer, Awaitable) else answer
+    assert result == expected
+    plain = query == "money" and isinstance(searcher._engine, tantivy_engine.Engine)
+    assert [thread is threading.current_thread() for thread in threads] == [plain]
 
 
 WORDS = [
