@@ -189,7 +189,7 @@ def serving(
     with log.open("wb") as output:
         process = watchdog.start(args, env=environment(settings.host), output=output)
     at = settings.host if settings.host != "0.0.0.0" else "127.0.0.1"
-    served = Served(f"http://{at}:{port}/v1", process, log)
+    served = Served(f"http://{f'[{at}]' if ':' in at else at}:{port}/v1", process, log)
     try:
         _wait_until_it_answers(served, own, settings.start_timeout, on_wait)
         yield served

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 import yaml
 
@@ -149,6 +150,42 @@ def test_the_logs_of_the_last_servers_are_kept(tmp_path: Path, monkeypatch: pyte
     *kept, new = sorted(path.name for path in tmp_path.glob("vllm-*.log"))
     assert kept == names[10:]
     assert new not in names
+
+
+_ANSWERS = """
+import http.server, socket, sys
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_GET(self, body=b'{"data": [{"id": "base"}]}'):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self):
+        self.do_GET(b"{}")
+
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+host, port = (sys.argv[sys.argv.index(flag) + 1] for flag in ("--host", "--port"))
+Server((host, int(port)), Answers).serve_forever()
+"""
+
+
+def test_it_is_asked_where_it_listens_by_ipv6(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"this machine has no IPv6: {error}")
+    vllm = tmp_path / "python"  # in the place of the interpreter that has vLLM
+    vllm.write_text(f"#!{sys.executable}\n{_ANSWERS}")
+    vllm.chmod(0o755)
+    monkeypatch.setenv("DRAG_VLLM_PYTHON", str(vllm))
+    model, settings = tiny_model(tmp_path / "model"), config.Serve(host="::1", start_timeout=20)
+    with serve.serving(str(model), settings, tmp_path / "work") as served:
+        assert served.base_url.startswith("http://[::1]:")
+        assert [known.id for known in openai.OpenAI(base_url=served.base_url, api_key="none").models.list()] == ["base"]
 
 
 def test_a_free_port_is_none_that_a_connection_takes_meanwhile() -> None:
