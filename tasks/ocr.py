@@ -51,7 +51,6 @@ class Method(NamedTuple):
     name: str
     language: str
     dpi: int
-    deadline_s: float
 
 
 def read_scans(
@@ -125,7 +124,7 @@ def _method(settings: Scans, found: Tesseract, cache: str) -> Method:
         )
     way = {"tesseract": found.version, "language": settings.ocr_language, "dpi": settings.ocr_dpi}
     name = stage_key("tasks.tesseract", facts=way)
-    return Method(cache, name, settings.ocr_language, settings.ocr_dpi, tesseract.DEADLINE_S)
+    return Method(cache, name, settings.ocr_language, settings.ocr_dpi)
 
 
 def _waiting(pages: Artifact, settings: Scans) -> list[SetAside]:
@@ -153,7 +152,7 @@ def _read(scan: Scan, method: Method) -> Reading | str:
     document = _document(scan.source)
     try:
         with cpu_limit(_RENDER_CPU_S):  # Tesseract's own time is not this process's
-            reading = tesseract.read_page(document[scan.number - 1], method.language, method.dpi, method.deadline_s)
+            reading = tesseract.read_page(document[scan.number - 1], method.language, method.dpi)
     except Exception as error:  # noqa: BLE001 - the libraries have no common base, and one bad page must not cost the others
         return printable(f"{type(error).__name__}: {error}")
     storage.write_bytes(kept, json.dumps(reading._asdict()).encode())

@@ -1,4 +1,4 @@
-"""Look up a page of pages/2: its text, its document's title, and the file that it can be rendered from."""
+"""Look up a page of pages/2: its text, and the file that it can be rendered from."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tasks import artifact
 from tasks.artifact import Artifact
 from tasks.errors import ArtifactError
 
-_COLUMNS = ("file", "page_number", "title", "text", "source_uri", "source_sha256")
+_COLUMNS = ("file", "page_number", "text", "source_uri", "source_sha256")
 
 
 class PageStore:
@@ -53,14 +53,6 @@ class PageStore:
         if (file, page) not in self:
             raise ArtifactError(f"the pages hold no page {page} of {file!r}: build the index again from these pages")
         return self._table["text"][self._rows[file][page]].as_py()
-
-    def title(self, file: str) -> str:
-        """The document's title.
-
-        Raises:
-            ArtifactError: there is no such document.
-        """
-        return self._of_document("title", file)
 
     def source(self, file: str) -> str | None:
         """Path or s3:// URI of the PDF that the document's pages can be rendered from; None where there is no PDF.

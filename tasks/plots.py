@@ -29,6 +29,7 @@ _CSS = {
         zip(_RUNS, ("#6b7684", "#b8620b", "#1565b8", "#0b7a6f", "#7a4fb5", "#b03a6e"), strict=True)
     )
 }
+_DEPTH = 10  # ranks that are shown one by one
 _WIDTH = 4.9  # inches: small, so that text is as large as the page's on a phone
 
 
@@ -108,26 +109,26 @@ def _apart(wanted: Sequence[float], least: float, low: float, high: float) -> li
     return placed
 
 
-def hit_curves(ranks: Ranks, depth: int = 10) -> str:
-    """Share of all questions whose first search has the page among the first k, for k = 1 … depth, one line a run."""
+def hit_curves(ranks: Ranks) -> str:
+    """Share of all questions whose first search has the page among the first k, for k = 1 … 10, one line a run."""
     svg: list[str] = []
-    steps = range(1, depth + 1)
+    steps = range(1, _DEPTH + 1)
     curves = [
         [100 * sum(rank is not None and rank <= k for rank in found) / len(found) for k in steps]
         for found in ranks.values()
     ]
     ends = ", ".join(f"{run} {curve[0]:.1f} to {curve[-1]:.1f} %" for run, curve in zip(ranks, curves, strict=True))
-    with _figure(3.0, f"Hit@1 to Hit@{depth}: {ends}", svg) as axes:
+    with _figure(3.0, f"Hit@1 to Hit@{_DEPTH}: {ends}", svg) as axes:
         top = min(100.0, 1.1 * max(max(curve) for curve in curves) + 2)
         places = _apart([curve[-1] for curve in curves], top / 15, 0, top)
         for number, (run, curve, place) in enumerate(zip(ranks, curves, places, strict=True)):
             line = ("-", "--", ":")[min(number // len(_RUNS), 2)]
             axes.plot(steps, curve, line, color=_colour(number), linewidth=2, marker="o", markersize=3.5, clip_on=False)
             axes.annotate(
-                run, (depth + 0.25, place), color=_colour(number), va="center", annotation_clip=False, weight="bold"
+                run, (_DEPTH + 0.25, place), color=_colour(number), va="center", annotation_clip=False, weight="bold"
             )
         axes.set(
-            xlim=(0.7, depth),
+            xlim=(0.7, _DEPTH),
             ylim=(0, top),
             xlabel="k: pages looked at",
             ylabel="among the first k, % of all questions",
@@ -137,18 +138,18 @@ def hit_curves(ranks: Ranks, depth: int = 10) -> str:
     return svg[0]
 
 
-def rank_bars(ranks: Ranks, depth: int = 10) -> str:
+def rank_bars(ranks: Ranks) -> str:
     """Share of all questions by the page's rank in the first search, and of misses, bars of all runs side by side."""
     svg: list[str] = []
     missed = ", ".join(f"{run} {sum(rank is None for rank in found)} of {len(found)}" for run, found in ranks.items())
     with _figure(3.0, f"Rank of the page in the first search; missed: {missed}", svg) as axes:
         width = 0.8 / len(ranks)
         for number, (run, found) in enumerate(ranks.items()):
-            shares = [100 * sum(rank == k for rank in found) / len(found) for k in range(1, depth + 1)]
-            beyond = 100 * sum(rank is None or rank > depth for rank in found) / len(found)
-            x = [k + (number + 0.5) * width - 0.4 for k in [*range(1, depth + 1), depth + 1.6]]
+            shares = [100 * sum(rank == k for rank in found) / len(found) for k in range(1, _DEPTH + 1)]
+            beyond = 100 * sum(rank is None or rank > _DEPTH for rank in found) / len(found)
+            x = [k + (number + 0.5) * width - 0.4 for k in [*range(1, _DEPTH + 1), _DEPTH + 1.6]]
             axes.bar(x, [*shares, beyond], width * 0.92, label=run, **_bar(number))
-        axes.set_xticks([*range(1, depth + 1), depth + 1.6], [*map(str, range(1, depth + 1)), "missed"])
+        axes.set_xticks([*range(1, _DEPTH + 1), _DEPTH + 1.6], [*map(str, range(1, _DEPTH + 1)), "missed"])
         axes.tick_params(axis="x", length=0)
         axes.set(xlabel="rank of the page, first search", ylabel="% of all questions")
         axes.grid(axis="y")

@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,13 +72,12 @@ def command(
     model: Path,
     port: int,
     settings: config.Serve,
-    adapters: Mapping[str, Path],
     *,
     names: Sequence[str] = (BASE_NAME,),
     trust_remote_code: bool = False,
     images: Path | None = None,
 ) -> list[str]:
-    """The command line that serves `model` under its names, and each adapter under its own.
+    """The command line that serves `model` under its names, and takes adapters while it runs.
 
     Args:
         images: folder that requests may name files of.
@@ -113,8 +112,6 @@ def command(
         args += ["--enforce-eager"]  # starts in a third of the time, and compiling gains little on a CPU
         # vLLM 0.32 dies on a CPU when the prompt of a seeded request is cut in chunks: "CPU Generator does not use offset"
         args += ["--no-enable-chunked-prefill"]
-    if adapters:
-        args += ["--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
     return args
 
 
@@ -142,7 +139,6 @@ def serving(
     model: str,
     settings: config.Serve,
     work_dir: Path,
-    adapters: Mapping[str, Path] | None = None,
     on_wait: Callable[[float], None] | None = None,
     port: int | None = None,
     trusted: Collection[str] = (),
@@ -152,7 +148,6 @@ def serving(
 
     Args:
         model: local folder or model hub name.
-        adapters: name → folder in PEFT's layout, served from the start.
         on_wait: told the seconds waited so far, about once a second, until the server answers.
         port: on loopback; a free one when None.
         trusted: names of models whose own code may run.
@@ -181,7 +176,6 @@ def serving(
         fetch_model(model, trusted),
         port,
         settings,
-        adapters or {},
         names=(BASE_NAME, model, own),
         trust_remote_code=model in trusted,
         images=images,
@@ -348,8 +342,8 @@ def _wait_until_it_answers(served: Served, own: str, timeout_s: float, on_wait: 
         time.sleep(_POLL_S)
 
 
-def log_tail(log: Path, lines: int = 25) -> str:
+def log_tail(log: Path) -> str:
     """The end of a server's log, errors first, without terminal colours and without secrets."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", without_secrets(log.read_text(errors="replace"))).splitlines()
     errors = [line for line in text if "Error" in line][-5:]
-    return "\n".join([*errors, "…", *text[-lines:]])
+    return "\n".join([*errors, "…", *text[-25:]])

@@ -118,8 +118,8 @@ def count_reasons(*artifacts: Artifact) -> list[Count]:
     ]
 
 
-def first_reasons(found: Iterable[SetAside], n: int = 3) -> str:
-    """The first few things set aside, for the error that says that nothing was left."""
+def first_reasons(found: Iterable[SetAside]) -> str:
+    """The first three things set aside, for the error that says that nothing was left."""
     return "; ".join(
-        f"{s.source}{'' if s.row is None else f', row {s.row}'}: {s.reason} ({s.detail})" for s in list(found)[:n]
+        f"{s.source}{'' if s.row is None else f', row {s.row}'}: {s.reason} ({s.detail})" for s in list(found)[:3]
     )

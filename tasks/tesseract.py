@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import pymupdf
 
-DEADLINE_S = 300.0
-"""A page that takes longer is given up; one takes about two seconds on a core of its own."""
-
+_DEADLINE_S = 300.0  # of a reading, which takes about two seconds on a core of its own; what takes longer is given up
 _MOST_PIXELS = 40_000_000  # more than A3 at 300 dpi; a page of metres is rendered more coarsely, not in gigabytes
 _UNSURE = 0.5  # a page read upside down comes out at 0.3, one that is mostly a photograph at 0.65
 _AS_IT_STANDS, _TURNED_AS_FOUND = "3", "1"  # page segmentation modes: without and with detection of the orientation
@@ -55,24 +53,23 @@ def installed() -> Tesseract | None:
     return Tesseract(version[1] if version else "unknown", tuple(sorted(filter(None, map(str.strip, languages)))))
 
 
-def read_page(page: "pymupdf.Page", languages: str, dpi: int, deadline_s: float = DEADLINE_S) -> Reading:
+def read_page(page: "pymupdf.Page", languages: str, dpi: int) -> Reading:
     """Read a page as it is shown, its /Rotate obeyed; a scan that lies on its head or side is turned.
 
     The orientation is looked for only where the first reading is unsure, for that costs half as much again.
 
     Args:
         languages: Tesseract's names, joined by "+".
-        deadline_s: seconds, for each of the at most two readings.
 
     Raises:
         NotRead: Tesseract did not.
     """
     picture, dpi = _render(page, dpi)
-    reading = _read(picture, languages, dpi, _AS_IT_STANDS, deadline_s)
+    reading = _read(picture, languages, dpi, _AS_IT_STANDS)
     if reading.confidence is None or reading.confidence >= _UNSURE:
         return reading
     try:
-        turned = _read(picture, languages, dpi, _TURNED_AS_FOUND, deadline_s)
+        turned = _read(picture, languages, dpi, _TURNED_AS_FOUND)
     except NotRead:  # an installation without the data for this (osd) refuses; the first reading is there
         return reading
     return turned if (turned.confidence or 0) > reading.confidence else reading
@@ -88,7 +85,7 @@ def _render(page: "pymupdf.Page", dpi: int) -> tuple[bytes, int]:
     return pixmap.tobytes("pnm"), dpi
 
 
-def _read(picture: bytes, languages: str, dpi: int, mode: str, deadline_s: float) -> Reading:
+def _read(picture: bytes, languages: str, dpi: int, mode: str) -> Reading:
     # below 70 Tesseract takes a resolution for a mistake and guesses
     command = ["tesseract", "stdin", "stdout", "-l", languages, "--dpi", str(max(70, dpi)), "--psm", mode, "tsv"]
     try:
@@ -96,12 +93,12 @@ def _read(picture: bytes, languages: str, dpi: int, mode: str, deadline_s: float
             command,
             input=picture,
             capture_output=True,
-            timeout=deadline_s,
+            timeout=_DEADLINE_S,
             check=False,
             env=os.environ | {"OMP_THREAD_LIMIT": "1"},  # a page a core is faster than a page on all cores
         )
     except subprocess.TimeoutExpired:
-        raise NotRead(f"it took longer than {deadline_s:.0f} s") from None
+        raise NotRead(f"it took longer than {_DEADLINE_S:.0f} s") from None
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
         raise NotRead(f"it ended with code {done.returncode}: {said[-1] if said else 'and said nothing'}")

@@ -132,7 +132,7 @@ def test_only_what_differs_is_written_and_what_people_set_elsewhere_stays(
     _edit(files / "prefect.yaml", 'cron: "0 1 * * *"', 'cron: "30 2 * * *"')
     _edit(files / "pools.yaml", "gpu-training: 1 ", "gpu-training: 2 ")
     _edit(files / "pools.yaml", "Training on all GPUs", "Training with all GPUs")
-    _edit(files / "automations.yaml", "crashed or ran out", "crashed, or ran out")
+    _edit(files / "automations.yaml", "failed or crashed", "crashed or failed")
     changed = deploy(settings)
     assert _outcomes(changed, "changed") == [
         "block drag-notify",

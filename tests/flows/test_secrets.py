@@ -239,7 +239,7 @@ def test_a_prefect_server_of_ours_listens_to_this_machine_alone(tmp_path: Path) 
 
 def test_vllm_is_started_for_this_machine_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRAG_VLLM_PYTHON", sys.executable)
-    command = serve.command(tmp_path, 8000, config.Serve(), {})
+    command = serve.command(tmp_path, 8000, config.Serve())
     assert command[command.index("--host") + 1] == "127.0.0.1"
 
 

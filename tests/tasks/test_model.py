@@ -86,7 +86,7 @@ def test_a_server_is_not_started_on_a_model_with_code(
         serve.serving(str(with_code), config.Serve(), tmp_path / "work"),
     ):
         pass
-    args = serve.command(with_code, 8000, config.Serve(), {}, trust_remote_code=True)
+    args = serve.command(with_code, 8000, config.Serve(), trust_remote_code=True)
     assert "--trust-remote-code" in args
 
 

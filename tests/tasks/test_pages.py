@@ -9,10 +9,7 @@ from tasks.pages import PageStore
 
 
 def stored(root: str, *places: tuple[str, int], source: str | None = None) -> Artifact:
-    rows = [
-        {"file": f, "page_number": n, "title": f"title of {f}", "text": f"{f} {n} été", "source_uri": source}
-        for f, n in places
-    ]
+    rows = [{"file": f, "page_number": n, "text": f"{f} {n} été", "source_uri": source} for f, n in places]
     return artifact.write_table(artifact.table_of(rows, "pages/2"), storage.join(root, "pages.parquet"), "pages/2", {})
 
 
@@ -21,7 +18,6 @@ def test_pages_are_found(storage_root: str) -> None:
     assert (len(store), store.files()) == (3, ["b", "a"])
     assert store.text("b", 7) == "b 7 été"
     assert store.text("a", 1) == "a 1 été"
-    assert store.title("b") == "title of b"
     assert store.source("b") == "s3://x/b"
     assert [place in store for place in (("b", 2), ("b", 1), ("c", 1))] == [True, False, False]
     assert [store.has_file(file) for file in ("a", "c")] == [True, False]
@@ -35,9 +31,8 @@ def test_what_is_not_there_is_named(storage_root: str) -> None:
     store = PageStore(stored(storage_root, ("a", 1)))
     with pytest.raises(ArtifactError, match="no page 2 of 'a'"):
         store.text("a", 2)
-    for look in (store.title, store.source):
-        with pytest.raises(ArtifactError, match="no document 'b'"):
-            look("b")
+    with pytest.raises(ArtifactError, match="no document 'b'"):
+        store.source("b")
 
 
 def test_only_pages_are_taken(storage_root: str) -> None:

@@ -45,7 +45,7 @@ def _registered(file: Path) -> set[str]:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(serve, "vllm_python", lambda: "python")
-    return lambda **settings: serve.command(tmp_path, 8000, config.Serve(**settings), {})
+    return lambda **settings: serve.command(tmp_path, 8000, config.Serve(**settings))
 
 
 def _value(args: list[str], flag: str) -> str:

@@ -41,7 +41,8 @@ def test_the_order_of_finding_changes_no_byte(storage_root: str) -> None:
 
 
 def test_the_first_reasons_name_file_and_row() -> None:
-    assert first_reasons(FOUND, 2) == "b.pdf: no_text (3 pages); q.jsonl, row 10: bad_json (no comma)"
+    told = "b.pdf: no_text (3 pages); q.jsonl, row 10: bad_json (no comma); q.jsonl, row 9: bad_json (no colon)"
+    assert first_reasons([*FOUND, SetAside("c.pdf", None, "no_text", "1 page")]) == told
 
 
 def test_what_is_kept_is_a_reason() -> None:
