@@ -53,7 +53,7 @@ def finetuned(
         "world_size": world_size(processes),
     }
     inputs = {"training_set": training_set} | ({"start": start} if start else {})
-    key = stage_key("tasks.training", inputs=inputs, facts=facts)
+    key = stage_key("tasks.training.launch", inputs=inputs, facts=facts)
     uri, scratch = storage.join(root, "adapters", key), work_dir(root) / "training" / key
     run = run_stage(
         finetune_adapter,

@@ -71,7 +71,9 @@ def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[St
             run_stage(read_questions, root=root, key=key, uri=uri, settings=settings, pages=pages, sources=sources)
         )
     engines = artifact.versions("whoosh-reloaded", ENGINES[index.engine].package)  # the first analyzes words for all
-    key = stage_key("tasks.search", settings={"index": index}, inputs={"pages": pages}, facts={"engines": engines})
+    key = stage_key(
+        "tasks.search.index", settings={"index": index}, inputs={"pages": pages}, facts={"engines": engines}
+    )
     runs.append(
         run_stage(index_pages, root=root, key=key, uri=storage.join(root, "index", key), settings=index, pages=pages)
     )

@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -20,12 +20,30 @@ from tasks.artifact import Artifact
 
 _PACKAGE = "tasks"
 _TRIES, _PAUSE_S = 100, 0.02
-# What these hold is said, stored or kept alive, and no result depends on it.
+# What these hold is said, stored, kept alive, asked or fetched, and no result depends on how.
 _NO_RESULT = {
-    f"{_PACKAGE}.{name}" for name in ("errors", "folders", "locks", "logs", "processes", "storage", "watchdog")
+    "tasks.agent.fleet",
+    "tasks.breaker",
+    "tasks.cache",
+    "tasks.errors",
+    "tasks.folders",
+    "tasks.locks",
+    "tasks.logs",
+    "tasks.processes",
+    "tasks.source",
+    "tasks.storage",
+    "tasks.training.messages",
+    "tasks.unwritten",
+    "tasks.watchdog",
 }
-# What a rollout found is scored anew by every stage that takes it on, so that a new reward needs no new rollouts.
-_SCORED_LATER = {"tasks.collect": {"tasks.reward"}}
+_KNOWN_OTHERWISE = {
+    # What a rollout found is scored anew by every stage that takes it on, so that a new reward needs no new rollouts. A model
+    # is among the facts, by the fingerprint of what was found.
+    "tasks.collect": {"tasks.model", "tasks.reward"},
+    "tasks.exchange.adapter": {"tasks.model"},
+    "tasks.training.launch": {"tasks.model"},
+    "tasks.training.merge": {"tasks.model"},
+}
 
 
 def stage_key(
@@ -59,15 +77,20 @@ def content_fingerprint(uri: str) -> str:
 
 @functools.cache
 def code_version(module: str) -> str:
-    """Hash of the source of a module and of all that it imports from this package, directly or not.
+    """Hash of the source of a module and of all that it uses of this package, directly or not.
 
     Settings are left out: their values are in the key, and a reworded description changes no result. So is what errors say,
-    and how files are stored.
+    and how files are stored. It is the same under every version of Python.
+
+    Raises:
+        ModuleNotFoundError: there is no such module.
     """
     digest = hashlib.sha256()
-    for name in sorted(n for n in _closure(module) if not n.startswith(f"{_PACKAGE}.config")):
-        digest.update(name.encode() + b"\0" + _syntax(_source(name)) + b"\0")
-        for data in _files_beside(_source(name)):
+    for name, source in sorted(_closure(module).items()):
+        if name.startswith(f"{_PACKAGE}.config"):
+            continue
+        digest.update(name.encode() + b"\0" + _syntax(source) + b"\0")
+        for data in _files_beside(source):
             digest.update(data.name.encode() + b"\0" + data.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
@@ -88,30 +111,52 @@ def _parsed(path: Path) -> ast.Module:
 
 
 def _syntax(path: Path) -> bytes:
-    """A module's meaning without comments, docstrings and layout, so that better words cost nobody a training run."""
+    """A module's meaning without comments, docstrings, layout and what errors say, so that better words cost nobody a training
+    run."""
     tree = _parsed(path)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                node.body = node.body[1:] or [ast.Pass()]
-    return ast.dump(tree).encode()
+    of_errors = (n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == f"{_PACKAGE}.errors")
+    return _meaning(tree, {alias.asname or alias.name for node in of_errors for alias in node.names}).encode()
 
 
-def _closure(module: str) -> set[str]:
-    seen: set[str] = set()
-    left_out = (_NO_RESULT | _SCORED_LATER.get(module, set())) - {module}
+def _meaning(node: object, errors: Collection[str]) -> str:
+    """A tree as text. `ast.dump` gives another one under each version of Python, which differ in what is empty in a tree, and
+    in which letters they print.
+
+    Args:
+        errors: names of classes whose arguments do not count.
+    """
+    if isinstance(node, list):
+        return f"[{','.join(_meaning(item, errors) for item in node if not _does_nothing(item))}]"
+    if not isinstance(node, ast.AST):
+        return ascii(node)
+    fields = dict(ast.iter_fields(node))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in errors:
+        fields = {"func": node.func}
+    elif isinstance(node, ast.JoinedStr):
+        fields["values"] = [part for part in node.values if not (isinstance(part, ast.Constant) and part.value == "")]
+    # A constant is the only one whose value may be None, so without it says that it is.
+    told = (f"{name}={_meaning(fields[name], errors)}" for name in sorted(fields) if fields[name] not in (None, []))
+    return f"{type(node).__name__}({','.join(told)})"
+
+
+def _does_nothing(node: object) -> bool:
+    return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+
+
+def _closure(module: str) -> dict[str, Path]:
+    """The modules that a module uses, with itself, and their source files."""
+    found: dict[str, Path] = {}
+    left_out = (_NO_RESULT | _KNOWN_OTHERWISE.get(module, set())) - {module}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in seen or name in left_out:
+        if name in found or name in left_out or not (source := _source(name)):
             continue
-        seen.add(name)
-        source = _source(name)
-        waiting += _imports(source)
-        if source.name == "__init__.py":  # its modules may be found by name in a registry
-            waiting += [f"{name}.{path.stem}" for path in source.parent.glob("*.py") if path != source]
-    return seen
+        found[name] = source
+        waiting += _names(source)
+    if not found:
+        raise ModuleNotFoundError(f"{module} is not a module of this project")
+    return found
 
 
 def _files_beside(source: Path) -> list[Path]:
@@ -121,26 +166,25 @@ def _files_beside(source: Path) -> list[Path]:
     return sorted(path for path in source.parent.iterdir() if path.is_file() and path.suffix != ".py")
 
 
-def _imports(path: Path) -> list[str]:
-    """Names of this package's modules that a source file imports, at any depth of nesting."""
+def _names(path: Path) -> list[str]:
+    """Names of this package that a source file imports, at any depth of nesting, or has as a text: as a registry names modules
+    that are imported when chosen, or a program one that it runs. Not all are modules."""
     found: list[str] = []
     for node in ast.walk(_parsed(path)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    ours = {name for name in found if name.startswith(f"{_PACKAGE}.")}
-    return [name for name in ours if _is_module(name)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+    return [name for name in found if name.startswith(f"{_PACKAGE}.")]
 
 
-def _is_module(name: str) -> bool:
-    parent, _, last = name.rpartition(".")
-    folder = Path(_source(parent)).parent if _source(parent).name == "__init__.py" else None
-    return folder is not None and ((folder / f"{last}.py").is_file() or (folder / last / "__init__.py").is_file())
-
-
-def _source(module: str) -> Path:
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"{module} is not a module of this project")
-    return Path(spec.origin)
+def _source(module: str) -> Path | None:
+    """The file of a module of this package; None where there is no such module."""
+    package, *parts = module.split(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None or not all(part.isidentifier() for part in parts):
+        return None
+    base = Path(spec.origin).parent.joinpath(*parts)
+    return next((file for file in (base / "__init__.py", base.with_suffix(".py")) if file.is_file()), None)

@@ -4,8 +4,7 @@ The prompt is the stored form of the conversation under the model's chat templat
 request, sampling, seed, stop strings and tools are honoured as a server does; what only guided decoding can force (an answer's
 form, a certain tool) is left to the model. Nothing is parsed here: the raw text is all that comes back.
 
-It lies in neither package that it joins: the code of `tasks.agent` counts for what is collected, that of `tasks.training` for
-what is trained, and neither is to change with the other.
+It lies in neither package that it joins: what is collected does not hang on how models are trained, nor the other way round.
 """
 
 import asyncio
