@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 from flows.form import settings_flow
 from flows.serving import model_server, refuse_other_prompt
 from flows.summary import show_stages, show_turns
-from tasks import adapter_names, artifact, config, nights, storage
+from tasks import adapter_names, artifact, config, nights, refs, storage
 from tasks import collect as shards
 from tasks.artifact import Artifact
 from tasks.cache import stage_key
@@ -155,7 +155,7 @@ def collect(settings: config.CollectRun) -> list[StageRun]:
     with model_server(settings.server, settings.serve, root) as connect:
         runs = [collected(root, settings, connect, adapter, title)]
     if settings.collect.dt is None:  # nights are found by their dates, and must not come between an improve's stages
-        artifact.save_ref(root, "trajectories", runs[0].artifacts["trajectories"])
+        refs.save_ref(root, "trajectories", runs[0].artifacts["trajectories"])
     show_turns("Turns of the rollouts", runs[0].artifacts["trajectories"])
     show_stages(runs)
     return runs

@@ -19,14 +19,15 @@ from flows.form import settings_flow
 from flows.serving import model_server
 from flows.summary import show_markdown, show_stages, show_turns
 from flows.verbose import show_ends, show_questions
-from tasks import adapter_names, artifact, breakdown, config, storage
-from tasks.artifact import Artifact, load_ref, read_provenance, read_rows
+from tasks import adapter_names, breakdown, config, refs, storage
+from tasks.artifact import Artifact, read_provenance, read_rows
 from tasks.cache import stage_key
 from tasks.chosen import select
 from tasks.compare import comparison_markdown
 from tasks.ingested import load_ingested, refuse_without_images
 from tasks.pages import PageStore
 from tasks.progress import slug
+from tasks.refs import load_ref
 from tasks.runs import metric_cells, metrics_markdown, read_runs, repeated, repeated_markdown
 from tasks.stage_tasks import compare_runs, rescore_run, score_run, write_html_report
 from tasks.stages import StageRun, run_stage
@@ -63,12 +64,12 @@ def measured(root: str, settings: config.EvaluateRun, connect: Connect) -> Itera
 def _keep(root: str, settings: config.EvaluateRun, run: Measured) -> list[StageRun]:
     """Make a run the one that is compared under its name, also with its first queries ranked again."""
     if run.trajectories:
-        artifact.save_ref(root, f"trajectories-{run.name}", run.trajectories)
-    artifact.save_ref(root, results_ref(run.name), run.results)
+        refs.save_ref(root, f"trajectories-{run.name}", run.trajectories)
+    refs.save_ref(root, results_ref(run.name), run.results)
     again = []
     for search in settings.evaluate.rescore:
         again.append(_rescored(root, settings, search, run.name, run.results))
-        artifact.save_ref(root, results_ref(run.name, search), again[-1].artifacts["results"])
+        refs.save_ref(root, results_ref(run.name, search), again[-1].artifacts["results"])
     return again
 
 
@@ -184,8 +185,8 @@ def compared(root: str, names: Sequence[str], rescore: Sequence[config.Search], 
         sets[search_name(search)] = [load_ref(root, results_ref(name, search)) for name in names]
     runs = [_comparison(root, results, resamples) for results in sets.values()]
     comparisons = {title: run.artifacts["comparison"] for title, run in zip(sets, runs, strict=True)}
-    artifact.save_ref(root, "comparison", comparisons[""])
-    rollouts = {n: load_ref(root, f"trajectories-{n}") for n in names if artifact.has_ref(root, f"trajectories-{n}")}
+    refs.save_ref(root, "comparison", comparisons[""])
+    rollouts = {n: load_ref(root, f"trajectories-{n}") for n in names if refs.has_ref(root, f"trajectories-{n}")}
     further: dict[str, Any] = _learned(root, rollouts)
     key = stage_key(
         "tasks.report", inputs={**comparisons, **further, **{f"rollouts {n}": a for n, a in rollouts.items()}}
@@ -203,7 +204,7 @@ def compared(root: str, names: Sequence[str], rescore: Sequence[config.Search], 
         )
     )
     report = runs[-1].artifacts["report"]
-    artifact.save_ref(root, "report", report)
+    refs.save_ref(root, "report", report)
     _show(sets, comparisons, report)
     return runs
 
@@ -211,10 +212,10 @@ def compared(root: str, names: Sequence[str], rescore: Sequence[config.Search], 
 def _learned(root: str, rollouts: Mapping[str, Artifact]) -> dict[str, Artifact]:
     """The newest adapter, its loss curve, and the statistics of what it learned from: those that the measured runs are of."""
     measured = {read_provenance(made)["inputs"].get("adapter") for made in rollouts.values()}
-    if not artifact.has_ref(root, "adapter") or load_ref(root, "adapter").sha256 not in measured:
+    if not refs.has_ref(root, "adapter") or load_ref(root, "adapter").sha256 not in measured:
         return {}
     # an adapter that was imported came without the rest
-    known = [name for name in ("adapter", "loss_curve", "processed", "statistics") if artifact.has_ref(root, name)]
+    known = [name for name in ("adapter", "loss_curve", "processed", "statistics") if refs.has_ref(root, name)]
     found: dict[str, Artifact] = {name: load_ref(root, name) for name in known[:2] if name in ("adapter", "loss_curve")}
     source = read_provenance(found["adapter"])["learned_from"].get("processed")
     # unless a newer collection has been processed since

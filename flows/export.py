@@ -25,11 +25,12 @@ from rich.console import Console
 
 from flows.form import settings_flow
 from flows.summary import show_markdown
-from tasks import adapter_names, artifact, config, evaluate, folders, storage
-from tasks.artifact import Artifact, load_ref, read_provenance
+from tasks import adapter_names, config, evaluate, folders, refs, storage
+from tasks.artifact import Artifact, read_provenance
 from tasks.errors import ArtifactError
 from tasks.exchange.adapter import export_adapter
 from tasks.exchange.export import export_tables
+from tasks.refs import load_ref
 
 _TABLES = {
     "pages": ["pages"],
@@ -41,7 +42,7 @@ _TABLES = {
 
 
 def _made(root: str, what: str) -> dict[str, Artifact]:
-    tables = {name: load_ref(root, name) for name in _TABLES[what] if artifact.has_ref(root, name)}
+    tables = {name: load_ref(root, name) for name in _TABLES[what] if refs.has_ref(root, name)}
     if not tables:
         raise ArtifactError(f"{root} holds no {what} yet; run the stage that makes them first")
     return tables
@@ -52,7 +53,7 @@ def _measured(root: str) -> dict[str, Artifact]:
     comparison = load_ref(root, "comparison")
     compared: dict[str, str] = read_provenance(comparison)["inputs"]
     tables = {"comparison": comparison}
-    for name in artifact.ref_names(root):
+    for name in refs.ref_names(root):
         if name.startswith("results-"):
             results = load_ref(root, name)
             if results.schema != evaluate.SCHEMA:  # of an earlier version, so not of the newest comparison

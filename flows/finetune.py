@@ -18,10 +18,11 @@ from rich.markdown import Markdown
 
 from flows.form import settings_flow
 from flows.summary import show_markdown, show_picture, show_stages, work_dir
-from tasks import adapter_names, artifact, config, plots, storage
-from tasks.artifact import Artifact, load_ref
+from tasks import adapter_names, artifact, config, plots, refs, storage
+from tasks.artifact import Artifact
 from tasks.cache import stage_key
 from tasks.model import fetch_model, model_fingerprint
+from tasks.refs import load_ref
 from tasks.stage_tasks import finetune_adapter, merge_adapter
 from tasks.stages import StageRun, run_stage
 from tasks.training.card import measures
@@ -74,7 +75,7 @@ def finetuned(
         if kind == "adapter":
             adapter_names.keep(root, made, name or settings.method)
         else:
-            artifact.save_ref(root, kind, made)
+            refs.save_ref(root, kind, made)
     (loss_curve,) = (made for name, made in run.artifacts.items() if name.endswith("loss_curve"))
     _show(artifact.read_table(loss_curve))
     return run
@@ -118,6 +119,6 @@ def merge(settings: config.MergeRun) -> list[StageRun]:
         run_stage(merge_adapter, root=root, key=key, uri=uri, model=settings.model, trusted=trusted, adapter=adapter)
     ]
     for name, made in runs[0].artifacts.items():
-        artifact.save_ref(root, name, made)
+        refs.save_ref(root, name, made)
     show_stages(runs)
     return runs

@@ -20,11 +20,11 @@ from prefect.utilities.hashing import file_hash
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-from tasks.artifact import refs_of
 from tasks.config import Run
 from tasks.config.base import checked
 from tasks.nights import night_of
 from tasks.progress import slug
+from tasks.refs import refs_of
 
 S = TypeVar("S", bound=Run)
 T = TypeVar("T")

@@ -16,13 +16,13 @@ from pydantic import BaseModel
 from flows.form import settings_flow
 from flows.ingest import show_set_aside
 from flows.summary import show_stages
-from tasks import adapter_names, artifact, config, storage
-from tasks.artifact import load_ref
+from tasks import adapter_names, config, refs, storage
 from tasks.cache import content_fingerprint, stage_key
 from tasks.errors import InputError
 from tasks.exchange import exported, importing
 from tasks.exchange.images import images_beside
 from tasks.model import fetch_model, model_fingerprint
+from tasks.refs import load_ref
 from tasks.stage_tasks import import_artifacts
 from tasks.stages import StageRun, run_stage
 
@@ -38,9 +38,7 @@ def import_(settings: config.ImportRun) -> list[StageRun]:
     if missing := [source for source in sources if not storage.exists(source)]:
         raise InputError("there is no such file or folder; check the path", file=missing[0])
     settings = settings.model_copy(update={"storage": root, "source": sources})
-    pages, questions = (
-        load_ref(root, name) if artifact.has_ref(root, name) else None for name in ("pages", "questions")
-    )
+    pages, questions = (load_ref(root, name) if refs.has_ref(root, name) else None for name in ("pages", "questions"))
     counting: dict[str, BaseModel] = {"agent": settings.agent}
     facts: dict[str, object] = {"what": settings.what, "source": [content_fingerprint(source) for source in sources]}
     if settings.what == "adapter":
@@ -60,12 +58,12 @@ def import_(settings: config.ImportRun) -> list[StageRun]:
         run_stage(import_artifacts, root=root, key=key, uri=uri, settings=settings, pages=pages, questions=questions)
     ]
     for name in _GONE.get(settings.what, ()):
-        artifact.drop_ref(root, name)
+        refs.drop_ref(root, name)
     for name, made in runs[0].artifacts.items():
         if name == "adapter":
             adapter_names.keep(root, made, settings.name)
         else:
-            artifact.save_ref(root, name, made)
+            refs.save_ref(root, name, made)
     show_set_aside(runs)
     show_stages(runs)
     return runs

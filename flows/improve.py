@@ -31,7 +31,7 @@ from flows.ingest import ingest
 from flows.mine import mine
 from flows.prepare import prepare
 from flows.summary import STAGES_KEY, show_rows, show_stages
-from tasks import artifact, config, storage
+from tasks import config, refs, storage
 from tasks.chosen import select
 from tasks.config.adapters import NEWEST
 from tasks.errors import StageError
@@ -80,9 +80,9 @@ def improve(settings: config.Improve) -> list[StageRun]:
                 _refuse_empty_splits(root, loop, settings)
     except BaseException:
         if not deployment.id:  # nobody retries a command's run, and the same command is another
-            artifact.forget_refs_of(root, loop)
+            refs.forget_refs_of(root, loop)
         raise
-    artifact.forget_refs_of(root, loop)
+    refs.forget_refs_of(root, loop)
     if deployment.id:
         show_rows(rows)
     else:
@@ -96,8 +96,8 @@ def _refuse_empty_splits(root: str, loop: str, settings: config.Improve) -> None
     Raises:
         InputError: a split that the loop learns from, or measures on, holds no question.
     """
-    with artifact.refs_of(loop):
-        questions = artifact.load_ref(root, "questions")
+    with refs.refs_of(loop):
+        questions = refs.load_ref(root, "questions")
     for _, chosen in steps(settings):
         for section in ("collect", "mine", "evaluate"):
             if asks := getattr(chosen, section, None):

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from flows.form import settings_flow
 from flows.summary import show_markdown, show_stages
-from tasks import artifact, config, hub, storage
+from tasks import artifact, config, hub, refs, storage
 from tasks.cache import content_fingerprint, stage_key
 from tasks.config.documents import MOST_OCR_BELOW
 from tasks.images import note_documents
@@ -80,10 +80,10 @@ def ingested(root: str, settings: config.Ingest, index: config.Index) -> list[St
     if settings.documents:
         note_documents(root, settings.documents)  # stages that were cached know only where the documents were
     if not settings.questions:  # those of other pages would be searched for in vain
-        artifact.drop_ref(root, "questions")
+        refs.drop_ref(root, "questions")
     for run in runs:
         for name, made in run.artifacts.items():
-            artifact.save_ref(root, name, made)
+            refs.save_ref(root, name, made)
     show_set_aside(runs)
     return runs
 

@@ -12,10 +12,10 @@ from flows.collect import collected, dated
 from flows.form import settings_flow
 from flows.serving import model_server
 from flows.summary import show_stages, show_turns
-from tasks import adapter_names, artifact, config, nights, storage
-from tasks.artifact import load_ref
+from tasks import adapter_names, config, nights, refs, storage
 from tasks.cache import stage_key
 from tasks.ingested import refuse_without_images
+from tasks.refs import load_ref
 from tasks.stage_tasks import find_states, mine_queries
 from tasks.stages import StageRun, run_stage
 
@@ -72,7 +72,7 @@ def mine(settings: config.MineRun) -> list[StageRun]:
     with model_server(settings.server, settings.serve, root) as connect:
         runs.append(collected(root, _of_one_turn(settings), connect, adapter, title, stage=mine_queries, began=began))
     if settings.mine.dt is None:  # nights are found by their dates
-        artifact.save_ref(root, "mined", runs[-1].artifacts["mined"])
+        refs.save_ref(root, "mined", runs[-1].artifacts["mined"])
     show_turns("Turns of the mined queries", runs[-1].artifacts["mined"])
     show_stages(runs)
     return runs

@@ -10,11 +10,11 @@ from typing import Any
 
 from flows.form import settings_flow
 from flows.summary import show_markdown, show_picture, show_stages
-from tasks import artifact, config, nights, plots, statistics, storage
+from tasks import config, nights, plots, refs, statistics, storage
 from tasks.agent.prompts import told_by
-from tasks.artifact import load_ref
 from tasks.cache import stage_key
 from tasks.errors import ArtifactError
+from tasks.refs import load_ref
 from tasks.stage_tasks import format_training_sets, process_trajectories
 from tasks.stages import StageRun, run_stage
 
@@ -31,7 +31,7 @@ def processed(root: str, settings: config.Process, chosen: config.Nights, source
     uri = storage.join(root, "processed", key)
     run = run_stage(process_trajectories, root=root, key=key, uri=uri, settings=settings, trajectories=trajectories)
     for name, made in run.artifacts.items():
-        artifact.save_ref(root, name, made)
+        refs.save_ref(root, name, made)
     found = statistics.read(run.artifacts["statistics"])
     show_markdown("Statistics of the rollouts", statistics.markdown(found))
     show_picture("What the rollouts found", plots.distributions(found))
@@ -57,7 +57,7 @@ def formatted(root: str, settings: config.Format, agent: config.Agent) -> StageR
     uri = storage.join(root, "training-sets", key)
     run = run_stage(format_training_sets, root=root, key=key, uri=uri, settings=settings, agent=agent, **inputs)
     for name, made in run.artifacts.items():
-        artifact.save_ref(root, name, made)
+        refs.save_ref(root, name, made)
     return run
 
 

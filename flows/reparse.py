@@ -16,10 +16,11 @@ from rich.markdown import Markdown
 
 from flows.form import settings_flow
 from flows.summary import show_markdown, show_stages
-from tasks import artifact, config, nights, storage
+from tasks import artifact, config, nights, refs, storage
 from tasks import reparse as reading
-from tasks.artifact import Artifact, load_ref
+from tasks.artifact import Artifact
 from tasks.cache import stage_key
+from tasks.refs import load_ref
 from tasks.stage_tasks import reparse_trajectories
 from tasks.stages import StageRun, run_stage
 
@@ -27,7 +28,7 @@ from tasks.stages import StageRun, run_stage
 def _collected(root: str, place: str, name: str) -> Artifact:
     """What was collected, of a place where it may have been read again since."""
     newest = load_ref(root, name, place)
-    if artifact.has_ref(root, f"{name}_collected", place):
+    if refs.has_ref(root, f"{name}_collected", place):
         collected = load_ref(root, f"{name}_collected", place)
         if artifact.read_provenance(newest).get("reparsed", {}).get("trajectories") == collected.sha256:
             return collected
@@ -46,8 +47,8 @@ def reparsed(root: str, place: str, name: str) -> StageRun:
     inputs: dict[str, Any] = {"trajectories": _collected(root, place, name), "index": load_ref(root, "index")}
     key = stage_key("tasks.reparse", inputs=inputs)
     run = run_stage(reparse_trajectories, root=root, key=key, uri=storage.join(root, "reparsed", key), **inputs)
-    artifact.save_ref(root, f"{name}_collected", inputs["trajectories"], place)
-    artifact.save_ref(root, name, run.artifacts["trajectories"], place)
+    refs.save_ref(root, f"{name}_collected", inputs["trajectories"], place)
+    refs.save_ref(root, name, run.artifacts["trajectories"], place)
     return run
 
 

@@ -1,6 +1,6 @@
 """Which adapter a setting means: none (""), the newest of all ("newest"), or the newest that was kept under a name."""
 
-from tasks import artifact
+from tasks import refs
 from tasks.artifact import Artifact
 from tasks.config.adapters import NEWEST
 from tasks.errors import ConfigError
@@ -10,9 +10,9 @@ _NAMED = "adapter-"
 
 def keep(root: str, adapter: Artifact, name: str) -> None:
     """Make an adapter the newest; and, for what goes on from it or is compared with it, the one of its name, if it has one."""
-    artifact.save_ref(root, "adapter", adapter)
+    refs.save_ref(root, "adapter", adapter)
     if name:
-        artifact.save_ref(root, _NAMED + name, adapter)
+        refs.save_ref(root, _NAMED + name, adapter)
 
 
 def chosen(root: str, name: str) -> Artifact | None:
@@ -32,15 +32,15 @@ def named(root: str, name: str) -> Artifact:
         ArtifactError: the newest is asked for, and there is none yet.
     """
     if name == NEWEST:
-        return artifact.load_ref(root, "adapter")
-    if not artifact.has_ref(root, _NAMED + name):
+        return refs.load_ref(root, "adapter")
+    if not refs.has_ref(root, _NAMED + name):
         there = (
             f"there are {', '.join(kept)}" if (kept := names(root)) else "none has a name yet: finetune gives it one"
         )
         raise ConfigError(f"{root} holds no adapter {name}; {there}")
-    return artifact.load_ref(root, _NAMED + name)
+    return refs.load_ref(root, _NAMED + name)
 
 
 def names(root: str) -> list[str]:
     """The names that adapters were kept under."""
-    return [name.removeprefix(_NAMED) for name in artifact.ref_names(root) if name.startswith(_NAMED)]
+    return [name.removeprefix(_NAMED) for name in refs.ref_names(root) if name.startswith(_NAMED)]

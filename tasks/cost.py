@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
-from tasks import artifact, collect, config, storage
+from tasks import artifact, collect, config, refs, storage
 from tasks.artifact import Artifact
 from tasks.collect_events import Amount, Positive
 from tasks.errors import ArtifactError
@@ -207,7 +207,7 @@ def measured(trajectories: str, root: str) -> dict[str, float]:
     Raises:
         ArtifactError: it is missing, of another schema, or holds no finished rollout.
     """
-    found = _artifact(trajectories) if trajectories.endswith(".parquet") else artifact.load_ref(root, trajectories)
+    found = _artifact(trajectories) if trajectories.endswith(".parquet") else refs.load_ref(root, trajectories)
     table = artifact.read_table(found, ["status", "turns", "prompt_tokens", "completion_tokens", "elapsed_s"])
     finished = table.filter(pc.equal(table["status"], "finished"))
     turns = pc.sum(pc.list_value_length(finished["turns"])).as_py()

@@ -1,8 +1,9 @@
 """What ingest made: pages, and the questions and the index that belong to them."""
 
-from tasks.artifact import Artifact, load_ref, read_batches, read_provenance
+from tasks.artifact import Artifact, read_batches, read_provenance
 from tasks.config import Agent
 from tasks.errors import ArtifactError, ConfigError
+from tasks.refs import load_ref
 
 
 def load_ingested(root: str, *names: str) -> dict[str, Artifact]:

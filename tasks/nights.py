@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, NamedTuple
 
-from tasks import artifact, storage
+from tasks import artifact, refs, storage
 from tasks.artifact import Artifact
 from tasks.config import Source
 from tasks.errors import ArtifactError, EmptyError
@@ -60,7 +60,7 @@ def partition_uri(root: str, night: str, key: str) -> str:
 def publish(root: str, uri: str, made: Mapping[str, Artifact]) -> None:
     """Make what a run has written, in its folder, part of its night."""
     for name, stored in made.items():
-        artifact.save_ref(root, name, stored, uri)
+        refs.save_ref(root, name, stored, uri)
 
 
 def partitions(root: str, name: str) -> Iterator[Partition]:
@@ -94,9 +94,9 @@ def collections(root: str, names: Sequence[str], since: date | None, until: date
     if since or until:
         return between(root, names, since, until)
     for name in names:
-        if not artifact.has_ref(root, name) and next(partitions(root, name), None):
+        if not refs.has_ref(root, name) and next(partitions(root, name), None):
             raise ArtifactError(f"{root} holds {name} of nights: say of which by since and until")
-    return {name: artifact.load_ref(root, name) for name in names}
+    return {name: refs.load_ref(root, name) for name in names}
 
 
 def between(root: str, names: Sequence[str], since: date | None, until: date | None) -> dict[str, Artifact]:
@@ -106,7 +106,7 @@ def between(root: str, names: Sequence[str], since: date | None, until: date | N
         EmptyError: there is none.
     """
     chosen = in_range(root, names, since, until)
-    return {f"{name}/dt={p.night}/{p.key}": artifact.load_ref(root, name, p.uri) for name, p in chosen}
+    return {f"{name}/dt={p.night}/{p.key}": refs.load_ref(root, name, p.uri) for name, p in chosen}
 
 
 def in_range(root: str, names: Sequence[str], since: date | None, until: date | None) -> list[tuple[str, Partition]]:
@@ -187,10 +187,10 @@ def order(question_ids: Sequence[str], root: str, night: str, run_uri: str) -> A
         run_uri: folder of the run, where the order lies.
     """
     folder = storage.join(run_uri, "order")
-    if artifact.has_ref(root, "order", folder):
-        return artifact.load_ref(root, "order", folder)
+    if refs.has_ref(root, "order", folder):
+        return refs.load_ref(root, "order", folder)
     earlier = [p for p in partitions(root, "scores") if p.night < date.fromisoformat(night)]
-    tables = {f"scores/dt={p.night}/{p.key}": artifact.load_ref(root, "scores", p.uri) for p in earlier}
+    tables = {f"scores/dt={p.night}/{p.key}": refs.load_ref(root, "scores", p.uri) for p in earlier}
     scores = combined(row for table in tables.values() for row in artifact.read_rows(table))
     rows = []
     for question_id in new_and_hardest(question_ids, scores):
@@ -202,7 +202,7 @@ def order(question_ids: Sequence[str], root: str, night: str, run_uri: str) -> A
     # of them holds: later starts take that one, and nothing that a reference points to is ever written over.
     content = hashlib.sha256(json.dumps([rows, facts], sort_keys=True).encode()).hexdigest()[:16]
     fixed = artifact.write_table(table, storage.join(folder, f"{content}.parquet"), ORDER, facts)
-    if artifact.has_ref(root, "order", folder):
-        return artifact.load_ref(root, "order", folder)
-    artifact.save_ref(root, "order", fixed, folder)
-    return artifact.load_ref(root, "order", folder)
+    if refs.has_ref(root, "order", folder):
+        return refs.load_ref(root, "order", folder)
+    refs.save_ref(root, "order", fixed, folder)
+    return refs.load_ref(root, "order", folder)

@@ -28,7 +28,7 @@ from prefect import flow
 from flows.collect import collected
 from flows.embedded import own_server
 from flows.serving import model_server
-from tasks import artifact, collect, config, storage
+from tasks import artifact, collect, config, refs, storage
 from tasks.artifact import Artifact
 from tasks.schemas import TABLES
 from tasks.search.index import build_index
@@ -140,7 +140,7 @@ async def _time_shards(url: str, inputs: dict[str, Artifact], uri: str) -> float
 def _time_stage(url: str, inputs: dict[str, Artifact], root: str) -> float:
     """Seconds that the whole stage takes within a flow, from the call of the flow to its end."""
     for name, made in inputs.items():
-        artifact.save_ref(root, name, made)
+        refs.save_ref(root, name, made)
     settings = config.CollectRun(storage=root, collect=COLLECT, agent=AGENT, server=_server(url))
 
     @flow(name="bench")

@@ -18,7 +18,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.deploy import deploy
 from flows.embedded import server_process
 from tasks import config, storage
-from tasks.artifact import load_ref, read_rows
+from tasks.artifact import read_rows
+from tasks.refs import load_ref
 from tests.model_server import ModelServer, Reply, Status
 from tests.servers import missing
 from tests.small_collection import ingest_small, searcher

@@ -15,8 +15,8 @@ import pytest
 from flows import deploy_files
 from flows.deploy import deploy
 from tasks import config, limits, storage
-from tasks.artifact import load_ref
 from tasks.errors import ConfigError
+from tasks.refs import load_ref
 from tasks.serve import log_tail
 from tests.flows.test_improve import STAGES, small_loop
 from tests.model_server import ModelServer, Status

@@ -19,9 +19,10 @@ from flows.collect import collect
 from flows.improve import improve
 from tasks import config, serve, storage
 from tasks.agent.prompts import prompt_messages
-from tasks.artifact import load_ref, read_provenance, read_rows
+from tasks.artifact import read_provenance, read_rows
 from tasks.errors import ServerError
 from tasks.model import DEMO_MODEL, fetch_model
+from tasks.refs import load_ref
 from tasks.sample import write_sample
 from tests.listening import listening
 from tests.small_collection import ingest_small

@@ -13,8 +13,9 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from flows.evaluate import compare, evaluate, results_ref
 from flows.export import export
 from tasks import config
-from tasks.artifact import load_ref, read_rows, save_ref
+from tasks.artifact import read_rows
 from tasks.errors import ArtifactError, InputError
+from tasks.refs import load_ref, save_ref
 from tests.model_server import Hang, ModelServer, Reply
 from tests.small_collection import ingest_small, searcher
 

@@ -10,8 +10,9 @@ from flows.cli import main
 from flows.import_ import import_
 from tasks import config, storage
 from tasks.agent.message import images_of
-from tasks.artifact import fetch_folder, has_ref, load_ref, read_provenance, read_rows
+from tasks.artifact import fetch_folder, read_provenance, read_rows
 from tasks.exchange import importing
+from tasks.refs import has_ref, load_ref
 from tests.small_collection import TOPICS, ingest_small
 from tests.tiny_model import tiny_model
 from tests.tiny_vlm import tiny_vlm

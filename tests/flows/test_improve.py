@@ -9,9 +9,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import ArtifactSort
 
 from flows.improve import improve, steps
-from tasks import artifact, config, storage
-from tasks.artifact import Artifact, load_ref, read_provenance
+from tasks import config, refs, storage
+from tasks.artifact import Artifact, read_provenance
 from tasks.errors import InputError, ServerError
+from tasks.refs import load_ref
 from tests.model_server import ModelServer
 from tests.small_collection import searcher
 from tests.tiny_model import tiny_model
@@ -149,16 +150,16 @@ def test_what_others_make_meanwhile_is_not_what_it_goes_on_from(tmp_path: Path, 
         few = small_loop(other, documents, model, server.url)
         improve(few.model_copy(update={"collect": config.Collect(limit=2)}))
         others = {name: load_ref(other, name) for name in ("trajectories", "sft_best", "adapter")}
-        saved = artifact.save_ref
+        saved = refs.save_ref
 
         def interfering(root: str, name: str, made: Artifact) -> None:
             saved(root, name, made)
             if name in others:
-                with artifact.refs_of(""):
+                with refs.refs_of(""):
                     saved(root, name, others[name])
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(artifact, "save_ref", interfering)
+            patch.setattr(refs, "save_ref", interfering)
             again = improve(settings)
         assert all(run.cached for run in again), [run.stage for run in again if not run.cached]
         assert {run.stage: run.artifacts for run in again} == alone

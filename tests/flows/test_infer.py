@@ -13,9 +13,10 @@ import pytest
 from flows.infer import infer
 from flows.show import snippet
 from tasks import config
-from tasks.artifact import provenance, save_ref, write_folder
+from tasks.artifact import provenance, write_folder
 from tasks.errors import ServerError
 from tasks.model import model_fingerprint
+from tasks.refs import save_ref
 from tests.model_server import ModelServer, Reply, Status
 from tests.small_collection import ingest_small, searcher
 from tests.tiny_model import tiny_model

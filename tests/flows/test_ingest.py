@@ -14,7 +14,7 @@ from flows.evaluate import evaluate
 from flows.infer import infer
 from flows.ingest import ingest
 from flows.mine import mine
-from tasks import artifact, config, storage
+from tasks import artifact, config, refs, storage
 from tasks.errors import ArtifactError, ConfigError
 from tests.model_server import ModelServer, Reply
 from tests.small_collection import TOPICS, ingest_small, write_documents
@@ -32,12 +32,12 @@ def _ocr_file(path: Path, *files: str) -> str:
 def test_nothing_is_asked_while_an_ingest_is_under_way(tmp_path: Path, documents: Path) -> None:
     root = str(tmp_path / "store")
     ingest_small(root, documents)
-    old = artifact.load_ref(root, "index")
+    old = refs.load_ref(root, "index")
     (tmp_path / "more").mkdir()
     more = write_documents(tmp_path / "more")
     (more / "pdfs" / "pump.pdf").rename(more / "pdfs" / "another.pdf")
     ingest_small(root, more)
-    artifact.save_ref(root, "index", old)
+    refs.save_ref(root, "index", old)
     with pytest.raises(ArtifactError, match="holds index of other pages than the newest"):
         collect(config.CollectRun(storage=root, server=NOBODY))
     with pytest.raises(ArtifactError, match="holds index of other pages than the newest"):
@@ -55,12 +55,12 @@ def test_a_home_folder_is_the_folder_that_it_stands_for(
     )
     ingest(settings)
     assert all(run.cached for run in ingest(settings))
-    pages = artifact.load_ref(root, "pages").rows
+    pages = refs.load_ref(root, "pages").rows
     (tmp_path / "mine").unlink()
     shutil.copytree(documents, tmp_path / "mine")
     next((tmp_path / "mine" / "pdfs").glob("*.pdf")).unlink()
     ingest(settings)
-    assert artifact.load_ref(root, "pages").rows < pages
+    assert refs.load_ref(root, "pages").rows < pages
 
 
 def _searcher(request: dict[str, Any], call: int) -> Reply:
@@ -94,7 +94,7 @@ def test_texts_come_from_an_ocr_file_and_images_from_the_pdfs(
         measured = config.Evaluate(split="train", question_id=["q1"])
         variants = [config.Variant(name="question", model="question"), config.Variant(name="base", model="base")]
         evaluate(config.EvaluateRun(**asking, evaluate=measured, variants=variants))
-    turns = [row["turns"][0] for row in artifact.read_rows(artifact.load_ref(root, "trajectories"))]
+    turns = [row["turns"][0] for row in artifact.read_rows(refs.load_ref(root, "trajectories"))]
     assert [(turn["images_shown"], turn["images_missing"]) for turn in turns] == [(len(TOPICS), 1)] * 2
     shown = " ".join(capsys.readouterr().err.split())
     assert "pages shown as images 20 90.9%" in shown
@@ -117,7 +117,7 @@ def test_pages_are_made_again_when_a_pdf_or_the_ocr_file_changes_and_not_for_fil
         )
         nonlocal read
         read = not ingest(config.IngestRun(storage=root, ingest=found))[0].cached
-        return artifact.load_ref(root, "pages")
+        return refs.load_ref(root, "pages")
 
     read = False
     made = [pages(own / "pdfs")]
@@ -125,7 +125,7 @@ def test_pages_are_made_again_when_a_pdf_or_the_ocr_file_changes_and_not_for_fil
         "documents": storage.fingerprint(str(own / "pdfs")),
         "ocr_file": storage.fingerprint(ocr_file),
     }
-    of_questions = artifact.read_provenance(artifact.load_ref(root, "questions"))["sources"]
+    of_questions = artifact.read_provenance(refs.load_ref(root, "questions"))["sources"]
     assert of_questions == {
         "questions": storage.fingerprint(str(own / "questions.jsonl")),
         "exclude_json": storage.fingerprint(str(tmp_path / "exclude.json")),
@@ -166,4 +166,4 @@ def test_images_of_pages_without_any_pdf_are_refused_at_once(
     run = {"storage": root, "server": NOBODY, "agent": config.Agent(protocol="tags", observation=observation)}
     with pytest.raises(ConfigError, match=r"none of the pages has a PDF.*--documents.*--observation text"):
         ask(run)
-    assert not artifact.has_ref(root, "results-question")
+    assert not refs.has_ref(root, "results-question")

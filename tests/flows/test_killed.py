@@ -13,7 +13,8 @@ from flows.collect import collect
 from flows.finetune import finetuned
 from flows.prepare import prepare
 from tasks import artifact, config
-from tasks.artifact import load_ref, read_rows
+from tasks.artifact import read_rows
+from tasks.refs import load_ref
 from tests.model_server import ModelServer
 from tests.small_collection import ingest_small, searcher
 from tests.tiny_model import tiny_model

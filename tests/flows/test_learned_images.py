@@ -14,7 +14,8 @@ from tasks import config, storage
 from tasks.agent import prompts
 from tasks.agent.message import Image, images_of, openai_content
 from tasks.agent.protocol import as_wire
-from tasks.artifact import load_ref, read_rows
+from tasks.artifact import read_rows
+from tasks.refs import load_ref
 from tests.model_server import ModelServer, Reply
 from tests.small_collection import TOPICS, ingest_small
 

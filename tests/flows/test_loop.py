@@ -15,8 +15,9 @@ from flows.infer import infer
 from flows.ingest import ingest
 from flows.prepare import format_, prepare, process
 from tasks import config, storage
-from tasks.artifact import fetch_folder, load_ref, read_provenance, read_rows
+from tasks.artifact import fetch_folder, read_provenance, read_rows
 from tasks.errors import CollectError, ConfigError
+from tasks.refs import load_ref
 from tasks.serve import adapter_name
 from tasks.stages import StageRun
 from tests.model_server import ModelServer, Reply, Status

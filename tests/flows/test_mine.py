@@ -12,8 +12,9 @@ from flows.prepare import prepare, process
 from tasks import config, storage
 from tasks.agent.prompts import prompt_messages
 from tasks.agent.protocol import as_stored
-from tasks.artifact import load_ref, read_rows
+from tasks.artifact import read_rows
 from tasks.errors import CollectError
+from tasks.refs import load_ref
 from tasks.search.index import open_index
 from tasks.stages import StageRun
 from tests.model_server import ModelServer, Reply, Status

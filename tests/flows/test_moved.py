@@ -10,7 +10,7 @@ from flows.collect import collect
 from flows.evaluate import evaluate
 from flows.prepare import prepare
 from flows.reparse import reparse
-from tasks import artifact, config, nights, storage
+from tasks import artifact, config, nights, refs, storage
 from tasks.artifact import Artifact
 from tasks.stages import StageRun
 from tests.model_server import ModelServer
@@ -35,7 +35,7 @@ def _all_stages(root: str, documents: Path, url: str) -> list[StageRun]:
 
 
 def _referred_to(root: str) -> list[Artifact]:
-    found = [artifact.load_ref(root, name) for name in artifact.ref_names(root)]
+    found = [refs.load_ref(root, name) for name in refs.ref_names(root)]
     return found + list(nights.between(root, ["trajectories", "scores"], None, None).values())
 
 

@@ -9,8 +9,9 @@ import pytest
 from flows.collect import collect
 from flows.prepare import prepare, process
 from tasks import config, nights, storage
-from tasks.artifact import has_ref, load_ref, read_provenance, read_rows
+from tasks.artifact import read_provenance, read_rows
 from tasks.errors import ArtifactError, EmptyError
+from tasks.refs import has_ref, load_ref
 from tasks.stages import StageRun
 from tests.model_server import ModelServer
 from tests.small_collection import ingest_small, searcher

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flows.prepare import format_
-from tasks import artifact, config, storage
+from tasks import artifact, config, refs, storage
 from tasks.artifact import Artifact
 from tasks.errors import ArtifactError, EmptyError
 
@@ -28,13 +28,13 @@ def test_of_a_process_that_is_under_way_nothing_is_taken(tmp_path: Path, saved: 
     root = str(tmp_path)
     old, new = _processed(root, "old"), _processed(root, "new")
     for name in NAMES:
-        artifact.save_ref(root, name, old[name])
+        refs.save_ref(root, name, old[name])
     with pytest.raises(EmptyError):  # it is taken, and there is nothing in it
         format_(config.FormatRun(storage=root))
-    artifact.save_ref(root, saved, new[saved])
+    refs.save_ref(root, saved, new[saved])
     with pytest.raises(ArtifactError, match="pairs of other rollouts than the processed ones"):
         format_(config.FormatRun(storage=root))
     for name in NAMES:
-        artifact.save_ref(root, name, new[name])
+        refs.save_ref(root, name, new[name])
     with pytest.raises(EmptyError):
         format_(config.FormatRun(storage=root))

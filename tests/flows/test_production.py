@@ -17,7 +17,8 @@ import httpx
 from flows.finetune import finetuned
 from flows.ingest import ingest
 from tasks import config, storage
-from tasks.artifact import load_ref, read_rows
+from tasks.artifact import read_rows
+from tasks.refs import load_ref
 from tasks.serve import log_tail
 from tests.model_server import ModelServer, Reply, Status
 from tests.receiver import Receiver

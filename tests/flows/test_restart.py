@@ -18,10 +18,11 @@ from flows import serving
 from flows.collect import collect
 from tasks import artifact, config, failures, serve, supervise
 from tasks import collect as shards
-from tasks.artifact import load_ref, read_rows
+from tasks.artifact import read_rows
 from tasks.collect_run import OF_THE_SERVER
 from tasks.errors import ConfigError, ServerError
 from tasks.model import model_fingerprint
+from tasks.refs import load_ref
 from tests.server_process import counts, server_process
 from tests.small_collection import ingest_small
 from tests.tiny_model import tiny_adapter, tiny_model

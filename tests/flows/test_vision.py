@@ -13,12 +13,13 @@ import pytest
 
 from flows.collect import collect
 from flows.finetune import finetune
-from tasks import artifact, config, images, serve, storage
+from tasks import artifact, config, images, refs, serve, storage
 from tasks.adapters import check_adapter
 from tasks.agent import prompts
 from tasks.agent.message import Image, Message, images_of, openai_content
 from tasks.agent.protocol import as_wire
-from tasks.artifact import load_ref, read_provenance, read_rows, table_of, write_table
+from tasks.artifact import read_provenance, read_rows, table_of, write_table
+from tasks.refs import load_ref
 from tasks.training.examples import encode
 from tasks.training.loading import load_model, load_tokenizer
 from tasks.training.sight import Sight
@@ -91,7 +92,7 @@ def test_what_is_seen_is_what_is_trained_on(vllm: serve.Served, model: Path, roo
 
     facts = artifact.provenance()
     made_of = write_table(table_of(learned, "sft/2"), storage.join(root, "rows.parquet"), "sft/2", facts)
-    artifact.save_ref(root, "sft_context", made_of)
+    refs.save_ref(root, "sft_context", made_of)
     training = config.Finetune(
         epochs=2, batch_size=4, lora_r=4, lr=0.05, bf16=False, parts=PARTS, mask_strategy="assistant"
     )

@@ -18,10 +18,11 @@ from prefect.states import Pending, Running
 
 from flows import deploy_files, deploy_server
 from flows.deploy import deploy
-from tasks import artifact, config, limits, storage
+from tasks import artifact, config, limits, refs, storage
 from tasks import collect as shards
-from tasks.artifact import load_ref, read_rows
+from tasks.artifact import read_rows
 from tasks.model import model_fingerprint
+from tasks.refs import load_ref
 from tasks.serve import log_tail
 from tasks.training import launch
 from tests.model_server import ModelServer
@@ -113,7 +114,7 @@ def test_who_waits_goes_first_and_no_night_starts_while_another_runs(
 
 def test_merge_runs_in_its_pool(whole_server: str, root: str, model: Path, tmp_path: Path) -> None:
     adapter = tiny_adapter(model, tmp_path, {"target_modules": ["q_proj"]}, base_fingerprint=model_fingerprint(model))
-    artifact.save_ref(root, "adapter", adapter)
+    refs.save_ref(root, "adapter", adapter)
     run = start_run(whole_server, "merge/merge", {"storage": root, "model": str(model)})
     with worker("gpu-training", tmp_path / "worker") as log:
         assert ended(whole_server, run, log)["state_type"] == "COMPLETED", log.read_text()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks import adapter_names, artifact, storage
+from tasks import adapter_names, refs, storage
 from tasks.artifact import Artifact
 from tasks.errors import ArtifactError, ConfigError
 
@@ -17,7 +17,7 @@ def test_an_adapter_is_found_by_its_name_or_as_the_newest(storage_root: str) -> 
         adapter_names.named(storage_root, "sft")
     adapter_names.keep(storage_root, second, "sft")
     adapter_names.keep(storage_root, third, "by-pairs")
-    artifact.save_ref(storage_root, "pages", first)
+    refs.save_ref(storage_root, "pages", first)
     assert adapter_names.chosen(storage_root, "newest") == third
     assert adapter_names.chosen(storage_root, "sft") == second
     with pytest.raises(ConfigError, match="no adapter dpo; there are by-pairs, sft"):

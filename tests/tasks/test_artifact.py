@@ -244,33 +244,6 @@ def test_a_folder_whose_writing_was_cut_off_is_neither_the_old_one_nor_the_new(t
     assert _files(artifact.fetch_folder(old))["a"] == b"1"
 
 
-def test_refs(storage_root: str) -> None:
-    with pytest.raises(ArtifactError, match="holds no pages yet"):
-        artifact.load_ref(storage_root, "pages")
-    for sha in ("1", "2"):
-        pages = Artifact("s3://b/x.parquet", sha, 3, "pages/2")
-        artifact.save_ref(storage_root, "pages", pages)
-        assert artifact.load_ref(storage_root, "pages") == pages
-
-
-def test_refs_of_a_copied_root_point_into_the_copy(storage_root: str, tmp_path: Path) -> None:
-    own, other = _written(storage_root), Artifact("s3://b/x.parquet", "1", 3, "pages/2")
-    copy, place = storage_root + "-copy", "nights/dt=2026-11-24/abc"
-    with artifact.refs_of("loop"):
-        artifact.save_ref(storage_root, "own", own)
-        artifact.save_ref(storage_root, "own", own, storage.join(storage_root, place))
-        artifact.save_ref(storage_root, "other", other)
-    storage.download_folder(storage_root, tmp_path / "on-its-way")
-    storage.upload_folder(tmp_path / "on-its-way", copy)
-    storage.delete(storage_root)
-    for loop in ("loop", ""):
-        with artifact.refs_of(loop):
-            for found in (artifact.load_ref(copy, "own"), artifact.load_ref(copy, "own", storage.join(copy, place))):
-                assert found == replace(own, uri=storage.join(copy, "x.parquet"))
-                assert artifact.read_rows(found) == ROWS
-            assert artifact.load_ref(copy, "other") == other
-
-
 def test_every_schema_has_a_version_and_survives_a_round_trip(tmp_path: Path) -> None:
     for name, schema in schemas.TABLES.items():
         assert name.partition("/")[2].isdigit()

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tasks import artifact, collect, config, storage
+from tasks import artifact, collect, config, refs, storage
 from tasks.artifact import Artifact
 from tasks.collect import ShardReport
 from tasks.schemas import TABLES
@@ -57,7 +57,7 @@ def _inputs(root: str) -> dict[str, Artifact]:
     found = {"pages": stored(pages, "pages"), "questions": stored(questions, "questions")}
     found["index"] = build_index(found["pages"], config.Index(), storage.join(root, "index"))
     for name, made in found.items():
-        artifact.save_ref(root, name, made)
+        refs.save_ref(root, name, made)
     return found
 
 
@@ -335,7 +335,7 @@ async def test_after_an_outage_the_same_run_goes_on(local, server: ModelServer) 
 
 
 def main(root: str, base_url: str) -> None:
-    inputs = {name: artifact.load_ref(root, name) for name in ("pages", "questions", "index")}
+    inputs = {name: refs.load_ref(root, name) for name in ("pages", "questions", "index")}
     asyncio.run(_collect(root, inputs, base_url))
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import artifact, collect, config, cost, simulate, storage
+from tasks import artifact, collect, config, cost, refs, simulate, storage
 from tasks.artifact import Artifact
 from tasks.collect import RolloutSpec, Shard
 from tasks.collect_events import Flow
@@ -192,7 +192,7 @@ def _collected(root: str) -> Artifact:
         mode="json", exclude={"storage": True, "server": {"base_url"}}
     )  # as tasks/collect_run.py
     made = collect.fold([shard], f"{root}/run", f"{root}/out.parquet", artifact.provenance(settings=dumped))
-    artifact.save_ref(root, "trajectories", made)
+    refs.save_ref(root, "trajectories", made)
     return made
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pymupdf
 import pytest
 
-from tasks import artifact, config, documents, images, storage
+from tasks import artifact, config, documents, images, refs, storage
 from tasks.artifact import Artifact
 from tasks.errors import InputError
 from tasks.images import PageImages
@@ -113,10 +113,10 @@ async def test_documents_that_moved_are_found_where_they_were_ingested_last(tmp_
 async def test_documents_below_a_root_that_moved_are_found_in_it(tmp_path: Path, folder: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     shutil.copytree(folder, old / "input")
-    artifact.save_ref(str(old), "pages", read(str(old), old / "input"))
+    refs.save_ref(str(old), "pages", read(str(old), old / "input"))
     images.note_documents(str(old), str(old / "input"))
     old.rename(new)
-    async with opened(str(new), artifact.load_ref(str(new), "pages")) as store:
+    async with opened(str(new), refs.load_ref(str(new), "pages")) as store:
         assert await store.image("below/b c.pdf", 2)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import artifact, config, storage
+from tasks import artifact, config, refs, storage
 from tasks.artifact import Artifact
 from tasks.errors import ArtifactError
 from tasks.ingested import load_ingested
@@ -38,12 +38,12 @@ def test_of_an_ingest_that_is_under_way_nothing_is_taken(tmp_path: Path, saved: 
         load_ingested(root, *NAMES)
     old, new = _ingest(root, "old"), _ingest(root, "new")
     for name in NAMES:
-        artifact.save_ref(root, name, old[name])
+        refs.save_ref(root, name, old[name])
     assert load_ingested(root, *NAMES) == old
     for name in saved:
-        artifact.save_ref(root, name, new[name])
+        refs.save_ref(root, name, new[name])
     with pytest.raises(ArtifactError, match="of other pages than the newest: an ingest is under way"):
         load_ingested(root, *NAMES)
     for name in NAMES:
-        artifact.save_ref(root, name, new[name])
+        refs.save_ref(root, name, new[name])
     assert load_ingested(root, *NAMES) == new

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks import artifact, config, nights, storage
+from tasks import artifact, config, nights, refs, storage
 from tasks.artifact import Artifact
 from tasks.errors import EmptyError
 from tests.tasks.test_process import store, trajectory
@@ -135,7 +135,7 @@ def test_scores_are_the_means_of_the_best_searches_of_finished_rollouts(storage_
     ]
     _night(storage_root, "2026-11-24", "abc", rows, run="key")
     uri = nights.partition_uri(storage_root, "2026-11-24", "abc")
-    found = artifact.read_rows(artifact.load_ref(storage_root, "scores", uri))
+    found = artifact.read_rows(refs.load_ref(storage_root, "scores", uri))
     assert [tuple(row.values()) for row in found] == [
         ("key", "q1", "default", 2, 0.5),
         ("key", "q1", "diverse", 1, pytest.approx(2 / 3)),
