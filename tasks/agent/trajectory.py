@@ -18,9 +18,9 @@ Failure = Literal["connection", "deadline", "http_status", "server_error", "unre
 """Why a rollout failed, through no fault of the model; it may be run again.
 
 connection: no connection, or it broke. deadline: the request's or the rollout's time was up. http_status: the server
-refused the request (4xx), which the same request will not mend. server_error: it answered 5xx or 429 to the last try, or
-with what is no completion. unreadable: a page that was to be shown could not be read: the storage did not answer, or the
-document is gone.
+refused the request (4xx, but for the three that follow), which the same request will not mend. server_error: it answered 5xx,
+408, 409 or 429 to the last try, or with what is no completion. unreadable: a page that was to be shown could not be read: the
+storage did not answer, or the document is gone.
 """
 
 TurnFailure = Literal["unparsable_call", "unknown_tool", "bad_arguments", "empty_query", "no_action", "not_an_answer"]
@@ -121,11 +121,6 @@ class Trajectory:
     citations: Sequence[Page] = ()
     messages: list[Message] = field(default_factory=list)
     elapsed_s: float = 0.0
-
-    @property
-    def searches(self) -> list[SearchRecord]:
-        """All searches of all turns, in order."""
-        return [search for turn in self.turns for search in turn.searches]
 
 
 def to_row(

@@ -19,7 +19,7 @@ from tasks.agent.prompts import PROTOCOLS, prompt_fingerprint, prompt_messages
 from tasks.agent.protocol import Step
 from tasks.agent.rollout import rollout, search_with
 from tasks.agent.sampling import resolve
-from tasks.agent.trajectory import Question, Trajectory, to_row
+from tasks.agent.trajectory import Question, SearchRecord, Trajectory, to_row
 from tasks.errors import InputError
 from tasks.search.index import Searcher, build_index, open_index
 from tests.model_server import Die, Drop, Hang, ModelServer, Reply, Script, Status
@@ -48,6 +48,11 @@ def searcher(tmp_path_factory: pytest.TempPathFactory) -> Searcher:
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "_FIRST_DELAY_S", 0.01)
+
+
+def searches_of(trajectory: Trajectory) -> list[SearchRecord]:
+    """All searches of all turns, in order."""
+    return [search for turn in trajectory.turns for search in turn.searches]
 
 
 async def run(
@@ -116,7 +121,7 @@ async def test_tags_from_question_to_answer(searcher: Searcher) -> None:
         (1, "search", "heat", None),
         (2, "answer", None, None),
     ]
-    (search,) = trajectory.searches
+    (search,) = searches_of(trajectory)
     assert (search.query, search.read_as, search.gt_rank, search.rank_score) == ("pump degrees", "query", 1, 1.0)
     assert [file for _, file, _, _ in search.results] == ["pump.pdf", "pump.pdf"]
     assert all(t.prompt_tokens and t.completion_tokens and t.latency_s > 0 for t in trajectory.turns)
@@ -133,7 +138,7 @@ async def test_tags_from_question_to_answer(searcher: Searcher) -> None:
 async def test_the_model_is_told_how_its_query_was_taken(searcher: Searcher) -> None:
     searches = [f"<search>{query}</search>" for query in ("pump degrees", "NOT AND pump", "zebra")]
     trajectory, server = await run(says(*searches, ANSWER), searcher, protocol="tags", observation="none")
-    assert [search.read_as for search in trajectory.searches] == ["query", "words", "query"]
+    assert [search.read_as for search in searches_of(trajectory)] == ["query", "words", "query"]
     found, as_words, nothing = [message["content"] for message in server.requests[-1]["messages"][3::2]]
     assert found.startswith("<results>\n[1] pump.pdf page 2")
     assert as_words.startswith("<results>\nThe query could not be read as one and was searched as plain words.\n[1] ")
@@ -186,13 +191,13 @@ async def test_a_turn_says_who_read_it_and_a_citation_whether_it_was_seen(search
         (None, False),
         ("server", False),
     ]
-    assert all(search.shown for search in trajectory.searches)
+    assert all(search.shown for search in searches_of(trajectory))
     assert '{"query": "safety"}}' in server.requests[-1]["messages"][4]["content"]  # as it was meant
     row = to_row(trajectory, rollout_id="r", attempt=1, sample=0, **FACTS)
     assert row["answer"] == ["85", "86"]
     assert [c["seen"] for c in row["citations"]] == [True, False]
     trajectory, _ = await run(says("<search>rent</search>"), searcher, answer=False, max_iterations=2)
-    assert [search.shown for search in trajectory.searches] == [True, False]
+    assert [search.shown for search in searches_of(trajectory)] == [True, False]
 
 
 async def test_guided_turns_may_be_nothing_but_a_search_or_an_answer(searcher: Searcher) -> None:
@@ -229,7 +234,7 @@ async def test_guided_turns_may_be_nothing_but_a_search_or_an_answer(searcher: S
 async def test_last_turn_must_answer(searcher: Searcher) -> None:
     search = "<search>rent</search>"
     trajectory, server = await run(says(search), searcher, protocol="tags", max_iterations=3)
-    assert (trajectory.status, trajectory.outcome, len(trajectory.searches)) == ("finished", "out_of_turns", 2)
+    assert (trajectory.status, trajectory.outcome, len(searches_of(trajectory))) == ("finished", "out_of_turns", 2)
     assert [t.failure for t in trajectory.turns] == [None, None, "not_an_answer"]
     assert trajectory.turns[-1].action == "none"
     assert "cannot search any more" in server.requests[2]["messages"][-1]["content"]
@@ -281,7 +286,7 @@ async def test_a_failing_server_is_typed_and_what_was_done_is_kept(
     trajectory, _ = await run(script, searcher, protocol="tags", timeout=0.5)
     assert (trajectory.status, trajectory.outcome) == ("failed", outcome)
     assert trajectory.failure_detail
-    assert len(trajectory.searches) == 1
+    assert len(searches_of(trajectory)) == 1
     assert trajectory.messages[-2]["content"] == "<search>pump</search>"
 
 
@@ -294,7 +299,7 @@ async def test_the_rollouts_own_deadline(searcher: Searcher) -> None:
 async def test_a_conversation_that_outgrows_the_context_is_finished(searcher: Searcher) -> None:
     full = Status(400, '{"error": {"message": "maximum context length is 4096 tokens"}}')
     trajectory, _ = await run(says("<search>pump</search>", full), searcher, protocol="tags")
-    assert (trajectory.status, trajectory.outcome, len(trajectory.searches)) == ("finished", "out_of_context", 1)
+    assert (trajectory.status, trajectory.outcome, len(searches_of(trajectory))) == ("finished", "out_of_context", 1)
     trajectory, _ = await run(says(full), searcher, protocol="tags")  # but a prompt that never fits is a wrong setting
     assert (trajectory.status, trajectory.outcome) == ("failed", "http_status")
     said: list[Message] = [{"role": "assistant", "content": "<search>a</search>"}, {"role": "user", "content": "none"}]

@@ -27,7 +27,8 @@ def theirs(trajectory: Trajectory, **values: Any) -> dict[str, Any]:
     """A rollout as another pipeline would write it down; only the third search finds the answer's page."""
     searches = [
         {"query": search.query, "results": [{"file": file, "page_number": page} for _, file, page, _ in search.results]}
-        for search in trajectory.searches
+        for turn in trajectory.turns
+        for search in turn.searches
     ]
     asked = {"id": "q", "question": trajectory.question.question, "evidence": ["motor.pdf:1", "motor.pdf:2"]}
     return {**asked, "searches": searches, "answer": list(trajectory.answer), **values}
