@@ -1,6 +1,7 @@
 """A model to ask, for as long as a flow needs one: the servers that the settings name, or a vLLM of our own.
 
-Ours starts when the first stage really asks, so a flow whose stages are all cached starts none; and again when it died.
+Ours starts when the first stage really asks, so a flow whose stages are all cached, or in which every rollout is finished, starts
+none; and again when it died.
 """
 
 import contextlib

@@ -112,18 +112,19 @@ def write_table(table: pa.Table, uri: str, schema: str, facts: Mapping[str, Any]
 
 
 def write_tables(tables: Iterable[pa.Table], uri: str, schema: str, facts: Mapping[str, Any]) -> Artifact:
-    """Write one Parquet file from tables that come one after the other, so that only one of them need be in memory.
+    """Write one Parquet file from tables that come one after the other, so that only one of them need be in memory;
+    they may add to `facts` as they come.
 
     Raises:
         ArtifactError: a table is not of that schema.
     """
-    metadata = {_SCHEMA: schema.encode(), _PROVENANCE: json.dumps(facts, sort_keys=True, default=str).encode()}
-    declared = _declared(schema).with_metadata(metadata)
+    declared = _declared(schema).with_metadata({_SCHEMA: schema.encode()})
     buffer, rows = io.BytesIO(), 0
     with pq.ParquetWriter(buffer, declared, compression="zstd") as writer:
         for table in tables:
             writer.write_table(_checked(table, schema).replace_schema_metadata(declared.metadata))
             rows += table.num_rows
+        writer.add_key_value_metadata({_PROVENANCE: json.dumps(facts, sort_keys=True, default=str).encode()})
     data = buffer.getvalue()
     storage.write_bytes(uri, data)
     return Artifact(uri, hashlib.sha256(data).hexdigest(), rows, schema)
@@ -172,13 +173,24 @@ def _read(file: pq.ParquetFile, columns: Sequence[str] | None) -> pa.Table:
     return file.read(columns=list(columns) if columns is not None else None).replace_schema_metadata(None)
 
 
+Part = tuple[str, int, dict[str, Any]]
+"""One of several Parquet files: where it lies, how many rows it has, and the facts that it was written with."""
+
+
+def open_parts(uri: str, schema: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, list[Part]]:
+    """All Parquet files at or below `uri`, in name order, as one table, empty when there is none; and what each is."""
+    tables, parts = [], []
+    for file_uri in (f for f in storage.iter_files(uri) if f.endswith(".parquet")):
+        file = _open_file(file_uri, schema)
+        tables.append(_read(file, columns))
+        parts.append((file_uri, tables[-1].num_rows, json.loads(file.metadata.metadata[_PROVENANCE])))
+    declared = TABLES[schema].empty_table()
+    return pa.concat_tables(tables) if tables else declared.select(list(columns or declared.column_names)), parts
+
+
 def read_parts(uri: str, schema: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """All Parquet files at or below `uri`, in name order, as one table; empty when there is none."""
-    parts = [_read(_open_file(f, schema), columns) for f in storage.iter_files(uri) if f.endswith(".parquet")]
-    declared = TABLES[schema]
-    if columns is not None:
-        declared = pa.schema([declared.field(name) for name in columns])
-    return pa.concat_tables(parts) if parts else declared.empty_table()
+    """That table alone."""
+    return open_parts(uri, schema, columns)[0]
 
 
 def read_table(artifact: Artifact, columns: Sequence[str] | None = None) -> pa.Table:
@@ -210,7 +222,7 @@ def read_provenance(artifact: Artifact) -> dict[str, Any]:
     """The provenance that an artifact was written with."""
     if artifact.schema in FOLDERS:
         return json.loads(storage.read_bytes(storage.join(artifact.uri, "provenance.json")))
-    return json.loads(next(_open(artifact)).schema_arrow.metadata[_PROVENANCE])
+    return json.loads(next(_open(artifact)).metadata.metadata[_PROVENANCE])
 
 
 def _folder_hash(folder: Path) -> str:

@@ -1,8 +1,8 @@
 """Collection: questions × sampling configurations × samples → trajectories. No rollout is lost, none is done twice.
 
-`plan` lists the rollouts and groups them in shards. `run_shard` runs what a shard has not finished yet and stores every
-attempt in Parquet parts as rollouts finish. `fold` makes one trajectories artifact of the parts. All shards of a process
-share what `open_attempts` opens: one connection pool, one index, one gate.
+`plan` lists the rollouts and groups them in shards. `unfinished` tells where there is anything left to do. `run_shard` runs what
+a shard has not finished yet and stores every attempt in Parquet parts as rollouts finish. `fold` makes one trajectories artifact
+of the parts. All shards of a process share what `open_attempts` opens: one connection pool, one index, one gate.
 
     <uri>/shard-00003/part-001-0002-9f3c1a7e.parquet    the shard's first run, its third part, a random name
 """
@@ -13,7 +13,8 @@ import itertools
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -26,13 +27,14 @@ from tasks.agent.trajectory import Failure, Question, to_row
 from tasks.artifact import Artifact
 from tasks.breaker import Breaker
 from tasks.chosen import digest, select
-from tasks.errors import ArtifactError, ConfigError
+from tasks.errors import ArtifactError, ConfigError, StorageError
 from tasks.images import PageImages
 from tasks.pages import PageStore
 from tasks.search.index import open_index
 from tasks.unwritten import Unwritten
 
 SCHEMA = "trajectories/2"
+_READ_AT_ONCE = 16  # shards
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What a shard holds after `run_shard`, and what that took. `planned` = `finished` + the sum of `failed`."""
+    """What came of a shard's rollouts that somebody is to be told."""
 
     number: int
-    planned: int
-    finished: int
     failed: dict[str, int]  # rollouts without a finished attempt, by reason
-    found_finished: int  # finished by an earlier run of the shard, not run again
     tried_again: int  # failed in an earlier run, and run again
 
 
@@ -142,8 +141,12 @@ def attempts_that_count(shard: Shard, uri: str, columns: Sequence[str] | None = 
         columns: with rollout_id, status and attempt among them; all when None.
     """
     table = artifact.read_parts(_folder(uri, shard), SCHEMA, columns)
+    return table.take(_rows_that_count(shard, table))
+
+
+def _rows_that_count(shard: Shard, table: pa.Table) -> pa.Array:
     best = _best_attempts(table)
-    return table.take(pa.array([best[s.rollout_id] for s in shard.rollouts if s.rollout_id in best], pa.int64()))
+    return pa.array([best[s.rollout_id] for s in shard.rollouts if s.rollout_id in best], pa.int64())
 
 
 @contextlib.asynccontextmanager
@@ -222,11 +225,39 @@ async def open_attempts(
 
 def _earlier(folder: str) -> tuple[dict[str, dict[str, Any]], int]:
     """What a shard's stored parts say of each rollout, and the number of runs that wrote them."""
-    table = artifact.read_parts(folder, SCHEMA, ["rollout_id", "attempt", "status", "outcome"])
-    best = _best_attempts(table)
-    rows = table.take(list(best.values())).to_pylist() if best else []
-    parts = [storage.relative(file, folder) for file in storage.iter_files(folder) if file.endswith(".parquet")]
-    return {row["rollout_id"]: row for row in rows}, len({name.rsplit("-", 2)[0] for name in parts})
+    table, parts = artifact.open_parts(folder, SCHEMA, ["rollout_id", "attempt", "status", "outcome"])
+    rows = table.take(pa.array(_best_attempts(table).values(), pa.int64())).to_pylist()
+    return {row["rollout_id"]: row for row in rows}, len({name.rsplit("-", 2)[0] for name, *_ in parts})
+
+
+def unfinished(shards: Sequence[Shard], uri: str) -> list[Shard]:
+    """The shards from the first on in which a rollout has no finished attempt; none when there is nothing left to do.
+
+    The parts of those before it are read here and need not be read by `run_shard`, and few others are: a shard that may be left
+    to do reads its own. What storage does not give just now may be left to do.
+
+    Args:
+        uri: folder of the run.
+
+    Raises:
+        ArtifactError: parts of an earlier run are damaged; `forget` them to start again.
+    """
+
+    def finished(shard: Shard) -> bool:
+        try:
+            known, _ = _earlier(_folder(uri, shard))
+        except StorageError:
+            return False
+        return all(known.get(s.rollout_id, {}).get("status") == "finished" for s in shard.rollouts)
+
+    at, size = 0, 1  # the first alone: of most runs it is left to do
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        while at < len(shards):
+            done = list(pool.map(finished, shards[at : at + size]))
+            if not all(done):
+                return list(shards[at + done.index(False) :])
+            at, size = at + size, _READ_AT_ONCE
+    return []
 
 
 async def run_shard(
@@ -237,6 +268,7 @@ async def run_shard(
     attempt: Attempt,
     on_done: Callable[[int], None] = lambda rollouts: None,
     again: Collection[Failure] | None = None,
+    vllm: Sequence[str] = (),
 ) -> ShardReport:
     """Run the rollouts of a shard that have no finished attempt yet; store every attempt in parts as rollouts finish.
 
@@ -252,6 +284,7 @@ async def run_shard(
         attempt: runs one rollout, see `open_attempts`; its gate decides how many run at once.
         on_done: told how many more rollouts have ended: at the start those of earlier runs, then each as it ends.
         again: reasons for which a rollout that failed in an earlier run is tried again; whatever the reason when None.
+        vllm: the versions of vLLM that are asked, as the parts shall tell.
 
     Raises:
         ArtifactError: parts of an earlier run are damaged; `forget` them to start again.
@@ -259,32 +292,23 @@ async def run_shard(
     folder = _folder(uri, shard)
     known, runs = await asyncio.to_thread(_earlier, folder)
     known |= {row["rollout_id"]: dict(row) for row in unwritten.left(folder)}
-    finished = sum(known.get(s.rollout_id, {}).get("status") == "finished" for s in shard.rollouts)
-    todo, left = [], Counter[str]()  # the rollouts to run; how many are failed, by reason
+    todo, failed = [], Counter[str]()
     for spec in shard.rollouts:
         before = known.get(spec.rollout_id)
         if before is None or (before["status"] != "finished" and (again is None or before["outcome"] in again)):
             todo.append(spec)
         elif before["status"] != "finished":
-            left[before["outcome"]] += 1
-    report = ShardReport(
-        number=shard.number,
-        planned=len(shard.rollouts),
-        finished=finished,
-        failed={},
-        found_finished=finished,
-        tried_again=sum(s.rollout_id in known for s in todo),
-    )
-    outcomes: Counter[tuple[str, str]] = Counter()
+            failed[before["outcome"]] += 1
     token, parts = uuid.uuid4().hex[:8], itertools.count()
 
     def write(rows: Sequence[Mapping[str, Any]]) -> None:
         name = f"part-{runs + 1:03d}-{next(parts):04d}-{token}.parquet"
-        artifact.write_table(artifact.table_of(rows, SCHEMA), storage.join(folder, name), SCHEMA, {})
+        artifact.write_table(artifact.table_of(rows, SCHEMA), storage.join(folder, name), SCHEMA, {"vllm": vllm})
 
     async def run(spec: RolloutSpec) -> None:
         row = await attempt(spec, known.get(spec.rollout_id, {}).get("attempt", 0) + 1)
-        outcomes[row["status"], row["outcome"]] += 1
+        if row["status"] != "finished":
+            failed[row["outcome"]] += 1
         on_done(1)
         await unwritten.add(waiting, row)
 
@@ -296,14 +320,8 @@ async def run_shard(
         finally:
             for task in tasks:
                 task.cancel()
-    for (status, reason), n in outcomes.items():
-        if status != "finished":
-            left[reason] += n
-    return replace(
-        report,
-        finished=report.finished + sum(n for (status, _), n in outcomes.items() if status == "finished"),
-        failed=dict(sorted(left.items())),
-    )
+    tried_again = sum(spec.rollout_id in known for spec in todo)
+    return ShardReport(shard.number, dict(sorted(failed.items())), tried_again)
 
 
 def fold(shards: Sequence[Shard], uri: str, out_uri: str, facts: Mapping[str, Any]) -> Artifact:
@@ -313,23 +331,30 @@ def fold(shards: Sequence[Shard], uri: str, out_uri: str, facts: Mapping[str, An
     parts give the same bytes. One shard at a time is in memory, and the compressed file.
 
     Args:
-        facts: provenance, with the fingerprints of model, prompt, index and code.
+        facts: provenance, with the fingerprints of model, prompt, index and code. To it comes which versions of vLLM made the
+            rows, as far as their parts tell.
 
     Raises:
         ArtifactError: a planned rollout has no attempt at all: a shard has not run to its end.
     """
+    engines: set[str] = set()
+    told = dict(facts)
 
     def tables() -> Iterator[pa.Table]:
         for shard in shards:
-            table = attempts_that_count(shard, uri)
-            if lost := len(shard.rollouts) - table.num_rows:
+            table, parts = artifact.open_parts(_folder(uri, shard), SCHEMA)
+            rows = _rows_that_count(shard, table)
+            if lost := len(shard.rollouts) - len(rows):
                 raise ArtifactError(
                     f"shard {shard.number} under {uri} lacks {lost} of {len(shard.rollouts)} rollouts: collect again, "
                     "which does only what is missing"
                 )
-            yield table
+            made_by = [made.get("vllm", ()) for _, size, made in parts for _ in range(size)]
+            engines.update(*(made_by[row] for row in rows.to_pylist()))
+            yield table.take(rows)
+        told["vllm"] = sorted(engines)
 
-    return artifact.write_tables(tables(), out_uri, SCHEMA, facts)
+    return artifact.write_tables(tables(), out_uri, SCHEMA, told)
 
 
 def forget(shards: Sequence[Shard], uri: str) -> None:
@@ -342,7 +367,7 @@ def forget(shards: Sequence[Shard], uri: str) -> None:
         chosen = pa.array([spec.rollout_id for spec in shard.rollouts], pa.string())
         for part in list(storage.iter_files(_folder(uri, shard))):
             try:
-                stored = artifact.read_parts(part, SCHEMA)
+                stored, told = artifact.open_parts(part, SCHEMA)
             except ArtifactError:  # damaged: nobody can go on from it
                 storage.delete(part)
                 continue
@@ -350,7 +375,7 @@ def forget(shards: Sequence[Shard], uri: str) -> None:
             if not others.num_rows:
                 storage.delete(part)
             elif others.num_rows < stored.num_rows:
-                artifact.write_table(others, part, SCHEMA, {})
+                artifact.write_table(others, part, SCHEMA, told[0][2])
 
 
 def forget_once(shards: Sequence[Shard], uri: str, marker: str) -> None:

@@ -163,19 +163,24 @@ class _Run:
         return rollout // self.flow.shard_rollouts % self.flow.workers
 
     def start(self, worker: int, time: float) -> None:
-        """Run what no part holds as finished; every shard of the worker is a task run again, as after a restart."""
+        """Run what no part holds as finished; from the first shard on where that is so, each is a task run again."""
         flow = self.flow
         own = self.state[self.shard_of % flow.workers == worker]
         self.counts.tried_again += int((own == _FAILED).sum())
         self.loop_free[worker] = self.start_free[worker] = time
         self.write_free[worker] = [time] * flow.writers
-        self.shards_left[worker] = iter(range(worker, flow.shards, flow.workers))
+        self.shards_left[worker] = itertools.dropwhile(self.finished, range(worker, flow.shards, flow.workers))
         self.queue[worker].clear()
         self.open_shards[worker] = 0
         self.open(worker, time)
         if self.open_shards[worker] and (per_s := flow.kills_per_hour / 3600):
             after = self.random.expovariate(per_s)
             self.push(time + after, _KILLED, worker, self.epoch[worker])
+
+    def finished(self, shard: int) -> bool:
+        """Whether parts hold every rollout of a shard as finished."""
+        per = self.flow.shard_rollouts
+        return bool((self.state[shard * per : (shard + 1) * per] == _FINISHED).all())
 
     def open(self, worker: int, time: float) -> None:
         """Start task runs of further shards, as many as may be under way, and let their rollouts through the gate."""

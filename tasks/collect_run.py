@@ -21,7 +21,7 @@ from tasks.chosen import select
 from tasks.collect import ShardReport
 from tasks.errors import CollectError, ServerError
 from tasks.logs import run_logger
-from tasks.progress import OnProgress
+from tasks.progress import OnProgress, progress
 from tasks.retries import may_pass
 from tasks.supervise import Connect
 from tasks.unwritten import Unwritten
@@ -43,12 +43,12 @@ def collect_all(
     run_uri: str,
     uri: str,
     check_first: bool,
-    on_progress: OnProgress,
+    label: str,
     only: Collection[str] = (),
     began: Artifact | None = None,
     anew: str | None = None,
 ) -> Artifact:
-    """Run what is not finished, fold, and return the trajectories.
+    """Run what is not finished, fold, and return the trajectories. Where all is finished, no model is connected to.
 
     When our server died meanwhile, it is started again, and the rollouts that it failed are run again.
 
@@ -58,6 +58,7 @@ def collect_all(
         model: fingerprint of the model.
         run_uri: folder of the shards' parts.
         check_first: try a few questions before, and stop when none yields a search.
+        label: what the progress bar says.
         only: ids of the questions to ask; all that the settings choose when empty.
         began: the states (tasks/states.py) that rollouts go on from; they begin with the question when None.
         anew: forget before what is stored of the chosen rollouts, once: this file says how far that has come, for a retry goes
@@ -85,36 +86,39 @@ def collect_all(
         "index_fingerprint": index.sha256,
         "code_fingerprint": code_version("tasks.collect"),
     }
-
-    engines: set[str] = set()
+    planned = sum(len(shard.rollouts) for shard in shards)
 
     def run(
         chosen: list[collect.Shard], again: Collection[Failure] | None, check_first: bool
     ) -> dict[int, ShardReport]:
         server = connect(adapter)
-        engines.update(filter(None, map(serve.engine_version, server.base_url)))
-        running = _run_shards(
-            chosen,
-            settings,
-            questions=questions,
-            pages=pages,
-            index=index,
-            server=server,
-            fingerprints=fingerprints,
-            uri=run_uri,
-            check_first=check_first,
-            again=again,
-            on_progress=on_progress,
-            began=began,
-        )
-        # a transaction of their own: what shards have done is not shown as rolled back when the collection fails
-        with transaction(commit_mode=CommitMode.EAGER):
-            return {report.number: report for report in run_beside(running)}
+        vllm = sorted({version for url in server.base_url if (version := serve.engine_version(url))})
+        with progress(label) as on_progress:  # after that of a server that starts
+            running = _run_shards(
+                chosen,
+                settings,
+                questions=questions,
+                pages=pages,
+                index=index,
+                server=server,
+                vllm=vllm,
+                fingerprints=fingerprints,
+                uri=run_uri,
+                check_first=check_first,
+                again=again,
+                on_progress=on_progress,
+                planned=planned,
+                began=began,
+            )
+            # a transaction of their own: what shards have done is not shown as rolled back when the collection fails
+            with transaction(commit_mode=CommitMode.EAGER):
+                return {report.number: report for report in run_beside(running)}
 
-    reports = run(shards, None, check_first)
+    left = collect.unfinished(shards, run_uri)
+    reports = run(left, None, check_first) if left else {}
     dead: ServerError | None = None
     try:
-        while (lost := [s for s in shards if OF_THE_SERVER & reports[s.number].failed.keys()]) and connect.revive():
+        while (lost := [s for s in left if OF_THE_SERVER & reports[s.number].failed.keys()]) and connect.revive():
             reports |= run(lost, OF_THE_SERVER, False)
     except ServerError as error:
         dead = error  # which rollouts that cost is told all the same, and they may be few enough
@@ -129,7 +133,6 @@ def collect_all(
         settings=settings.model_dump(mode="json", exclude={"storage": True, "server": {"base_url"}}),
         model=settings.server.model,
         prompt_fingerprint=prompt_fingerprint(settings.agent),
-        vllm=sorted(engines),
         **fingerprints,
     )
     folded = collect.fold(shards, run_uri, storage.join(uri, "trajectories.parquet"), facts)
@@ -146,20 +149,26 @@ async def _run_shards(
     pages: Artifact,
     index: Artifact,
     server: config.Server,
+    vllm: list[str],
     fingerprints: dict[str, str],
     uri: str,
     check_first: bool,
     again: Collection[Failure] | None,
     on_progress: OnProgress,
+    planned: int,
     began: Artifact | None,
 ) -> list[ShardReport]:
     """Shards side by side under one gate: which of them a rollout belongs to does not matter to the server.
 
     No more are under way than it takes to keep the gate full, so that the orchestrator hears of them one by one.
+
+    Args:
+        vllm: the versions of vLLM that are asked.
+        planned: how many rollouts the whole collection has. Those of other shards have ended.
     """
     done: Counter[int] = Counter()
-    total = sum(len(shard.rollouts) for shard in shards)
-    planned = {shard.number: shard for shard in shards}
+    elsewhere = planned - sum(len(shard.rollouts) for shard in shards)
+    numbered = {shard.number: shard for shard in shards}
 
     if check_first:
         async with open_client(server) as conversation:
@@ -191,15 +200,16 @@ async def _run_shards(
 
             def on_done(rollouts: int) -> None:
                 done[number] += rollouts
-                on_progress(done.total(), total)
+                on_progress(elsewhere + done.total(), planned)
 
             return await collect.run_shard(
-                planned[number],
+                numbered[number],
                 uri=uri,
                 unwritten=unwritten,
                 attempt=attempt,
                 on_done=on_done,
                 again=again,
+                vllm=vllm,
             )
 
         unwritten = Unwritten(settings.collect.flush_every or server.concurrency)
@@ -211,4 +221,4 @@ async def _run_shards(
 
         # one client of Prefect's API for all of them: each would make one of its own, which holds up the loop by 17 ms
         async with AsyncClientContext.get_or_create():
-            return list(await asyncio.gather(*map(in_turn, planned)))
+            return list(await asyncio.gather(*map(in_turn, numbered)))

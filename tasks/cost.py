@@ -181,14 +181,14 @@ def bill(night: Night) -> Bill:
 def requests(night: Night) -> tuple[int, int]:
     """PUT and LIST requests, and GET requests, of a collection that nothing disturbs.
 
-    A shard lists its folder at its start and again in the fold, which gets each part; the file and its reference are put, and
-    got once by whoever reads them next.
+    The first shard's folder is listed to see whether anything is left to do. Each shard's is listed at its start and again in the
+    fold, which gets each part. The file and its reference are put; whoever reads them next lists and gets both once.
     """
     of_question = night.samples * night.sampling_configs
     full, rest = divmod(night.questions, night.shard_size)
     parts = full * -(-night.shard_size * of_question // night.part_rollouts)
     parts += -(-rest * of_question // night.part_rollouts)
-    return parts + 2 * (full + (rest > 0)) + 2, parts + 2
+    return parts + 1 + 2 * (full + (rest > 0)) + 2 + 2, parts + 2
 
 
 # ---- measured

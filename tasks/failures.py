@@ -31,12 +31,14 @@ def judge(reports: Sequence[ShardReport], shards: Sequence[Shard], uri: str, set
     whoever listens to the event drag.collect.failed-share.
 
     Args:
+        reports: of the shards that were run. In the others nothing was left to do.
+        shards: all.
         uri: folder of the run.
 
     Raises:
         CollectError: more rollouts failed than `allow_failed_share`.
     """
-    planned = sum(report.planned for report in reports)
+    planned = sum(len(shard.rollouts) for shard in shards)
     reasons: Counter[str] = Counter()
     for report in reports:
         reasons.update(report.failed)

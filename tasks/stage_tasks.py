@@ -136,11 +136,9 @@ def _gathered(
 ) -> dict[str, Artifact]:
     from tasks import collect_run, nights
 
-    connect(adapter)  # its progress comes before that of the rollouts
-    with progress(f"{label}, rollouts") as on_progress:
-        made = collect_run.collect_all(
-            settings, connect=connect, adapter=adapter, uri=uri, on_progress=on_progress, **run
-        )
+    made = collect_run.collect_all(
+        settings, connect=connect, adapter=adapter, uri=uri, label=f"{label}, rollouts", **run
+    )
     if settings.collect.dt is None:
         return {name: made}
     return {name: made, "scores": nights.write_scores(made, run["run_key"], storage.join(uri, "scores.parquet"))}

@@ -4,7 +4,7 @@ The model that is asked is scripted, so what it searches is known; the model tha
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -14,9 +14,10 @@ from flows.finetune import finetune, merge
 from flows.infer import infer
 from flows.ingest import ingest
 from flows.prepare import format_, prepare, process
+from tasks import collect as shards
 from tasks import config, storage
 from tasks.artifact import fetch_folder, read_provenance, read_rows
-from tasks.errors import CollectError, ConfigError
+from tasks.errors import CollectError, ConfigError, ServerError
 from tasks.refs import load_ref
 from tasks.serve import adapter_name
 from tasks.stages import StageRun
@@ -213,6 +214,29 @@ def test_a_larger_limit_goes_on_from_a_smaller_ones_rollouts(tmp_path: Path, doc
         self_test_calls = 4
         assert server.calls - before <= before + self_test_calls
     assert load_ref(root, "trajectories").rows == 8
+
+
+def test_what_is_finished_is_folded_without_a_server(
+    tmp_path: Path, documents: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = str(tmp_path / "store")
+    ingest_small(root, documents)
+    with ModelServer(searcher) as server:
+        collect(_collect(root, server.url, limit=8))
+
+    def killed(*_: Any) -> NoReturn:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "fold", killed)
+        with ModelServer(searcher) as again, pytest.raises(ZeroDivisionError):
+            collect(_collect(root, again.url))
+        assert "rollouts: 10 of 10" in capsys.readouterr().err
+    for limit in (4, None):  # nobody listens there any more
+        collect(_collect(root, server.url, limit=limit))
+        assert load_ref(root, "trajectories").rows == (limit or 10)
+    with pytest.raises(ServerError):
+        collect(_collect(root, server.url, samples=2))
 
 
 def test_more_samples_go_on_from_fewer(tmp_path: Path, documents: Path) -> None:

@@ -130,7 +130,7 @@ async def test_a_shard_writes_a_part_after_every_so_many_rollouts(storage_root: 
     report = await collect.run_shard(
         _shard(10), uri=storage_root, unwritten=Unwritten(4), attempt=_finish, on_done=told.append
     )
-    assert (report.planned, report.finished, report.failed, report.found_finished) == (10, 10, {}, 0)
+    assert (report.failed, report.tried_again) == ({}, 0)
     assert told == [0] + [1] * 10
     files = list(storage.iter_files(storage_root))
     assert 1 <= len(files) <= 3
@@ -168,8 +168,11 @@ async def test_a_second_run_does_nothing_and_touches_nothing(storage_root: str) 
     async def never(spec: RolloutSpec, attempt: int) -> dict[str, object]:
         raise AssertionError(f"{spec} was done twice")
 
-    report = await collect.run_shard(_shard(), uri=storage_root, unwritten=Unwritten(4), attempt=never)
-    assert (report.finished, report.found_finished, report.tried_again) == (10, 10, 0)
+    told: list[int] = []
+    report = await collect.run_shard(
+        _shard(), uri=storage_root, unwritten=Unwritten(4), attempt=never, on_done=told.append
+    )
+    assert (report.failed, report.tried_again, told) == ({}, 0, [10])
     assert list(storage.iter_files(storage_root)) == files
 
 
@@ -179,9 +182,9 @@ async def test_failed_rollouts_are_rows_and_only_they_are_tried_again(storage_ro
         return _row(spec, attempt, "failed", "connection") if fails else _row(spec, attempt)
 
     first = await collect.run_shard(_shard(), uri=storage_root, unwritten=Unwritten(4), attempt=third_fails)
-    assert (first.finished, first.failed) == (6, {"connection": 4})
+    assert first.failed == {"connection": 4}
     second = await collect.run_shard(_shard(), uri=storage_root, unwritten=Unwritten(4), attempt=third_fails)
-    assert (second.finished, second.failed, second.found_finished, second.tried_again) == (10, {}, 6, 4)
+    assert (second.failed, second.tried_again) == ({}, 4)
     attempts = Counter((r["rollout_id"], r["attempt"], r["status"]) for r in _stored(storage_root))
     assert len(attempts) == 14
     assert attempts["r0-0", 2, "finished"] == attempts["r0-1", 1, "finished"] == 1
@@ -195,7 +198,9 @@ async def test_only_what_failed_for_a_given_reason_is_tried_again(tmp_path) -> N
     uri = str(tmp_path)
     await collect.run_shard(_shard(), uri=uri, unwritten=Unwritten(4), attempt=fails)
     again = await collect.run_shard(_shard(), uri=uri, unwritten=Unwritten(4), attempt=fails, again={"connection"})
-    assert (again.finished, again.failed, again.tried_again) == (9, {"http_status": 1}, 1)
+    assert (again.failed, again.tried_again) == ({"http_status": 1}, 1)
+    counts = Counter(row["status"] for row in collect.attempts_that_count(_shard(), uri).to_pylist())
+    assert counts == {"finished": 9, "failed": 1}
 
 
 async def test_cancelling_stores_what_was_finished(storage_root: str) -> None:
@@ -215,8 +220,10 @@ async def test_cancelling_stores_what_was_finished(storage_root: str) -> None:
     with pytest.raises(asyncio.CancelledError):
         await shard_run
     assert {r["seed"] for r in _stored(storage_root)} == {0, 1, 2, 3, 4}
-    again = await collect.run_shard(_shard(), uri=storage_root, unwritten=Unwritten(100), attempt=_finish)
-    assert (again.found_finished, again.finished) == (5, 10)
+    told: list[int] = []
+    await collect.run_shard(_shard(), uri=storage_root, unwritten=Unwritten(100), attempt=_finish, on_done=told.append)
+    assert told == [5] + [1] * 5
+    assert Counter(r["rollout_id"] for r in _stored(storage_root)) == {s.rollout_id: 1 for s in _shard().rollouts}
 
 
 async def test_a_fault_in_the_code_ends_the_shard_and_keeps_what_was_finished(tmp_path) -> None:
@@ -262,7 +269,7 @@ async def test_fold_has_one_row_a_rollout_in_the_order_of_the_plan(storage_root:
 async def test_two_runs_at_once_leave_one_row_a_rollout(storage_root: str) -> None:
     runs = (collect.run_shard(_shard(), uri=storage_root, unwritten=Unwritten(2), attempt=_finish) for _ in range(2))
     reports = await asyncio.gather(*runs)
-    assert [r.finished for r in reports] == [10, 10]
+    assert [r.failed for r in reports] == [{}, {}]
     folded = collect.fold([_shard()], storage_root, storage.join(storage_root, "out.parquet"), {})
     assert [r["rollout_id"] for r in artifact.read_rows(folded)] == [s.rollout_id for s in _shard().rollouts]
 
@@ -298,17 +305,21 @@ async def test_forgotten_rollouts_start_again_and_no_others(storage_root: str) -
     collect.forget([some], storage_root)
     kept = {row["rollout_id"] for row in _stored(storage_root)}
     assert kept == {spec.rollout_id for spec in (*whole.rollouts[5:], *other.rollouts)}
-    again = [
-        await collect.run_shard(s, uri=storage_root, unwritten=Unwritten(4), attempt=_finish) for s in (whole, other)
-    ]
-    assert [report.found_finished for report in again] == [5, 10]
+    again: list[str] = []
+
+    async def noted(spec: RolloutSpec, attempt: int) -> dict[str, object]:
+        again.append(spec.rollout_id)
+        return await _finish(spec, attempt)
+
+    for shard in (whole, other):
+        await collect.run_shard(shard, uri=storage_root, unwritten=Unwritten(4), attempt=noted)
+    assert again == [spec.rollout_id for spec in some.rollouts]
     collect.forget([whole, other], storage_root)
     assert not list(storage.iter_files(storage_root))
 
 
 async def test_what_cannot_be_read_is_forgotten(tmp_path: Path) -> None:
-    report = await collect.run_shard(_shard(), uri=str(tmp_path), unwritten=Unwritten(4), attempt=_finish)
-    assert report.finished == 10
+    await collect.run_shard(_shard(), uri=str(tmp_path), unwritten=Unwritten(4), attempt=_finish)
     next(tmp_path.rglob("*.parquet")).write_bytes(b"PAR1")
     collect.forget([_shard(5)], str(tmp_path))
     assert {row["rollout_id"] for row in _stored(str(tmp_path))} < {spec.rollout_id for spec in _shard().rollouts}

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def test_a_night_worked_out_by_hand() -> None:
     assert (found.training_tokens, found.training_hours) == (1.5e6, pytest.approx(1.5e6 / 1000 / 3600))
     assert found.stored_bytes == 36e6
     assert found.storage_cost == pytest.approx(0.036 * 0.02)
-    assert (found.puts, found.gets) == (63 + 2 * 63 + 2, 63 + 2)  # 62 shards of 64, one of 32
+    assert (found.puts, found.gets) == (63 + 1 + 2 * 63 + 2 + 2, 63 + 2)  # 62 shards of 64, one of 32
 
 
 def test_a_night_of_which_a_part_is_done_again_worked_out_by_hand() -> None:
@@ -158,6 +159,29 @@ def test_as_many_parts_are_paid_for_as_are_simulated(
     parts = simulate.simulate(flow).counts.parts
     paid = cost.requests(_with(NIGHT, questions=questions, part_rollouts=part_rollouts, **shape))
     assert paid[1] == parts + 2
+
+
+def test_as_many_requests_are_paid_for_as_a_collection_sends(s3_root: str) -> None:
+    """From the look at what is left to the first who reads what was made."""
+    shards = [Shard(n, tuple(RolloutSpec(f"r{n}-{m}", "q", "default", 0, m) for m in range(3))) for n in range(20)]
+    sent: Counter[str] = Counter()
+
+    def count(model: Any, **_: Any) -> None:
+        sent[model.name] += 1
+
+    events = storage._client().meta.events
+    events.register("before-call.s3", count)
+    try:
+        for shard in collect.unfinished(shards, f"{s3_root}/run"):
+            asyncio.run(collect.run_shard(shard, uri=f"{s3_root}/run", unwritten=Unwritten(9), attempt=_attempt))
+        made = collect.fold(shards, f"{s3_root}/run", f"{s3_root}/trajectories.parquet", {})
+        artifact.save_ref(s3_root, "trajectories", made)
+        artifact.read_table(artifact.load_ref(s3_root, "trajectories"))
+    finally:
+        events.unregister("before-call.s3", count)
+    puts, gets = cost.requests(_with(NIGHT, questions=60, samples=1, shard_size=3, part_rollouts=9))
+    assert (puts, gets) == (sent["PutObject"] + sent["ListObjectsV2"], sent["GetObject"])
+    assert sent.total() == puts + gets
 
 
 def test_a_measured_speed_replaces_tokens_a_second() -> None:
