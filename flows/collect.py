@@ -8,7 +8,7 @@ what other nights asked, and takes new and hardest questions first:
     drag collect --dt 2026-11-24 --order new-and-hardest --limit 500
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from prefect import Task
@@ -23,7 +23,7 @@ from tasks.artifact import Artifact
 from tasks.cache import stage_key
 from tasks.ingested import load_ingested, refuse_without_images
 from tasks.model import fetch_model, model_fingerprint
-from tasks.stage_tasks import collect_trajectories
+from tasks.stage_tasks import collect_trajectories, score_night
 from tasks.stages import StageRun, run_stage
 from tasks.supervise import Connect
 
@@ -98,7 +98,8 @@ def collected(
     night = settings.collect.dt
     whole = key(set(), **({"states": began} if began else {}))
     uri = nights.partition_uri(root, night, whole) if night else storage.join(root, "trajectories", whole)
-    run_uri = storage.join(root, "rollouts", key(_CHOICE))
+    run_key = key(_CHOICE)
+    run_uri = storage.join(root, "rollouts", run_key)
     anew = None if settings.collect.resume else f"{run_uri}-anew/{flow_run.id}"
     run = run_stage(
         stage,
@@ -107,7 +108,7 @@ def collected(
         uri=uri,
         refresh=(anew is not None and not shards.is_done(anew)) or _has_failed(uri),
         run_uri=run_uri,
-        run_key=key(_CHOICE),
+        run_key=run_key,
         settings=settings,
         connect=connect,
         adapter=adapter,
@@ -120,8 +121,18 @@ def collected(
         **{name: inputs[name] for name in ("questions", "pages", "index")},
     )
     if night:
-        nights.publish(root, uri, run.artifacts)
+        nights.publish(root, uri, run.artifacts | _scores(root, uri, run.artifacts, run_key))
     return run
+
+
+def _scores(root: str, uri: str, made: Mapping[str, Artifact], run_key: str) -> dict[str, Artifact]:
+    """How the questions of a night fared: a stage of its own, so that a change of how they are scored asks nothing again."""
+    (gathered,) = made.values()
+    key = stage_key("tasks.nights", inputs={"gathered": gathered}, facts={"run": run_key})
+    scored = run_stage(
+        score_night, root=root, key=key, uri=storage.join(uri, "scores", key), gathered=gathered, run=run_key
+    )
+    return scored.artifacts
 
 
 def _has_failed(uri: str) -> bool:

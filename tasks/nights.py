@@ -1,7 +1,7 @@
 """Nights: collections that belong to a date, a partition each, and the order in which a night takes its questions.
 
     <root>/nights/dt=2026-11-24/<key>/trajectories.parquet   what one run of the night gathered; other settings, another key
-                                      scores.parquet         how each of its questions fared: all that later nights read
+                                      scores/<its own key>/  how each of its questions fared: all that later nights read
                                       refs/                  references to both, written last: without them it is no partition
     <root>/rollouts/<run key>/order/<content>.parquet        in which order the night takes questions, fixed when it first ran
 
@@ -24,11 +24,13 @@ from tasks import artifact, refs, storage
 from tasks.artifact import Artifact
 from tasks.config import Source
 from tasks.errors import ArtifactError, EmptyError
+from tasks.logs import run_logger
+from tasks.reward import reciprocal_rank
 
-SCORES, ORDER = "night-scores/1", "order/1"
+SCORES, ORDER = "night-scores/2", "order/2"
 _FOLDER = "nights"
 _REF = re.compile(r"dt=(\d{4}-\d{2}-\d{2})/([0-9a-f]+)/refs/(\w+)\.json")
-_SCORED = ["question_id", "sampling", "status", "turns.list.element.searches.list.element.rank_score"]
+_SCORED = ["question_id", "sampling", "status", "turns.list.element.searches.list.element.gt_rank"]
 
 
 class Partition(NamedTuple):
@@ -41,7 +43,10 @@ class Partition(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """How a question fared on earlier nights: the mean, over its finished rollouts, of the best search's rank score."""
+    """How a question fared on earlier nights: the mean, over its finished rollouts, of the best search's reciprocal rank.
+
+    Not of its rank score, which says other things of a rank where other numbers of pages are searched for.
+    """
 
     rollouts: int
     mean: float
@@ -139,10 +144,10 @@ def write_scores(trajectories: Artifact, run: str, uri: str) -> Artifact:
     for table in artifact.read_batches(trajectories, _SCORED):
         for row in table.to_pylist():
             if row["status"] == "finished":
-                scores = [search["rank_score"] for turn in row["turns"] for search in turn["searches"]]
-                found[row["question_id"], row["sampling"]].append(max(scores, default=0.0))
+                ranks = [search["gt_rank"] for turn in row["turns"] for search in turn["searches"]]
+                found[row["question_id"], row["sampling"]].append(max(map(reciprocal_rank, ranks), default=0.0))
     rows = [
-        {"run": run, "question_id": id_, "sampling": sampling, "rollouts": len(best), "rank_score": _mean(best)}
+        {"run": run, "question_id": id_, "sampling": sampling, "rollouts": len(best), "reciprocal_rank": _mean(best)}
         for (id_, sampling), best in sorted(found.items())
     ]
     facts = artifact.provenance({"trajectories": trajectories})
@@ -170,7 +175,8 @@ def combined(rows: Iterable[Mapping[str, Any]]) -> dict[str, Score]:
     scores = {}
     for question_id, own in of_question.items():
         rollouts = sum(row["rollouts"] for row in own)
-        scores[question_id] = Score(rollouts, math.fsum(row["rollouts"] * row["rank_score"] for row in own) / rollouts)
+        total = math.fsum(row["rollouts"] * row["reciprocal_rank"] for row in own)
+        scores[question_id] = Score(rollouts, total / rollouts)
     return scores
 
 
@@ -190,13 +196,16 @@ def order(question_ids: Sequence[str], root: str, night: str, run_uri: str) -> A
     if refs.has_ref(root, "order", folder):
         return refs.load_ref(root, "order", folder)
     earlier = [p for p in partitions(root, "scores") if p.night < date.fromisoformat(night)]
-    tables = {f"scores/dt={p.night}/{p.key}": refs.load_ref(root, "scores", p.uri) for p in earlier}
+    stored = {f"scores/dt={p.night}/{p.key}": refs.load_ref(root, "scores", p.uri) for p in earlier}
+    tables = {name: table for name, table in stored.items() if table.schema == SCORES}
+    if others := len(stored) - len(tables):
+        run_logger().warning("another version scored %d runs of earlier nights: what they asked counts as new", others)
     scores = combined(row for table in tables.values() for row in artifact.read_rows(table))
     rows = []
     for question_id in new_and_hardest(question_ids, scores):
         score = scores.get(question_id, Score(0, math.nan))
         mean = score.mean if score.rollouts else None
-        rows.append({"question_id": question_id, "rollouts": score.rollouts, "rank_score": mean})
+        rows.append({"question_id": question_id, "rollouts": score.rollouts, "reciprocal_rank": mean})
     table, facts = artifact.table_of(rows, ORDER), artifact.provenance(tables)
     # Two starts of a night may find other scores. Each writes a file of its own, and the reference, which comes last, says which
     # of them holds: later starts take that one, and nothing that a reference points to is ever written over.

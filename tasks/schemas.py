@@ -119,18 +119,18 @@ TABLES: dict[str, pa.Schema] = {
         turn=_int,  # the turn that comes next, from 1
     ),
     # what later nights know of a night: one row a question and sampling configuration (tasks/nights.py)
-    "night-scores/1": _schema(
+    "night-scores/2": _schema(
         run=_text,  # key that runs of the same rollouts share
         question_id=_text,
         sampling=_text,
         rollouts=_int,  # finished ones
-        rank_score=_float,  # mean, over these, of the best search's
+        reciprocal_rank=_float,  # mean, over these, of the best search's; 0 where none found it
     ),
     # one row a question, in the order in which a night takes them
-    "order/1": _schema(
+    "order/2": _schema(
         question_id=_text,
         rollouts=_int,  # finished ones of earlier nights
-        rank_score=_float,  # mean, over these, of the best search's; null where there are none
+        reciprocal_rank=_float,  # mean, over these, of the best search's; null where there are none
     ),
     # one row a rollout, scored
     "processed/3": _schema(

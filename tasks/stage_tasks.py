@@ -89,10 +89,7 @@ def collect_trajectories(
     title: str,
     **run: Any,
 ) -> dict[str, Artifact]:
-    """Questions → trajectories of the base model, or of an adapter. Its shards are task runs that retry by themselves.
-
-    Of a night, also how each question fared, for later nights.
-    """
+    """Questions → trajectories of the base model, or of an adapter. Its shards are task runs that retry by themselves."""
     return _gathered("trajectories", f"Collecting: {title}", uri, settings, connect, adapter, **run)
 
 
@@ -134,14 +131,20 @@ def _gathered(
     adapter: Artifact | None,
     **run: Any,
 ) -> dict[str, Artifact]:
-    from tasks import collect_run, nights
+    from tasks import collect_run
 
     made = collect_run.collect_all(
         settings, connect=connect, adapter=adapter, uri=uri, label=f"{label}, rollouts", **run
     )
-    if settings.collect.dt is None:
-        return {name: made}
-    return {name: made, "scores": nights.write_scores(made, run["run_key"], storage.join(uri, "scores.parquet"))}
+    return {name: made}
+
+
+@stage("score night")
+def score_night(key: str, uri: str, gathered: Artifact, run: str) -> dict[str, Artifact]:
+    """What a night gathered → how each question fared, for later nights."""
+    from tasks import nights
+
+    return {"scores": nights.write_scores(gathered, run, storage.join(uri, "scores.parquet"))}
 
 
 @stage("reparse")

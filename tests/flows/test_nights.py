@@ -8,8 +8,9 @@ import pytest
 
 from flows.collect import collect
 from flows.prepare import prepare, process
-from tasks import config, nights, storage
+from tasks import artifact, cache, config, nights, storage
 from tasks.artifact import read_provenance, read_rows
+from tasks.cache import code_version
 from tasks.errors import ArtifactError, EmptyError
 from tasks.refs import has_ref, load_ref
 from tasks.stages import StageRun
@@ -74,6 +75,27 @@ def test_nights_gather_new_samples_and_process_takes_a_range(storage_root: str, 
     ]
     with pytest.raises(EmptyError, match="no night from 2026-11-25"):
         process(config.ProcessRun(storage=root, nights=config.Nights.model_validate({"since": "2026-11-25"})))
+
+
+def test_a_night_is_scored_anew_where_it_lies_and_nothing_is_asked_again(
+    tmp_path: Path, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = str(tmp_path / "store")
+    ingest_small(root, documents)
+    with ModelServer(searcher) as server:
+        run = _collect(root, server.url, "2026-11-23", limit=3)
+    (night,) = nights.partitions(root, "scores")
+    scored = load_ref(root, "scores", night.uri)
+    assert {row["reciprocal_rank"] for row in read_rows(scored)} == {1.0}
+
+    monkeypatch.setattr(nights, "reciprocal_rank", lambda rank: 0.25)
+    monkeypatch.setattr(cache, "code_version", lambda module: code_version(module) + "+" * (module == "tasks.nights"))
+    again = _collect(root, server.url, "2026-11-23", limit=3)  # nobody listens there any more
+    assert again.cached
+    assert list(nights.partitions(root, "trajectories")) == list(nights.partitions(root, "scores")) == [night]
+    assert {row["reciprocal_rank"] for row in read_rows(load_ref(root, "scores", night.uri))} == {0.25}
+    assert load_ref(root, "trajectories", night.uri) == run.artifacts["trajectories"]
+    assert artifact.exists(scored)  # what earlier orders were made of
 
 
 def test_trajectories_of_a_night_name_the_order_that_chose_them(tmp_path: Path, documents: Path) -> None:

@@ -1,8 +1,10 @@
 """Nights as partitions, and the order in which a night takes questions: it rests on earlier dates alone, and stays."""
 
 from collections import defaultdict
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from fractions import Fraction
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -14,6 +16,7 @@ from pydantic import ValidationError
 from tasks import artifact, config, nights, refs, storage
 from tasks.artifact import Artifact
 from tasks.errors import EmptyError
+from tasks.reward import rank_score
 from tests.tasks.test_process import store, trajectory
 
 IDS = [f"q{n}" for n in range(8)]
@@ -138,7 +141,7 @@ def test_scores_are_the_means_of_the_best_searches_of_finished_rollouts(storage_
     found = artifact.read_rows(refs.load_ref(storage_root, "scores", uri))
     assert [tuple(row.values()) for row in found] == [
         ("key", "q1", "default", 2, 0.5),
-        ("key", "q1", "diverse", 1, pytest.approx(2 / 3)),
+        ("key", "q1", "diverse", 1, 0.5),
         ("key", "q2", "default", 1, 0.0),
     ]
 
@@ -150,7 +153,7 @@ score_rows = st.lists(
             "question_id": st.sampled_from(IDS),
             "sampling": st.sampled_from(["default", "diverse"]),
             "rollouts": st.integers(1, 9),
-            "rank_score": st.integers(0, 4).map(lambda quarters: quarters / 4),
+            "reciprocal_rank": st.integers(0, 4).map(lambda quarters: quarters / 4),
         }
     ),
     max_size=20,
@@ -178,7 +181,7 @@ def test_a_run_that_was_repeated_with_more_counts_once(runs: list[Any], data: st
                     "question_id": question_id,
                     "sampling": "default",
                     "rollouts": len(some),
-                    "rank_score": sum(some) / 3 / len(some),
+                    "reciprocal_rank": sum(some) / 3 / len(some),
                 }
             )
     found = nights.combined(data.draw(st.permutations(rows)))
@@ -255,6 +258,26 @@ def test_the_order_says_why_and_from_what(storage_root: str) -> None:
     _night(storage_root, "2026-11-22", "a", [trajectory("r1", "q0", [("a", 2)])])
     made = nights.order(IDS, storage_root, "2026-11-24", storage.join(storage_root, "run"))
     rows = artifact.read_rows(made)
-    assert rows[0] == {"question_id": "q1", "rollouts": 0, "rank_score": None}
-    assert rows[-1] == {"question_id": "q0", "rollouts": 1, "rank_score": pytest.approx(2 / 3)}
+    assert rows[0] == {"question_id": "q1", "rollouts": 0, "reciprocal_rank": None}
+    assert rows[-1] == {"question_id": "q0", "rollouts": 1, "reciprocal_rank": 0.5}
     assert list(artifact.read_provenance(made)["inputs"]) == ["scores/dt=2026-11-22/a"]
+
+
+def test_how_many_pages_were_searched_for_makes_no_question_harder(storage_root: str) -> None:
+    """Its rank score at the same rank is lower where fewer are."""
+    for key, top_k, question_id in (("a", 3, "q1"), ("b", 10, "q0")):
+        row = trajectory(f"r{key}", question_id, [("a", 2)])
+        row["top_k"] = top_k
+        row["turns"][0]["searches"][0]["rank_score"] = rank_score(2, top_k)
+        _night(storage_root, "2026-11-22", key, [row], run=key)
+    assert _order(storage_root, "2026-11-24")[-2:] == ["q0", "q1"]
+
+
+def test_what_another_version_scored_counts_as_new(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = str(tmp_path)
+    _night(root, "2026-11-22", "a", [trajectory("r1", "q1", [("a", 1)])])
+    _night(root, "2026-11-22", "b", [trajectory("r2", "q0", [("a", 1)])])
+    uri = nights.partition_uri(root, "2026-11-22", "b")
+    artifact.save_ref(root, "scores", replace(artifact.load_ref(root, "scores", uri), schema="night-scores/1"), uri)
+    assert _order(root, "2026-11-24") == ["q0", *IDS[2:], "q1"]
+    assert "scored 1 runs of earlier nights: what they asked counts as new" in caplog.text
