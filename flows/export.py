@@ -30,6 +30,7 @@ from tasks.artifact import Artifact, read_provenance
 from tasks.errors import ArtifactError
 from tasks.exchange.adapter import export_adapter
 from tasks.exchange.export import export_tables
+from tasks.markdown import markdown_table
 from tasks.refs import load_ref
 
 _TABLES = {
@@ -86,8 +87,8 @@ def export(settings: config.ExportRun) -> dict[str, int]:
             tables = _measured(root) if settings.what == "results" else _made(root, settings.what)
             written = export_tables(tables, settings.layout, folder, root)
         storage.upload_folder(folder, target)
-    lines = [f"| {name} | {rows:,} |" for name, rows in written.items()]
-    show_markdown("Exported", "\n".join([f"To {target}", "", "| file | rows |", "| --- | ---: |", *lines]))
+    counts = ((name, f"{rows:,}") for name, rows in written.items())
+    show_markdown("Exported", f"To {target}\n\n{markdown_table(('file', 'rows'), counts, right=[1])}")
     for name, rows in written.items():
         Console(stderr=True).print(f"{storage.join(target, name)} ({rows:,})", soft_wrap=True, highlight=False)
     return written

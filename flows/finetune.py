@@ -21,6 +21,7 @@ from flows.summary import show_markdown, show_picture, show_stages, work_dir
 from tasks import adapter_names, artifact, config, plots, refs, storage
 from tasks.artifact import Artifact
 from tasks.cache import stage_key
+from tasks.markdown import markdown_table
 from tasks.model import fetch_model, model_fingerprint
 from tasks.refs import load_ref
 from tasks.stage_tasks import finetune_adapter, merge_adapter
@@ -85,8 +86,8 @@ def _show(curve: pa.Table) -> None:
     """How training went, on the terminal and in the UI."""
     if curve.num_rows > 1:  # one point is no curve
         show_picture("Loss", plots.loss_curve(curve.to_pylist()))
-    rows = [f"| {name} | {value:.4g} |" for name, value in measures(summary(curve)).items() if value is not None]
-    table = "\n".join(["| | |", "| --- | ---: |", *rows])
+    rows = [(name, f"{value:.4g}") for name, value in measures(summary(curve)).items() if value is not None]
+    table = markdown_table(("", ""), rows, right=[1])
     show_markdown("Training", table)
     if not flow_run.parent_flow_run_id:
         Console(stderr=True).print(Markdown(table))

@@ -18,6 +18,7 @@ from tasks import artifact, config, hub, refs, storage
 from tasks.cache import content_fingerprint, stage_key
 from tasks.config.documents import MOST_OCR_BELOW
 from tasks.images import note_documents
+from tasks.markdown import markdown_table
 from tasks.search import ENGINES
 from tasks.set_aside import count_reasons
 from tasks.stage_tasks import index_pages, read_documents, read_questions, read_scans
@@ -111,9 +112,7 @@ def show_set_aside(runs: list[StageRun]) -> None:
     if not counts:
         return
     columns = ("count", "reason", "what it means", "for instance")
-    rows = [
-        (str(c.times), c.reason + (" (kept)" if c.kept else ""), c.meaning, c.example.replace("|", "/")) for c in counts
-    ]
+    rows = [(str(c.times), c.reason + (" (kept)" if c.kept else ""), c.meaning, c.example) for c in counts]
     table = Table(*columns, title="Set aside, and why", title_justify="left")
     for row in rows:
         table.add_row(*map(escape, row))
@@ -121,8 +120,7 @@ def show_set_aside(runs: list[StageRun]) -> None:
     console = Console(stderr=True)
     console.print(table)
     console.print(whole, soft_wrap=True, markup=False, highlight=False)
-    listed = "\n".join(f"| {' | '.join(row)} |" for row in (columns, ["---"] * 4, *rows))
-    show_markdown("Set aside", f"{listed}\n\n{whole}")
+    show_markdown("Set aside", f"{markdown_table(columns, rows)}\n\n{whole}")
 
 
 @settings_flow(name="ingest")

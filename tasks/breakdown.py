@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.fate import FATES, MEANINGS, Fate
+from tasks.markdown import markdown_table
 from tasks.runs import Cell, metric_cells, runs_of
 
 Row = Mapping[str, Any]
@@ -127,16 +128,18 @@ def show_cost(value: float | None) -> str:
 def markdown(tables: Tables) -> str:
     """How questions ended and what they cost, as Markdown tables with a column a run."""
     counted = ends(tables)
-    lines = ["| questions that ended | " + " | ".join(counted) + " |", "|---|" + "---:|" * len(counted)]
+    rows = []
     for name in FATES:
         if any(counts[name] for counts in counted.values()):
             shares = [f"{counts[name]} ({100 * counts[name] / counts.total():.1f} %)" for counts in counted.values()]
-            lines.append(f"| {MEANINGS[name][0]} | " + " | ".join(shares) + " |")
+            rows.append((MEANINGS[name][0], *shares))
+    shown = markdown_table(("questions that ended", *counted), rows, right=range(1, 1 + len(counted)))
     spent = {run: made for run, rows in tables.items() if (made := costs(rows))}
-    if spent:
-        lines += ["", "| a question / a found page / a right answer | " + " | ".join(spent) + " |"]
-        lines.append("|---|" + "---:|" * len(spent))
-        for row in zip(*spent.values(), strict=True):
-            amounts = [" / ".join(map(show_cost, (c.a_question, c.a_found, c.a_right))) for c in row]
-            lines.append(f"| {row[0].name} | " + " | ".join(amounts) + " |")
-    return "\n".join(lines)
+    if not spent:
+        return shown
+    header = ("a question / a found page / a right answer", *spent)
+    amounts = (
+        (row[0].name, *(" / ".join(map(show_cost, (c.a_question, c.a_found, c.a_right))) for c in row))
+        for row in zip(*spent.values(), strict=True)
+    )
+    return f"{shown}\n\n{markdown_table(header, amounts, right=range(1, 1 + len(spent)))}"

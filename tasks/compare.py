@@ -13,6 +13,7 @@ import numpy as np
 
 from tasks import bootstrap
 from tasks.artifact import Artifact, provenance, table_of, write_table
+from tasks.markdown import markdown_table
 from tasks.metrics import BY_NAME, HEADLINE, METRICS, show, show_interval
 from tasks.runs import Runs, read_runs
 
@@ -137,17 +138,19 @@ def headline(rows: Sequence[Row]) -> Row | None:
 
 def comparison_markdown(rows: Sequence[Row]) -> str:
     """The comparison as a Markdown table, and under it what its verdicts mean."""
-    lines = [
-        "| | metric | difference, points | 95 % interval | p | verdict |",
-        "|---|---|---:|---|---:|---|",
-    ]
-    for row in rows:
-        low_high = show_interval(row["metric"], row["low"], row["high"], signed=True) or "–"
-        lines.append(
-            f"| {row['run']} − {row['baseline']} | {BY_NAME[row['metric']].label} | {points(row['difference'])} | {low_high} | "
-            f"{p_text(row['p_value']).removeprefix('p = ').removeprefix('p ')} | {_short(row)} |"
+    header = ("", "metric", "difference, points", "95 % interval", "p", "verdict")
+    compared = (
+        (
+            f"{row['run']} − {row['baseline']}",
+            BY_NAME[row["metric"]].label,
+            points(row["difference"]),
+            show_interval(row["metric"], row["low"], row["high"], signed=True) or "–",
+            p_text(row["p_value"]).removeprefix("p = ").removeprefix("p "),
+            _short(row),
         )
-    return "\n".join([*lines, "", *_meaning(rows)])
+        for row in rows
+    )
+    return "\n".join([markdown_table(header, compared, right=(2, 4)), "", *_meaning(rows)])
 
 
 def _short(row: Row) -> str:

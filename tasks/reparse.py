@@ -32,6 +32,7 @@ from tasks.agent.trajectory import Outcome, Question, cited, search_row
 from tasks.artifact import Artifact
 from tasks.cache import code_version
 from tasks.errors import ArtifactError
+from tasks.markdown import markdown_table
 from tasks.search.index import open_index
 
 SCHEMA, CHANGES = "trajectories/2", "statistics/1"
@@ -188,8 +189,7 @@ def markdown(changes: Mapping[str, Mapping[str, int]]) -> str:
         rows.append((f"Turns with a valid action, {name}", f"{valid} of {turns} ({share})"))
     for section in ("turns", "outcomes"):
         rows += [(f"{section.capitalize()}: {name}", str(n)) for name, n in changes.get(section, {}).items()]
-    lines = [("", "n"), ("---", "---"), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return markdown_table(("", "n"), rows) + "\n"
 
 
 def read_changes(changes: Artifact) -> dict[str, dict[str, int]]:

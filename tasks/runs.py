@@ -8,6 +8,7 @@ import numpy as np
 from tasks import bootstrap
 from tasks.artifact import Artifact, read_rows
 from tasks.errors import InputError
+from tasks.markdown import markdown_table
 from tasks.metrics import METRICS, TWINS, Row, show, show_interval
 
 
@@ -145,12 +146,12 @@ def metrics_markdown(cells: Sequence[Cell]) -> str:
     """The metric table as Markdown: a row a metric, a column a run, intervals in brackets."""
     runs = list(dict.fromkeys(cell.run for cell in cells))
     by_place = {(cell.metric, cell.run): cell for cell in cells}
-    lines = ["| | " + " | ".join(runs) + " |", "|---|" + "---:|" * len(runs)]
+    rows = []
     for metric in METRICS:
         row = [by_place.get((metric.name, run)) for run in runs]
         if any(row):
             texts = [
                 f"{show(c.metric, c.mean)} {show_interval(c.metric, c.low, c.high)}".rstrip() if c else "" for c in row
             ]
-            lines.append(f"| {metric.label} | " + " | ".join(texts) + " |")
-    return "\n".join(lines)
+            rows.append((metric.label, *texts))
+    return markdown_table(("", *runs), rows, right=range(1, 1 + len(runs)))

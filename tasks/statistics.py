@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from tasks import artifact
 from tasks.artifact import Artifact
+from tasks.markdown import markdown_table
 
 SCHEMA = "statistics/1"
 
@@ -183,7 +184,7 @@ def markdown(statistics: Mapping[str, Any]) -> str:
         "Turns": f"{turns['all']}, {_percent(turns['valid_share'])} with a valid action",
         "Searches": f"{searches['all']}, {searches['empty']} without a result",
     }
-    parts = ["# Trajectories", _table(("", ""), overview.items())]
+    parts = ["# Trajectories", markdown_table(("", ""), overview.items())]
     titles = {
         **DISTRIBUTIONS,
         "outcomes": "Outcomes of finished rollouts",
@@ -206,7 +207,7 @@ def markdown(statistics: Mapping[str, Any]) -> str:
         for name, own in statistics["by_sampling"].items()
     )
     header = ("Sampling", "Finished", "Found", "Rank score", "Effort score", "Valid turns")
-    parts += ["## By sampling configuration", _table(header, rows)]
+    parts += ["## By sampling configuration", markdown_table(header, rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -241,7 +242,7 @@ def turns_markdown(trajectories: Artifact) -> str:
     rows += [(f"read by: {name}", str(n), _percent(_share(n, total))) for name, n in _counts(read.elements()).items()]
     if pages := images["images_shown"] + images["images_missing"]:
         rows += [(told, str(images[name]), _percent(images[name] / pages)) for name, told in _IMAGES.items()]
-    return _table(("", "n", "share"), rows) + "\n"
+    return markdown_table(("", "n", "share"), rows) + "\n"
 
 
 def reader(turn: Mapping[str, Any]) -> str:
@@ -254,12 +255,7 @@ def _section(title: str, counts: Counts) -> list[str]:
     if not total:
         return []
     rows = ((value, str(n), _percent(n / total)) for value, n in counts.items())
-    return [f"## {title}", _table(("", "n", "share"), rows)]
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return [f"## {title}", markdown_table(("", "n", "share"), rows)]
 
 
 def _percent(share: float | None) -> str:

@@ -1,10 +1,12 @@
 """The card of a data set: README.md in its folder, in the hub's form. Its head is what `datasets.load_dataset` reads."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
+
+from tasks.markdown import markdown_table
 
 _ABOUT = {
     "pages": "A page of a document: its text, and where that comes from.",
@@ -51,10 +53,10 @@ def card(parts: Mapping[str, Mapping[str, int]], made_of: Mapping[str, Mapping[s
         "Written by DRAG. Splits of rollouts are those of the questions: what is in `test` and `dev` is not to be learned "
         "from. Where `images` is not null, each U+FFFC in a message's text stands for a page image that it names by `key`; "
         "the configuration `images` holds them.",
-        _table(("configuration", "split", "rows", "what a row is"), rows),
+        markdown_table(("configuration", "split", "rows", "what a row is"), rows),
         '```\ndatasets.load_dataset("THIS_FOLDER", "' + next(iter(parts)) + '")\n```',
         "## How it was made",
-        *(f"### {name}\n\n{_table(('', ''), _facts(facts))}" for name, facts in made_of.items()),
+        *(f"### {name}\n\n{markdown_table(('', ''), _facts(facts))}" for name, facts in made_of.items()),
         "provenance.json has the rest.",
     ]
     return "\n\n".join(text) + "\n"
@@ -70,8 +72,3 @@ def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     shown |= {f"made from {name}": f"sha256 {digest}" for name, digest in facts.get("inputs", {}).items()}
     shown |= {"drag": facts.get("packages", {}).get("drag")}
     return [(name, str(value)) for name, value in shown.items() if value is not None]
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = (columns, ["---"] * len(columns), *rows)
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from tasks.markdown import markdown_table
 from tasks.training.lineage import sentence, trainings
 
 _COUNTS = {
@@ -124,8 +125,7 @@ def _reward_model(made_of: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _table(values: Mapping[str, Any]) -> str:
-    rows = [f"| {name} | {_shown(value)} |" for name, value in values.items()]
-    return "\n".join(["| | |", "| --- | --- |", *rows])
+    return markdown_table(("", ""), ((name, _shown(value)) for name, value in values.items()))
 
 
 def _shown(value: Any) -> str:
@@ -133,4 +133,4 @@ def _shown(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return "–" if value is None else str(value).replace("|", "\\|")
+    return "–" if value is None else str(value)

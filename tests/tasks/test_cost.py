@@ -175,8 +175,8 @@ def test_as_many_requests_are_paid_for_as_a_collection_sends(s3_root: str) -> No
         for shard in collect.unfinished(shards, f"{s3_root}/run"):
             asyncio.run(collect.run_shard(shard, uri=f"{s3_root}/run", unwritten=Unwritten(9), attempt=_attempt))
         made = collect.fold(shards, f"{s3_root}/run", f"{s3_root}/trajectories.parquet", {})
-        artifact.save_ref(s3_root, "trajectories", made)
-        artifact.read_table(artifact.load_ref(s3_root, "trajectories"))
+        refs.save_ref(s3_root, "trajectories", made)
+        artifact.read_table(refs.load_ref(s3_root, "trajectories"))
     finally:
         events.unregister("before-call.s3", count)
     puts, gets = cost.requests(_with(NIGHT, questions=60, samples=1, shard_size=3, part_rollouts=9))

@@ -278,6 +278,6 @@ def test_what_another_version_scored_counts_as_new(tmp_path: Path, caplog: pytes
     _night(root, "2026-11-22", "a", [trajectory("r1", "q1", [("a", 1)])])
     _night(root, "2026-11-22", "b", [trajectory("r2", "q0", [("a", 1)])])
     uri = nights.partition_uri(root, "2026-11-22", "b")
-    artifact.save_ref(root, "scores", replace(artifact.load_ref(root, "scores", uri), schema="night-scores/1"), uri)
+    refs.save_ref(root, "scores", replace(refs.load_ref(root, "scores", uri), schema="night-scores/1"), uri)
     assert _order(root, "2026-11-24") == ["q0", *IDS[2:], "q1"]
     assert "scored 1 runs of earlier nights: what they asked counts as new" in caplog.text

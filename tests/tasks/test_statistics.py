@@ -22,11 +22,14 @@ def test_statistics_are_shown(tmp_path):
     assert svg == plots.distributions(found)
 
 
-@pytest.mark.parametrize("name", ["temperature 1/2", ""])
+@pytest.mark.parametrize("name", ["temperature 1/2", "", "cold|hot\nor so"])
 def test_a_sampling_configuration_may_have_any_name(tmp_path, name):
     rows = [trajectory("r", "q", [("alpha", 1)], sampling=name)]
     _, _, counted = process(inputs(store(str(tmp_path), rows)), Process(), str(tmp_path / "out"))
-    assert statistics.read(counted)["by_sampling"][name]["finished"] == 1
+    found = statistics.read(counted)
+    assert found["by_sampling"][name]["finished"] == 1
+    header, *_, row = statistics.markdown(found).splitlines()[-3:]
+    assert row.replace("\\|", "").count("|") == header.count("|")
 
 
 def test_statistics_of_nothing_divide_by_nothing():
