@@ -11,7 +11,7 @@ from flows.show import mark, show_turn
 from tasks.agent.observation import PageText
 from tasks.agent.trajectory import SearchRecord, Turn
 from tasks.fate import MEANINGS, Fate
-from tasks.reward import Page
+from tasks.reward import Page, pages_wanted
 
 Row = Mapping[str, Any]
 
@@ -30,7 +30,7 @@ def show_questions(run: str, results: Sequence[Row], rollouts: Sequence[Row], pa
         console.print(f"[bold]{escape(result['question'])}[/]")
         answers = " or ".join("; ".join(answer) for answer in result["answers"] or [])
         console.print(f"[dim]answer: {escape(answers or 'not given')}[/]")
-        console.print(f"[dim]on: {escape('; '.join(_named(place) for place in sorted(_wanted(result))))}[/]")
+        console.print(f"[dim]on: {escape('; '.join(_named(place) for place in sorted(set(pages_wanted(result)))))}[/]")
         rollout = made.get(result["question_id"])
         if rollout is None:
             console.print(f"[bold cyan]search[/] {escape(result['first_query'] or '')}")
@@ -61,7 +61,7 @@ def show_ends(runs: Mapping[str, Sequence[Row]]) -> None:
 
 
 def _show_turns(result: Row, rollout: Row, page_text: PageText, console: Console) -> None:
-    wanted = _wanted(result)
+    wanted = pages_wanted(result)
     for row in rollout["turns"] or []:
         show_turn(_turn(row), page_text, console, wanted)
     if not rollout["answer"]:
@@ -98,10 +98,6 @@ def _rank(result: Row) -> str:
 
 def _first(result: Row) -> str:
     return f"first search {_rank(result)}" if result["searches"] else _rank(result)
-
-
-def _wanted(result: Row) -> set[Page]:
-    return {(place["document"], place["page"]) for place in result["answer_locations"] or []}
 
 
 def _named(page: Page) -> str:

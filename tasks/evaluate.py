@@ -15,7 +15,7 @@ from tasks.artifact import Artifact, provenance, read_provenance, read_rows, tab
 from tasks.chosen import select
 from tasks.errors import ArtifactError, InputError
 from tasks.fate import fate
-from tasks.reward import Page, first_success, gt_rank, gt_ranks, in_order_seen, set_f1
+from tasks.reward import first_success, gt_rank, gt_ranks, in_order_seen, pages_found, pages_wanted, set_f1
 from tasks.search.index import Searcher
 from tasks.search.query import as_words
 
@@ -122,15 +122,11 @@ def _one_each(rows: list[dict[str, Any]], trajectories: Artifact) -> list[dict[s
 def _rank(searcher: Searcher, query: str, depth: int, row: Row, question: str | None = None) -> tuple[list[int], int]:
     """Ranks of the answer locations among the first `depth`, and how many pages came."""
     hits = searcher.search(query, depth, question).hits
-    return gt_ranks([(hit.file, hit.page_number) for hit in hits], _pages(row)), len(hits)
+    return gt_ranks([(hit.file, hit.page_number) for hit in hits], pages_wanted(row)), len(hits)
 
 
 def _first(ranks: list[int]) -> int | None:
     return ranks[0] if ranks else None
-
-
-def _pages(row: Row) -> list[Page]:
-    return [(place["document"], place["page"]) for place in row["answer_locations"] or []]
 
 
 def _scored(row: Row, searcher: Searcher, depth: int, run: str, *, asked: bool) -> dict[str, Any]:
@@ -172,7 +168,7 @@ def _scored(row: Row, searcher: Searcher, depth: int, run: str, *, asked: bool) 
 def _retrieval(row: Row, made: list[Row], searcher: Searcher, depth: int) -> dict[str, Any]:
     """What the searches of a rollout found, each ranked again to `depth`."""
     found: list[list[int]] = []
-    seen = [gt_rank(_shown(search), _pages(row)) for search in made]
+    seen = [gt_rank(pages_found(search), pages_wanted(row)) for search in made]
     for search, before in zip(made, seen, strict=True):
         ranks, _ = _rank(searcher, search["query"], depth, row, question=row["question"])
         rank = _first(ranks)
@@ -189,16 +185,12 @@ def _retrieval(row: Row, made: list[Row], searcher: Searcher, depth: int) -> dic
         "first_ranks": found[0] if made else [],
         "best_rank": min((ranks[0] for ranks in found if ranks), default=None),
         "best_known": True,
-        "seen_ranks": gt_ranks(in_order_seen(map(_shown, made)), _pages(row)),
+        "seen_ranks": gt_ranks(in_order_seen(map(pages_found, made)), pages_wanted(row)),
         "searches": len(made),
         "searches_to_success": success,
         "first_hit_rank": None if success is None else seen[success - 1],
         "zero_results": sum(not search["results"] for search in made),
     }
-
-
-def _shown(search: Row) -> list[Page]:
-    return [(hit["file"], hit["page_number"]) for hit in search["results"] or []]
 
 
 def _anls(row: Row) -> float | None:
@@ -216,8 +208,8 @@ def _anls(row: Row) -> float | None:
 def _citations(row: Row) -> dict[str, Any]:
     """Citations against the answer locations, and how many are of pages that a search had shown the model."""
     cited = {(place["file"], place["page"]): place["seen"] for place in row["citations"] or []}
-    pages = set_f1(cited, _pages(row))
-    documents = set_f1((file for file, _ in cited), (file for file, _ in _pages(row)))
+    pages = set_f1(cited, pages_wanted(row))
+    documents = set_f1((file for file, _ in cited), (file for file, _ in pages_wanted(row)))
     unknown = None in cited.values()
     seen = {"cited": len(cited), "cited_seen": None if unknown else sum(cited.values())}
     return {**seen, **_named("page", pages), **_named("document", documents)}

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from tasks.agent.trajectory import Failure
 from tasks.fate import is_right
-from tasks.reward import hit_at, ndcg_at, recall_at, reciprocal_rank
+from tasks.reward import hit_at, ndcg_at, pages_wanted, recall_at, reciprocal_rank
 
 Row = Mapping[str, Any]
 HEADLINE = "hit_at_1"
@@ -60,7 +60,7 @@ def _best_hit(k: int) -> Metric:
 
 def wanted(row: Row) -> int:
     """How many pages hold the answer."""
-    return len({(place["document"], place["page"]) for place in row["answer_locations"] or []})
+    return len(set(pages_wanted(row)))
 
 
 def _over_all(

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from tasks import artifact, pairs, reward, statistics, storage
 from tasks.agent.message import Message
-from tasks.agent.trajectory import as_answered
+from tasks.agent.trajectory import as_answered, turn_messages
 from tasks.artifact import Artifact
 from tasks.config import Process, RewardName
 from tasks.errors import ConfigError, EmptyError
@@ -188,14 +188,12 @@ def _roles(messages: pa.ChunkedArray) -> list[list[str]]:
 
 def _score(row: Row, roles: list[str], name: RewardName) -> Row:
     """What processed/3 has beyond the trajectory."""
-    wanted, k = [(place["document"], place["page"]) for place in row["answer_locations"]], row["top_k"]
-    spoken = [index for index, role in enumerate(roles) if role == "assistant"]
-    # Each turn adds one assistant message; those before them are of the state, and worked examples of the prompt.
-    spoken = spoken[max(0, len(spoken) - len(row["turns"])) :]
+    wanted, k = reward.pages_wanted(row), row["top_k"]
+    spoken = turn_messages(roles, len(row["turns"]))
     searches, reasonings, places = [], [], []
     for turn, place in zip(row["turns"], spoken, strict=True):
         for search in turn["searches"]:
-            results = [(hit["file"], hit["page_number"]) for hit in search["results"]][:k]
+            results = reward.pages_found(search)[:k]
             score = reward.score(name, results, wanted, k)
             searches.append({**search, "gt_rank": reward.gt_rank(results, wanted), "rank_score": score})
             reasonings.append(turn["reasoning"])

@@ -28,11 +28,12 @@ from tasks.agent.completion import Completion
 from tasks.agent.prompts import PROTOCOLS
 from tasks.agent.protocol import Answer, Step
 from tasks.agent.rollout import outcome_of, search_record
-from tasks.agent.trajectory import Outcome, Question, cited, search_row
+from tasks.agent.trajectory import Outcome, cited, search_row, turn_messages
 from tasks.artifact import Artifact
 from tasks.cache import code_version
 from tasks.errors import ArtifactError
 from tasks.markdown import markdown_table
+from tasks.reward import pages_wanted
 from tasks.search.index import open_index
 
 SCHEMA, CHANGES = "trajectories/2", "statistics/1"
@@ -86,7 +87,7 @@ def _searching(index: Artifact, made: Mapping[str, Any]) -> Search:
                 "the trajectories were collected with another index than the storage holds now, so what is read anew "
                 "cannot be searched as they searched: ingest what they were collected with, or collect again"
             )
-        wanted = Question.from_row(row).answer_locations
+        wanted = pages_wanted(row)
         found = searcher.search(query, row["top_k"], row["question"])
         return search_row(search_record(query, found, wanted, row["top_k"], shown=False))
 
@@ -123,8 +124,7 @@ def read_again(row: Row, search: Search, without_answer: Outcome) -> Row:
         for name in ("prompt_tokens", "completion_tokens"):
             again[name] = sum(turn[name] or 0 for turn in turns)
         again["elapsed_s"] = max(0.0, row["elapsed_s"] - sum(turn["latency_s"] for turn in dropped))
-        # each turn adds one assistant message
-        spoken = [at for at, message in enumerate(row["messages"]) if message["role"] == "assistant"]
+        spoken = turn_messages((message["role"] for message in row["messages"]), len(row["turns"]))
         again["messages"] = row["messages"][: spoken[-len(dropped) - 1] + 1]
     return again
 

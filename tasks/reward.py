@@ -9,13 +9,24 @@ model learns.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from tasks.config import RewardName
 
 Page = tuple[str, int]
 Reward = Callable[[Sequence[int], int, int], float]
 """(ranks of `gt_ranks` within k, number of answer locations, at least 1, k) → the rank score: 0 when none was found, to 1."""
+
+
+def pages_wanted(row: Mapping[str, Any]) -> list[Page]:
+    """The answer locations of a question, rollout or result, as it stands in a row."""
+    return [(place["document"], place["page"]) for place in row["answer_locations"] or ()]
+
+
+def pages_found(search: Mapping[str, Any]) -> list[Page]:
+    """What a search found, best first, as it stands in a row."""
+    return [(hit["file"], hit["page_number"]) for hit in search["results"] or ()]
 
 
 def gt_rank(results: Sequence[Page], answer_locations: Iterable[Page]) -> int | None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from tasks import artifact, config, reward, storage
 from tasks.agent.prompts import refuse_other_conversations
-from tasks.agent.trajectory import Message, as_answered
+from tasks.agent.trajectory import Message, as_answered, turn_messages
 from tasks.artifact import Artifact
 from tasks.errors import EmptyError
 
@@ -90,14 +90,13 @@ def _states(row: Row, collected: Mapping[str, Any], found: bool) -> Iterator[Row
     Nor those whose images have given way to text since.
     """
     messages, turns = row["messages"], row["turns"]
-    spoken = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
-    spoken = spoken[max(0, len(spoken) - len(turns)) :]  # those before are of the prompt
-    wanted = [(place["document"], place["page"]) for place in row["answer_locations"]]
+    spoken = turn_messages((message["role"] for message in messages), len(turns))
+    wanted = reward.pages_wanted(row)
     unchanged = as_answered(turns, messages)
     must_answer = collected.get("max_iterations") if collected.get("answer") else None
     for number, turn in enumerate(turns[:-1], start=2):
-        results = [[(hit["file"], hit["page_number"]) for hit in search["results"]] for search in turn["searches"]]
-        if number == must_answer or (not found and any(reward.gt_rank(pages, wanted) is not None for pages in results)):
+        ranks = [reward.gt_rank(reward.pages_found(search), wanted) for search in turn["searches"]]
+        if number == must_answer or (not found and reward.first_success(ranks)):
             return
         if spoken[number - 1] < unchanged:
             continue

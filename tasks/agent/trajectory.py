@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tasks.agent.message import Message, images_of
-from tasks.reward import Page
+from tasks.reward import Page, pages_found, pages_wanted
 
 Action = Literal["search", "answer", "none"]
 
@@ -58,7 +58,7 @@ class Question:
             question_id=row["question_id"],
             question=row["question"],
             answers=row["answers"] or (),
-            answer_locations=[(place["document"], place["page"]) for place in row["answer_locations"] or ()],
+            answer_locations=pages_wanted(row),
             category=row["category"],
             split=row["split"],
         )
@@ -184,13 +184,24 @@ def _turn_row(turn: Turn) -> dict[str, Any]:
 
 def cited(citations: Iterable[Page], turns: Iterable[Mapping[str, Any]], state_messages: int) -> list[dict[str, Any]]:
     """The citations of a row whose turns are `turns`: each with whether a search had shown the model its page."""
-    found = [search["results"] for turn in turns for search in turn["searches"] if search["shown"]]
-    seen = {(hit["file"], hit["page_number"]) for results in found for hit in results}
+    shown = [search for turn in turns for search in turn["searches"] if search["shown"]]
+    seen = {page for search in shown for page in pages_found(search)}
     # the pages of a stored conversation are not told apart from its other words
     return [
         {"file": file, "page": page, "seen": None if state_messages else (file, page) in seen}
         for file, page in citations
     ]
+
+
+def turn_messages(roles: Iterable[str], turns: int) -> list[int]:
+    """Indices of the messages of so many turns, each of which adds one of the assistant: its last ones, for those before are of
+    the conversation gone on from, and worked examples of the prompt.
+
+    Args:
+        roles: of all messages of a conversation.
+    """
+    spoken = [at for at, role in enumerate(roles) if role == "assistant"]
+    return spoken[max(0, len(spoken) - turns) :]
 
 
 def as_answered(turns: Sequence[Mapping[str, Any]], messages: Sequence[Mapping[str, Any]]) -> int:
@@ -199,12 +210,12 @@ def as_answered(turns: Sequence[Mapping[str, Any]], messages: Sequence[Mapping[s
     What it wrote earlier it wrote when images were still shown that have given way to text since.
 
     Args:
-        turns: of a row of trajectories; each has a message of the assistant, the last ones.
+        turns: of a row of trajectories.
     """
     changed = [at for at, turn in enumerate(turns) if turn["images_replaced"]]
     if not changed:
         return 0
-    spoken = [at for at, message in enumerate(messages) if message["role"] == "assistant"][-len(turns) :]
+    spoken = turn_messages((message["role"] for message in messages), len(turns))
     last = spoken[changed[-1]]
     # once no image is left, texts that stand for images go as well, and no turn says so
     return last if any(images_of(message) for message in messages[:last]) else spoken[-1]

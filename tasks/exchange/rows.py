@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from tasks import records, storage
 from tasks.agent.message import PLACEHOLDER, images_of
+from tasks.agent.trajectory import turn_messages
 from tasks.errors import InputError
 from tasks.records import Record
 from tasks.schemas import MESSAGE, TABLES
@@ -189,11 +190,11 @@ def _shows_its_images(messages: Iterable[Mapping[str, Any] | None]) -> None:
 def _has_its_turns(row: Mapping[str, Any]) -> None:
     if row["status"] != "finished":
         return
-    spoken = [at for at, message in enumerate(row["messages"]) if message["role"] == "assistant"]
     turns, earlier = len(row["turns"]), row["state_messages"] or 0
+    spoken = turn_messages((message["role"] for message in row["messages"]), turns)
     if len(spoken) < turns:
         raise Refused("bad_conversation", f"{turns} turns, but {len(spoken)} messages of the assistant")
-    first = spoken[-turns] if turns else len(row["messages"])
+    first = spoken[0] if spoken else len(row["messages"])
     if not 0 <= earlier <= first:
         raise Refused("bad_conversation", f"it went on from {earlier} messages, but has {first} before its first turn")
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.fate import MEANINGS
+from tasks.reward import pages_found, pages_wanted
 
 Row = Mapping[str, Any]
 
@@ -55,7 +56,7 @@ def _question(
 ) -> dict[str, Any]:
     *_, last = rows.values()
     row = last[question_id]
-    wanted = {(place["document"], place["page"]) for place in row["answer_locations"] or []}
+    wanted = set(pages_wanted(row))
     made = {run: found[question_id] for run, found in rollouts.items() if question_id in found}
     # the raw question counts as the runs beside it
     beside = next((rollout["top_k"] for rollout in made.values()), None)
@@ -109,10 +110,7 @@ def _turn(turn: Row, wanted: set[tuple[str, int]], *, silent: bool) -> dict[str,
                 "searched": _cut(search["searched"], _TEXT) if search["searched"] != search["query"] else None,
                 "words": search["read_as"] == "words",
                 "rank": search["gt_rank"],
-                "results": [
-                    [hit["file"], hit["page_number"], (hit["file"], hit["page_number"]) in wanted]
-                    for hit in search["results"] or []
-                ],
+                "results": [[*page, page in wanted] for page in pages_found(search)],
             }
             for search in turn["searches"] or []
         ],

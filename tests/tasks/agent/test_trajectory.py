@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from tasks import artifact, schemas
 from tasks.agent.message import PLACEHOLDER, Image
-from tasks.agent.trajectory import Question, SearchRecord, Trajectory, Turn, cited, to_row
+from tasks.agent.trajectory import Question, SearchRecord, Trajectory, Turn, cited, to_row, turn_messages
 
 IMAGE = Image(file="x.pdf", page=3, key="page-images/k.png", width=10, height=20)
 FACTS = {"model": "m", "model_fingerprint": "mf", "index_fingerprint": "if", "code_fingerprint": "cf"}
@@ -63,3 +65,9 @@ def test_question_from_row_and_back() -> None:
     assert Question.from_row(row) == question
     empty = {**row, "answers": None, "answer_locations": None, "category": None}
     assert Question.from_row(empty).answer_locations == []
+
+
+@pytest.mark.parametrize(("turns", "messages"), [(0, []), (1, [4]), (2, [2, 4]), (9, [2, 4])])
+def test_the_messages_of_turns_are_the_assistants_last_ones(turns: int, messages: list[int]) -> None:
+    roles = ["system", "user", "assistant", "user", "assistant", "tool"]
+    assert turn_messages(roles, turns) == messages
