@@ -5,12 +5,8 @@ from pathlib import Path
 
 from tasks import config
 from tasks.errors import ConfigError
+from tasks.training.parts import SEEING
 
-# how models name the part that sees images, and what joins it to the language model
-_TOWER = {
-    *("visual", "vision_tower", "vision_model", "image_tower"),
-    *("merger", "connector", "multi_modal_projector", "mm_projector"),
-}
 _HEADS = {"embed_tokens", "lm_head"}
 # of the models whose tower vLLM serves adapters for (supports_tower_connector_lora in 0.32), those that DRAG has recipes for
 _TOWER_SERVED = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"}
@@ -28,7 +24,7 @@ def check_adapter(folder: Path, base: Path, settings: config.Serve) -> None:
     """
     kept = read_config(folder)
     ranks = _ranks(folder)
-    towers = sorted(name for name in ranks if _TOWER & set(name.split(".")))
+    towers = sorted(name for name in ranks if not SEEING.isdisjoint(name.split(".")))
     heads = sorted(name for name in ranks if name.rsplit(".", 1)[-1] in _HEADS)
     rank = max(ranks.values(), default=0)
     where = f"the adapter in {folder}"

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 
 from tasks import storage
 from tasks.errors import InputError
+from tasks.schemas import LARGEST
 from tasks.set_aside import Refused, SetAside, printable
 
 Record = tuple[int, dict[str, Any] | Refused]
 T = TypeVar("T")
-_LEAST, _MOST = -(2**31), 2**31 - 1  # what a column of whole numbers holds (tasks/schemas.py)
 
 
 def _json_object(line: bytes) -> dict[str, Any] | Refused:
@@ -127,7 +127,7 @@ def identifier(value: Any, name: str) -> str:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else text(value, name)
 
 
-def whole(value: Any, name: str, least: int = _LEAST) -> int:
+def whole(value: Any, name: str, least: int = -LARGEST - 1) -> int:
     """`value` as a whole number that a column holds.
 
     Raises:
@@ -135,8 +135,8 @@ def whole(value: Any, name: str, least: int = _LEAST) -> int:
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise Refused("wrong_type", f"{name} is a {type(value).__name__}, not a whole number")
-    if not least <= value <= _MOST:
-        raise Refused("bad_number", f"{name} is not between {least} and {_MOST}")
+    if not least <= value <= LARGEST:
+        raise Refused("bad_number", f"{name} is not between {least} and {LARGEST}")
     return value
 
 

@@ -6,6 +6,7 @@ with a clear error instead of being misread. `FOLDERS` names the artifacts that 
 
 import pyarrow as pa
 
+LARGEST = 2**31 - 1  # whole number that a column holds
 _text, _int, _float, _bool = pa.string(), pa.int32(), pa.float64(), pa.bool_()
 
 

@@ -15,14 +15,13 @@ from tasks.agent.completion import Completion
 from tasks.agent.message import Message, images_of, without_placeholders
 from tasks.agent.trajectory import Action, TurnFailure
 from tasks.reward import Page
+from tasks.schemas import LARGEST
 
 WireMessage = dict[str, Any]
 """A stored message with what the server gets beside it where tools are called: tool_calls or tool_call_id."""
 
 Actions = tuple[Literal["search", "answer"], ...]
 """What the model may do in a turn."""
-
-MAX_PAGE = 2**31 - 1  # the schema's page numbers are 32 bits wide
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,4 +178,4 @@ def page_number(value: object) -> int | None:
         return None
     digits = re.search(r"[0-9]+", str(value)[:100])
     number = int(digits[0]) if digits else 0
-    return number if 1 <= number <= MAX_PAGE else None
+    return number if 1 <= number <= LARGEST else None

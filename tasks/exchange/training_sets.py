@@ -43,7 +43,7 @@ _SAID = re.compile(
 _IMAGE = re.compile(r'<image file="[^\n]*?" page="\d+"/>')
 _NUMBERS = ("rank_score", "effort", "score", "chosen_score", "rejected_score")
 _TEXTS = {"dpo": ("prompt", "chosen", "rejected"), "reward": ("input",)}
-_PREFIX = "Question: "  # of the message that asks (tasks/agent/prompts.py)
+_PREFIX = prompts.question_message("")["content"]
 
 
 def read(record: Mapping[str, Any], kind: str, part: str, agent: Agent, unknown: Counter[str]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from typing import Any, Literal, NamedTuple
 
 from whoosh import fields, qparser, query
 
+from tasks.schemas import LARGEST
 from tasks.search import analysis
 
 ANY = "any"  # the default field: text, file and title, each with its weight
@@ -41,7 +42,6 @@ MAX_WORDS = 1_000  # distinct words that are searched
 MAX_DEPTH = 40  # of nested groups
 MAX_BINARY = 8  # ANDNOT, ANDMAYBE and REQUIRE: Whoosh's parser takes time exponential in their number
 MAX_PLACINGS = 100  # ways to place the words of a phrase with slop
-MAX_PAGE = 2**31 - 1
 _MIN_BOOST, _MAX_BOOST = 0.001, 1_000.0
 
 _NAMES = "|".join((ANY, *analysis.FIELDS, PAGE))
@@ -252,9 +252,9 @@ def _page(node: query.Query, boost: float) -> query.Query:
             low = high = int(node.text)
         case query.TermRange():
             low = int(node.start) + node.startexcl if node.start else 0
-            high = int(node.end) - node.endexcl if node.end else MAX_PAGE
+            high = int(node.end) - node.endexcl if node.end else LARGEST
         case _:
             raise UnreadableQuery("page_number takes a number or a range")
-    if not 0 <= low <= high <= MAX_PAGE:
+    if not 0 <= low <= high <= LARGEST:
         raise UnreadableQuery("no such page number")
     return query.NumericRange(PAGE, low, high, boost=boost)

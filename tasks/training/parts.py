@@ -13,9 +13,14 @@ from typing import Any
 
 from tasks.config import Finetune, Part
 from tasks.errors import TrainingError
+from tasks.training.loading import sees
 
-_MERGER = r"(merger|deepstack_merger_list|connector|multi_modal_projector|mm_projector)\."
-_TOWER = r"(visual|vision_tower|vision_model|image_tower)\."
+# how models name what sees images, and what joins it to the language model
+_TOWERS = ("visual", "vision_tower", "vision_model", "image_tower")
+_MERGERS = ("merger", "deepstack_merger_list", "connector", "multi_modal_projector", "mm_projector")
+SEEING = frozenset((*_TOWERS, *_MERGERS))
+
+_MERGER, _TOWER = (rf"({'|'.join(names)})\." for names in (_MERGERS, _TOWERS))
 _WHERE: dict[Part, str] = {
     "language": r"(.*\.)?language_model\..*",
     "merger": rf"(.*\.)?{_MERGER}.*",
@@ -28,18 +33,13 @@ def part_of(name: str) -> Part:
     return next((part for part in ("merger", "vision") if re.match(_WHERE[part], name)), "language")
 
 
-def sees(model: Any) -> bool:
-    """Whether a model has a part that sees."""
-    return getattr(model.config, "vision_config", None) is not None
-
-
 def adapted(model: Any, settings: Finetune, *, images: bool) -> set[Part]:
     """The parts that are to be adapted. What sees learns nothing where no image is shown, and is then left alone.
 
     Raises:
         TrainingError: none is left.
     """
-    chosen: set[Part] = {part for part in settings.parts if part == "language" or (images and sees(model))}
+    chosen: set[Part] = {part for part in settings.parts if part == "language" or (images and sees(model.config))}
     if not chosen:
         raise TrainingError(
             f"parts {', '.join(settings.parts)} learn nothing from a training set without images: add language"
@@ -51,7 +51,7 @@ def lora_modules(model: Any, parts: Collection[Part]) -> dict[str, Any]:
     """Which modules LoRA adapts, as PEFT's LoraConfig takes it: every linear one of some parts."""
     import torch
 
-    if not sees(model):
+    if not sees(model.config):
         return {"target_modules": "all-linear"}
     wanted = "|".join(_WHERE[part] for part in sorted(parts))
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
