@@ -212,14 +212,14 @@ def compared(root: str, names: Sequence[str], rescore: Sequence[config.Search], 
 def _learned(root: str, rollouts: Mapping[str, Artifact]) -> dict[str, Artifact]:
     """The newest adapter, its loss curve, and the statistics of what it learned from: those that the measured runs are of."""
     measured = {read_provenance(made)["inputs"].get("adapter") for made in rollouts.values()}
-    if not refs.has_ref(root, "adapter") or load_ref(root, "adapter").sha256 not in measured:
-        return {}
     # an adapter that was imported came without the rest
-    known = [name for name in ("adapter", "loss_curve", "processed", "statistics") if refs.has_ref(root, name)]
-    found: dict[str, Artifact] = {name: load_ref(root, name) for name in known[:2] if name in ("adapter", "loss_curve")}
+    found = {name: load_ref(root, name) for name in ("adapter", "loss_curve") if refs.has_ref(root, name)}
+    if "adapter" not in found or found["adapter"].sha256 not in measured:
+        return {}
     source = read_provenance(found["adapter"])["learned_from"].get("processed")
+    processed = all(refs.has_ref(root, name) for name in ("processed", "statistics"))
     # unless a newer collection has been processed since
-    if {"processed", "statistics"} <= set(known) and source == load_ref(root, "processed").sha256:
+    if processed and load_ref(root, "processed").sha256 == source:
         found["statistics"] = load_ref(root, "statistics")
     return found
 

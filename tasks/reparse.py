@@ -106,7 +106,7 @@ def read_again(row: Row, search: Search, without_answer: Outcome) -> Row:
     for stored in row["turns"]:
         step = protocol.parse(Completion(stored["raw_text"], None, (), stored["finish_reason"], None, None, 0.0))
         is_final = len(turns) + 1 == len(row["turns"])
-        out_of_turns = "out_of_turns" in (row["outcome"], _OUTCOME_OF.get(stored["failure"]))
+        out_of_turns = row["outcome"] == "out_of_turns" or stored["failure"] == "not_an_answer"
         # a turn that must answer makes no search: one that did is the last that is known of an imported rollout
         must_answer = is_final and out_of_turns and not stored["searches"]
         turns.append(_turn(row, stored, step, must_answer, search))
@@ -127,9 +127,6 @@ def read_again(row: Row, search: Search, without_answer: Outcome) -> Row:
         spoken = turn_messages((message["role"] for message in row["messages"]), len(row["turns"]))
         again["messages"] = row["messages"][: spoken[-len(dropped) - 1] + 1]
     return again
-
-
-_OUTCOME_OF = {"not_an_answer": "out_of_turns"}
 
 
 def _turn(row: Row, stored: Row, step: Step, must_answer: bool, search: Search) -> Row:

@@ -52,8 +52,6 @@ def _plain(value: Any) -> str:
         return "(" + ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items()) + ")"
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value)) or "none"
-    return (
-        {None: "none", True: "yes", False: "no"}.get(value, str(value))
-        if value is None or isinstance(value, bool)
-        else str(value)
-    )
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return str(value)
