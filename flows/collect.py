@@ -76,10 +76,10 @@ def collected(
     if adapter:
         refuse_other_prompt(adapter, settings.agent)
         inputs["adapter"] = adapter
-    own = bool(settings.server.base_url)
-    fingerprint = settings.server.model if own else _weights(settings.server)
+    remote = bool(settings.server.base_url)
+    fingerprint = settings.server.model if remote else _weights(settings.server)
     # weights that we serve are known by their bytes, wherever they lie
-    where = _WHERE if own else _WHERE | {"model"}
+    where = _WHERE if remote else _WHERE | {"model"}
 
     def key(without: set[str], **chosen_by: Artifact) -> str:
         chosen: dict[str, Any] = {
@@ -88,7 +88,7 @@ def collected(
         }
         if "only" not in without:
             chosen["only"] = sorted(only)
-        if not own:
+        if not remote:
             chosen["serve"] = settings.serve.model_dump(mode="json", include=_SERVED)
         fixed = {"agent": settings.agent, "search": settings.search, "sampling": settings.sampling}
         return stage_key(

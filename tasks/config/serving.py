@@ -13,8 +13,8 @@ SamplingName = Literal["greedy", "low_temp", "default", "high_temp", "creative",
 _ADDRESS = r"^https?://[^@/?#\s]+(/[^@?#\s]*)?$"
 
 
-def _without_secrets(address: str) -> str:
-    """Settings are stored and shown."""
+def _address(address: str) -> str:
+    """An address without its last slash, and without secrets: settings are stored and shown."""
     if not re.match(_ADDRESS, address):
         raise ValueError(
             "not an address such as http://host:8000/v1; a user, password or key does not belong in it: "
@@ -23,7 +23,7 @@ def _without_secrets(address: str) -> str:
     return address.rstrip("/")
 
 
-Address = Annotated[str, AfterValidator(_without_secrets), Field(json_schema_extra={"pattern": _ADDRESS})]
+Address = Annotated[str, AfterValidator(_address), Field(json_schema_extra={"pattern": _ADDRESS})]
 
 
 class Agent(Settings):
