@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -14,6 +15,9 @@ from tests import servers
 
 # Tiny models are fastest on one thread, here and in what tests start; those of several test processes would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Timing decides no test: a machine may stall for longer than an example is usually allowed.
+hypothesis.settings.register_profile("drag", parent=hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("drag")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

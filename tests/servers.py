@@ -186,11 +186,12 @@ def redis(folder: Path) -> Iterator[int]:
 def seaweedfs(folder: Path) -> Iterator[str]:
     """Yields the address of the S3 server that the compose file starts, with the options it is given there."""
     program, *options = service("s3")["command"]
-    ports = {
-        name: free_port()
-        for part in ("s3", "master", "volume", "filer", "admin")
-        for name in (f"{part}.port", f"{part}.port.grpc")
-    }
+    parts = ("s3", "master", "volume", "filer", "admin")
+    names = [name for part in parts for name in (f"{part}.port", f"{part}.port.grpc")]
+    free: set[int] = set()
+    while len(free) < len(names):
+        free.add(free_port())
+    ports = dict(zip(names, free, strict=True))
     folder.mkdir()
     command = [str(_BIN / "weed"), program, *(option for option in options if not option.startswith("-dir="))]
     command += [f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64"]

@@ -25,12 +25,11 @@ SELF_TEST = 4
 
 
 def sampled(request: dict[str, Any], call: int) -> Reply:
-    """A query that depends on the seed: some find the page at once, some below another, some do not find it."""
-    del call
+    """Queries in turn: some find the page at once, some below another, some do not find it."""
     asked = next(m["content"] for m in reversed(request["messages"]) if m["content"].startswith("Question:"))
     topic = next((t for t in TOPICS if t in asked), "lamp")
     queries = [f"mass {topic}", f"read {topic}", f"MASS  {topic}", "read OR safety", "before", "nothing here"]
-    return Reply(f"<search>{queries[request['seed'] % len(queries)]}</search>")
+    return Reply(f"<search>{queries[call % len(queries)]}</search>")
 
 
 def _mine(root: str, url: str, **chosen: Any) -> config.MineRun:

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +79,11 @@ class Chain:
 
     def request(self, method: str, path: str, body: Any = None) -> httpx.Response:
         user, _, password = SECRETS["PREFECT_API_AUTH_STRING"].partition(":")
-        return httpx.request(method, f"{self.url}/{path}", json=body, auth=(user, password), timeout=120)
+        while True:
+            answer = httpx.request(method, f"{self.url}/{path}", json=body, auth=(user, password), timeout=120)
+            if answer.status_code != 503:  # SQLite was busy with what else the server does
+                return answer
+            time.sleep(0.5)
 
     def listed(self, path: str) -> list[Any]:
         found: list[Any] = []

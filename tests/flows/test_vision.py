@@ -69,7 +69,7 @@ def test_what_is_seen_is_what_is_trained_on(vllm: serve.Served, model: Path, roo
         search=config.Search(expand="question"),  # or a query without sense would find nothing to be shown
         sampling=config.Sampling(max_tokens=256),
         server=config.Server(base_url=vllm.base_url, model=serve.BASE_NAME, send_images="url"),
-        collect=config.Collect(split="all", limit=6, samples=4),  # it answers at once or searches, as chance has it
+        collect=config.Collect(split="all", limit=6, samples=8),  # it answers at once or searches, as chance has it
     )
     collect(run)
     rows = read_rows(load_ref(root, "trajectories"))

@@ -76,20 +76,22 @@ import signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from tasks.beside import run_beside
 from tests.tasks.test_beside import Thrown, busy
+async def begun(done):
+    print("begun", flush=True)
+    await busy(done)
 def ended(*_):
     raise Thrown
 signal.signal(signal.SIGTERM, ended)
-print("begun", flush=True)
 done = []
 try:
-    run_beside(busy(done))
+    run_beside(begun(done))
 except Thrown:
     print(done)
 """
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert process.stdout
     assert process.stdout.readline() == "begun\n"
-    time.sleep(0.5)
+    time.sleep(0.5)  # it began beside the thread that the signal reaches
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert said == "['written']\n"

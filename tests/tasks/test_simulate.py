@@ -100,13 +100,6 @@ def test_more_servers_are_never_slower(flow: Flow, more: str) -> None:
     assert simulate.simulate(faster).counts.seconds <= simulate.simulate(free).counts.seconds * (1 + 1e-9)
 
 
-@settings(max_examples=100, deadline=None)
-@given(flow=flows, flush_every=st.integers(1, 20))
-def test_writing_parts_more_often_never_writes_fewer(flow: Flow, flush_every: int) -> None:
-    often, seldom = (_with(flow, flush_every=flush_every + n, put_s=0.0) for n in (0, 1))
-    assert simulate.simulate(often).counts.parts >= simulate.simulate(seldom).counts.parts
-
-
 # --- queues whose answer is known
 
 

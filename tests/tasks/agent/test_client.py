@@ -115,7 +115,7 @@ async def test_every_try_fails() -> None:
         error, calls = await failure(replies(action))
         assert (error.failure, calls) == (kind, 3)
         assert "try 3" in error.detail
-    error, calls = await failure(replies(Hang()), retries=1, timeout=0.2)
+    error, calls = await failure(replies(Hang()), retries=1, timeout=1.0)
     assert (error.failure, calls) == ("deadline", 2)
 
 
