@@ -183,5 +183,5 @@ def test_a_merged_model_is_there_as_long_as_it_is_served(tmp_path: Path, dying: 
     server = config.Server(model=str(model))
     with serving.model_server(server, config.Serve(adapters="merged"), str(tmp_path)) as connect:
         assert connect(adapter) == connect(adapter)
-        assert len(list(tmp_path.glob("work/merged-*/model/model.safetensors"))) == 1
-    assert not list(tmp_path.glob("work/merged-*"))
+        assert len(list(tmp_path.glob("work/drag-merged-*/files/model/model.safetensors"))) == 1
+    assert not list(tmp_path.glob("work/drag-merged-*"))
