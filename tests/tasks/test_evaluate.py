@@ -249,9 +249,8 @@ def test_how_each_question_ended(tmp_path: Path, searcher: Searcher) -> None:
     ]
     only_searching = [rollout(asked[0], found, outcome="searched"), rollout(asked[1], outcome="searched")]
     only_searching[1]["turns"] = [turn(searcher, asked[1], "cables")]
-    assert [row["fate"] for row in read_rows(scored(tmp_path, searcher, only_searching, "base2"))] == [
-        *("found", "never_retrieved")
-    ]
+    ended = read_rows(scored(tmp_path, searcher, only_searching, "base2"))
+    assert [row["fate"] for row in ended] == ["found", "never_retrieved"]
     raw = baseline(tmp_path, searcher, [question(2, "Service?"), question(3, "Service?")])  # at rank 3 and 4
     assert [row["fate"] for row in read_rows(raw)] == ["found", "never_retrieved"]
 
