@@ -43,10 +43,12 @@ _TABLES = {
 
 
 def _made(root: str, what: str) -> dict[str, Artifact]:
-    tables = {name: load_ref(root, name) for name in _TABLES[what] if refs.has_ref(root, name)}
-    if not tables:
+    there = [name for name in _TABLES[what] if refs.has_ref(root, name)]
+    if not there:
         raise ArtifactError(f"{root} holds no {what} yet; run the stage that makes them first")
-    return tables
+    if what == "processed":
+        return refs.load_together(root, there)
+    return {name: load_ref(root, name) for name in there}
 
 
 def _measured(root: str) -> dict[str, Artifact]:

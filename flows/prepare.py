@@ -13,8 +13,6 @@ from flows.summary import show_markdown, show_picture, show_stages
 from tasks import config, nights, plots, refs, statistics, storage
 from tasks.agent.prompts import told_by
 from tasks.cache import stage_key
-from tasks.errors import ArtifactError
-from tasks.refs import load_ref
 from tasks.stage_tasks import format_training_sets, process_trajectories
 from tasks.stages import StageRun, run_stage
 
@@ -45,14 +43,7 @@ def formatted(root: str, settings: config.Format, agent: config.Agent) -> StageR
         ArtifactError: nothing was processed yet, or the newest rollouts and the newest pairs were not made together.
         EmptyError: no example is left.
     """
-    inputs: dict[str, Any] = {"processed": load_ref(root, "processed"), "pairs": load_ref(root, "pairs")}
-    # A stage's folder is named by all that it was made of. References to what lies in it are saved one after the other: in
-    # between, or when killed there, these two are of different collections.
-    if len({made.uri.rpartition("/")[0] for made in inputs.values()}) > 1:
-        raise ArtifactError(
-            f"{root} holds pairs of other rollouts than the processed ones: a process or an import is under way, or was broken "
-            "off; wait until it ends, or run it again"
-        )
+    inputs: dict[str, Any] = {**refs.load_together(root, ["processed", "pairs"])}
     key = stage_key("tasks.formats", settings={"format": settings}, inputs=inputs, facts={"agent": told_by(agent)})
     uri = storage.join(root, "training-sets", key)
     run = run_stage(format_training_sets, root=root, key=key, uri=uri, settings=settings, agent=agent, **inputs)

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import asdict, replace
 
@@ -98,3 +98,21 @@ def load_ref(root: str, name: str, place: str = "") -> Artifact:
     command = next((command for start, command in _MADE_BY.items() if name.startswith(start)), None)
     run = f"run `drag {command}`" if command else "run the stage that makes it"
     raise ArtifactError(f"{place or root} holds no {name} yet; {run} first")
+
+
+def load_together(root: str, names: Iterable[str]) -> dict[str, Artifact]:
+    """The artifacts that several references point to, which were made by one run of a stage.
+
+    A stage's folder is named by all that it was made of. References to what lies in it are saved one after the other: in
+    between, or where whoever saves them was killed there, they are of different runs.
+
+    Raises:
+        ArtifactError: one of them is not there yet, or they were not made together.
+    """
+    found = {name: load_ref(root, name) for name in names}
+    if len({made.uri.rpartition("/")[0] for made in found.values()}) > 1:
+        raise ArtifactError(
+            f"{root} holds {', '.join(found)} that were not made together: what makes them is under way, or was broken off; wait "
+            "until it ends, or run it again"
+        )
+    return found

@@ -218,6 +218,7 @@ def prefect(folder: Path) -> Iterator[Prefect]:
             "PREFECT_REDIS_MESSAGING_HOST": "127.0.0.1",
             "PREFECT_REDIS_MESSAGING_PORT": str(messages),
             "PREFECT_SERVER_DOCKET_URL": f"redis://127.0.0.1:{messages}/1",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",  # as in tests/conftest.py
         }
         for name in ("server", "services"):
             command = [w if w != "0.0.0.0" else "127.0.0.1" for w in service(name)["command"]]

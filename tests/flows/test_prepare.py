@@ -1,9 +1,11 @@
-"""Training sets are made of rollouts and pairs of one collection, whatever refs/ points to just then."""
+"""Training sets and exports are made of rollouts and pairs of one collection, whatever refs/ points to just then."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from flows.export import export
 from flows.prepare import format_
 from tasks import artifact, config, refs, storage
 from tasks.artifact import Artifact
@@ -23,18 +25,28 @@ def _processed(root: str, key: str) -> dict[str, Artifact]:
     }
 
 
+def _format(root: str) -> None:
+    with pytest.raises(EmptyError):  # they are taken, and there is nothing in them
+        format_(config.FormatRun(storage=root))
+
+
+def _export(root: str) -> None:
+    export(config.ExportRun(storage=root, what="processed", target=f"{root}/out"))
+
+
+@pytest.mark.parametrize("take", [_format, _export])
 @pytest.mark.parametrize("saved", NAMES)
-def test_of_a_process_that_is_under_way_nothing_is_taken(tmp_path: Path, saved: str) -> None:
+def test_of_a_process_that_is_under_way_nothing_is_taken(
+    tmp_path: Path, saved: str, take: Callable[[str], None]
+) -> None:
     root = str(tmp_path)
     old, new = _processed(root, "old"), _processed(root, "new")
     for name in NAMES:
         refs.save_ref(root, name, old[name])
-    with pytest.raises(EmptyError):  # it is taken, and there is nothing in it
-        format_(config.FormatRun(storage=root))
+    take(root)
     refs.save_ref(root, saved, new[saved])
-    with pytest.raises(ArtifactError, match="pairs of other rollouts than the processed ones"):
-        format_(config.FormatRun(storage=root))
+    with pytest.raises(ArtifactError, match="processed, pairs that were not made together"):
+        take(root)
     for name in NAMES:
         refs.save_ref(root, name, new[name])
-    with pytest.raises(EmptyError):
-        format_(config.FormatRun(storage=root))
+    take(root)
