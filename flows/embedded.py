@@ -27,7 +27,8 @@ from prefect.settings import (
 
 from tasks import folders, storage, watchdog
 from tasks.errors import ServerError
-from tasks.serve import free_port, log_tail
+from tasks.logs import log_tail
+from tasks.network import free_port
 
 _START_TIMEOUT_S = 120
 

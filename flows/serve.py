@@ -12,7 +12,7 @@ from rich.console import Console
 from flows.form import settings_flow
 from flows.serving import model_server
 from tasks import adapter_names, config, storage
-from tasks.serve import served_models
+from tasks.server_api import served_models
 
 _CHECK_EVERY_S = 10
 

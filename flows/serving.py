@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flows.summary import work_dir
-from tasks import config, folders, images, limits, serve, storage
+from tasks import config, folders, images, limits, network, serve, server_api, storage
 from tasks.adapters import check_adapter
 from tasks.agent.prompts import prompt_fingerprint, refuse_other_conversations
 from tasks.artifact import Artifact, fetch_folder, read_provenance
@@ -72,7 +72,7 @@ class _Own:
                 base = fetch_model(self._server.model, self._server.trusted_remote_code)
                 check_adapter(fetch_folder(adapter), base, self._settings)
             started = self._serve(self._server.model)
-            name = serve.load_adapter(started.base_url, adapter) if adapter else serve.BASE_NAME
+            name = server_api.load_adapter(started.base_url, adapter) if adapter else serve.BASE_NAME
         return self._server.model_copy(update={"base_url": [started.base_url], "model": name})
 
     def revive(self) -> bool:
@@ -93,7 +93,7 @@ class _Own:
             self._stack.close()
             self._running.clear()
             self._stack.enter_context(limits.slot("gpu-serving"))
-            port = self._settings.port or serve.free_port()  # the same after a restart: whoever asks there goes on
+            port = self._settings.port or network.free_port()  # the same after a restart: whoever asks there goes on
             supervised = Supervised(lambda: self._start(model, port), self._settings.max_restarts)
             self._running[model] = self._stack.enter_context(supervised)
         return self._running[model].served()
@@ -108,8 +108,8 @@ class _Own:
                         model,
                         self._settings,
                         self._work_dir,
+                        port,
                         on_wait=lambda seconds: on_progress(round(seconds), timeout),
-                        port=port,
                         trusted=self._server.trusted_remote_code,
                         images=self._images,
                     )
@@ -130,11 +130,11 @@ class _Remote:
             ConfigError: one of them serves something else, would leave out a part of the adapter, or does not load it.
             ServerError: none of them answers. One that does not while another does is left out until it does.
         """
-        wanted = serve.adapter_name(adapter) if adapter else self._server.model
+        wanted = server_api.adapter_name(adapter) if adapter else self._server.model
         silent = []
         for base_url in self._server.base_url:
             try:
-                served = serve.served_models(base_url)
+                served = server_api.served_models(base_url)
             except ServerError as error:
                 silent.append(error)
                 continue
@@ -152,9 +152,9 @@ class _Remote:
         base = fetch_model(self._server.model, self._server.trusted_remote_code)
         check_adapter(fetch_folder(adapter), base, self._settings)
         try:
-            serve.load_adapter(base_url, adapter)
+            server_api.load_adapter(base_url, adapter)
         except ServerError as error:
-            name = serve.adapter_name(adapter)
+            name = server_api.adapter_name(adapter)
             raise ConfigError(
                 f"{base_url} does not serve the adapter: {error}; let it load adapters (vLLM: --enable-lora and "
                 f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, on a machine that can read the folder), or load it there as {name!r} "

@@ -8,7 +8,7 @@ from typing import Any
 from tasks.agent.completion import Complete, Completion, CompletionError
 from tasks.agent.sampling import ResolvedSampling
 from tasks.errors import ServerError
-from tasks.serve import check_health
+from tasks.server_api import check_health
 
 _LOST = 3
 _ASK_EVERY_S = 5.0

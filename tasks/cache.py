@@ -29,6 +29,7 @@ _NO_RESULT = {
     "tasks.folders",
     "tasks.locks",
     "tasks.logs",
+    "tasks.network",
     "tasks.processes",
     "tasks.source",
     "tasks.storage",

@@ -8,7 +8,7 @@ from prefect import task
 from prefect.context import AsyncClientContext
 from prefect.transactions import CommitMode, transaction
 
-from tasks import artifact, collect, config, failures, nights, serve, states, storage
+from tasks import artifact, collect, config, failures, nights, server_api, states, storage
 from tasks.agent.client import open_client
 from tasks.agent.prompts import prompt_fingerprint
 from tasks.agent.sampling import resolve
@@ -92,7 +92,7 @@ def collect_all(
         chosen: list[collect.Shard], again: Collection[Failure] | None, check_first: bool
     ) -> dict[int, ShardReport]:
         server = connect(adapter)
-        vllm = sorted({version for url in server.base_url if (version := serve.engine_version(url))})
+        vllm = sorted({version for url in server.base_url if (version := server_api.engine_version(url))})
         with progress(label) as on_progress:  # after that of a server that starts
             running = _run_shards(
                 chosen,

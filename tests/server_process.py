@@ -12,7 +12,8 @@ from typing import Any
 
 from tasks import watchdog
 from tasks.errors import ServerError
-from tasks.serve import Served, check_health
+from tasks.serve import Served
+from tasks.server_api import check_health
 
 ROOT = Path(__file__).parents[1]
 

@@ -27,7 +27,8 @@ import httpx
 import pytest
 
 from tasks import watchdog
-from tasks.serve import free_port, log_tail
+from tasks.logs import log_tail
+from tasks.network import free_port
 
 ROOT = Path(__file__).parents[1]
 COMPOSE, DOCKERFILE = ROOT / "infra/compose.yaml", ROOT / "infra/images/Dockerfile"

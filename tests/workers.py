@@ -13,7 +13,7 @@ from typing import Any
 from prefect.client.base import PrefectHttpxSyncClient
 
 from tasks import watchdog
-from tasks.serve import log_tail
+from tasks.logs import log_tail
 
 ROOT = Path(__file__).parents[1]
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}

@@ -29,7 +29,7 @@ from tasks.agent.sampling import ResolvedSampling
 from tasks.errors import ConfigError, ServerError
 from tasks.logs import run_logger
 from tasks.secrets import quoted, without_values
-from tasks.serve import context_length
+from tasks.server_api import context_length
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _LONGEST_RETRY_AFTER_S = 0.5, 30.0, 120.0
 _MOST_TOKENS = 10**8
@@ -142,16 +142,17 @@ class _Context:
     tokens: int | None
 
     async def silent(self, base_urls: Sequence[str]) -> list[str]:
-        """Ask servers for theirs; returns those that did not answer."""
+        """Ask servers for theirs, all at once; returns those that did not answer."""
+        asked = (asyncio.to_thread(context_length, base_url) for base_url in base_urls)
         left = []
-        for base_url in base_urls:
-            try:
-                length = await asyncio.to_thread(context_length, base_url)
-            except ServerError as error:
-                run_logger().debug("the length of the model's context is not known: %s", error)
+        for base_url, said in zip(base_urls, await asyncio.gather(*asked, return_exceptions=True), strict=True):
+            if isinstance(said, ServerError):
+                run_logger().debug("the length of the model's context is not known: %s", said)
                 left.append(base_url)
+            elif isinstance(said, BaseException):
+                raise said
             else:
-                self.tokens = min((tokens for tokens in (self.tokens, length) if tokens), default=None)
+                self.tokens = min((tokens for tokens in (self.tokens, said) if tokens), default=None)
         return left
 
     async def ask_again(self, base_urls: Sequence[str]) -> None:

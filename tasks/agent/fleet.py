@@ -9,7 +9,7 @@ import openai
 
 from tasks.errors import ServerError
 from tasks.logs import run_logger
-from tasks.serve import check_health, served_models
+from tasks.server_api import check_health, served_models
 
 _ASK_EVERY_S = 5.0
 

@@ -26,6 +26,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from tasks import network
 from tasks.errors import TrainingError
 from tasks.training.messages import PREFIX, tell
 from tasks.training.spec import read_spec
@@ -68,8 +69,7 @@ def train(file: Path, processes: int, nodes: int, rendezvous: str | None) -> Non
     threads = max(1, (os.cpu_count() or 1) // processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # on a CPU, each would else take every core
     if nodes == 1:  # what the processes say to each other stays here too
-        loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-        os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+        os.environ |= network.loopback_only()
     launch = LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,

@@ -16,8 +16,8 @@ from flows import deploy_files
 from flows.deploy import deploy
 from tasks import config, limits, storage
 from tasks.errors import ConfigError
+from tasks.logs import log_tail
 from tasks.refs import load_ref
-from tasks.serve import log_tail
 from tests.flows.test_improve import STAGES, small_loop
 from tests.model_server import ModelServer, Status
 from tests.receiver import Receiver

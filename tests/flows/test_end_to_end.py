@@ -17,11 +17,12 @@ import yaml
 from flows.cli import RECIPES
 from flows.collect import collect
 from flows.improve import improve
-from tasks import config, serve, storage
+from tasks import config, serve, server_api, storage
 from tasks.agent.prompts import prompt_messages
 from tasks.artifact import read_provenance, read_rows
 from tasks.errors import ServerError
 from tasks.model import DEMO_MODEL, fetch_model
+from tasks.network import free_port
 from tasks.refs import load_ref
 from tasks.sample import write_sample
 from tests.listening import listening
@@ -104,7 +105,7 @@ def _ours(pid: int, parents: dict[int, tuple[int, str]]) -> bool:
 def test_an_engine_that_is_killed_costs_no_rollout(tmp_path: Path, documents: Path) -> None:
     root = str(tmp_path / "store")
     ingest_small(root, documents)
-    port = serve.free_port()
+    port = free_port()
     killed: list[int] = []
 
     def kill_when_busy() -> None:
@@ -142,7 +143,9 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve.Served]:
     """A server that demands a key, which the environment holds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_API_KEY", "sk-of-nobody")
-        with serve.serving(DEMO_MODEL, config.Serve(max_model_len=1024), tmp_path_factory.mktemp("vllm")) as served:
+        with serve.serving(
+            DEMO_MODEL, config.Serve(max_model_len=1024), tmp_path_factory.mktemp("vllm"), free_port()
+        ) as served:
             yield served
 
 
@@ -184,15 +187,15 @@ def test_the_prompt_that_is_trained_on_is_the_one_that_is_served(vllm: serve.Ser
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     with (
         pytest.raises(ServerError, match="max_model_len"),
-        serve.serving(DEMO_MODEL, config.Serve(max_model_len=10_000_000), tmp_path),
+        serve.serving(DEMO_MODEL, config.Serve(max_model_len=10_000_000), tmp_path, free_port()),
     ):
         pass
 
 
 def test_a_stopped_server_leaves_nothing_behind(tmp_path: Path, vllm: serve.Served) -> None:
-    *named, own = serve.served_models(vllm.base_url)
+    *named, own = server_api.served_models(vllm.base_url)
     assert named == [serve.BASE_NAME, DEMO_MODEL]
     assert own.startswith("started-")
     serve.watchdog.stop(vllm.process)
     with pytest.raises(ServerError, match="no model server answers"):
-        serve.served_models(vllm.base_url)
+        server_api.served_models(vllm.base_url)

@@ -19,7 +19,7 @@ from tasks import config, storage
 from tasks.artifact import fetch_folder, read_provenance, read_rows
 from tasks.errors import CollectError, ConfigError, ServerError
 from tasks.refs import load_ref
-from tasks.serve import adapter_name
+from tasks.server_api import adapter_name
 from tasks.stages import StageRun
 from tests.model_server import ModelServer, Reply, Status
 from tests.small_collection import TOPICS, ingest_small, searcher

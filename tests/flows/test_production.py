@@ -18,8 +18,8 @@ from flows.finetune import finetuned
 from flows.ingest import ingest
 from tasks import config, storage
 from tasks.artifact import read_rows
+from tasks.logs import log_tail
 from tasks.refs import load_ref
-from tasks.serve import log_tail
 from tests.model_server import ModelServer, Reply, Status
 from tests.receiver import Receiver
 from tests.servers import Prefect, worker

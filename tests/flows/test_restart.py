@@ -16,12 +16,13 @@ from prefect.client.schemas.sorting import ArtifactSort
 
 from flows import serving
 from flows.collect import collect
-from tasks import artifact, config, failures, serve, supervise
+from tasks import artifact, config, failures, serve, server_api, supervise
 from tasks import collect as shards
 from tasks.artifact import read_rows
 from tasks.collect_run import OF_THE_SERVER
 from tasks.errors import ConfigError, ServerError
 from tasks.model import model_fingerprint
+from tasks.network import free_port
 from tasks.refs import load_ref
 from tests.server_process import counts, server_process
 from tests.small_collection import ingest_small
@@ -151,23 +152,23 @@ def test_an_adapter_is_loaded_again(tmp_path: Path, dying: list[list[str]]) -> N
     server = config.Server(model=str(model))
     with serving.model_server(server, config.Serve(), str(tmp_path)) as connect:
         asked = connect(adapter)
-        assert asked.model in serve.served_models(asked.base_url[0])
+        assert asked.model in server_api.served_models(asked.base_url[0])
         assert not connect.revive()
         os.kill(counts(asked.base_url[0])["pid"], signal.SIGKILL)
         assert connect.revive()
-        assert asked.model not in serve.served_models(asked.base_url[0])
+        assert asked.model not in server_api.served_models(asked.base_url[0])
         assert connect(adapter) == asked
-        assert asked.model in serve.served_models(asked.base_url[0])
+        assert asked.model in server_api.served_models(asked.base_url[0])
 
 
 def test_a_server_that_somebody_else_runs_loads_an_adapter_that_it_would_serve_whole(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model")
     adapter = tiny_adapter(model, tmp_path, {"target_modules": ["q_proj"]})
-    with server_process(tmp_path / "server.log", serve.free_port()) as served:
+    with server_process(tmp_path / "server.log", free_port()) as served:
         server = config.Server(base_url=[served.base_url], model=str(model))
         with serving.model_server(server, config.Serve(), str(tmp_path)) as connect:
             asked = connect(adapter)
-            assert asked.model in serve.served_models(served.base_url)
+            assert asked.model in server_api.served_models(served.base_url)
             assert connect(adapter) == asked
         with (
             serving.model_server(server, config.Serve(max_lora_rank=1), str(tmp_path)) as connect,

@@ -13,12 +13,13 @@ import pytest
 
 from flows.collect import collect
 from flows.finetune import finetune
-from tasks import artifact, config, images, refs, serve, storage
+from tasks import artifact, config, images, refs, serve, server_api, storage
 from tasks.adapters import check_adapter
 from tasks.agent import prompts
 from tasks.agent.message import Image, Message, images_of, openai_content
 from tasks.agent.protocol import as_wire
 from tasks.artifact import read_provenance, read_rows, table_of, write_table
+from tasks.network import free_port
 from tasks.refs import load_ref
 from tasks.training.examples import encode
 from tasks.training.loading import load_model, load_tokenizer
@@ -53,7 +54,7 @@ def vllm(model: Path, root: str, tmp_path_factory: pytest.TempPathFactory) -> It
     with pytest.MonkeyPatch.context() as patch:
         if not serve.has_gpu():
             patch.setenv("PYTHONPATH", str(torchvision_on_a_cpu(serve.vllm_python(), folder / "torchvision")))
-        server = serve.serving(str(model), settings, folder / "log", images=Path(images.folder(root)))
+        server = serve.serving(str(model), settings, folder / "log", free_port(), images=Path(images.folder(root)))
         served = server.__enter__()
     try:
         yield served
@@ -103,7 +104,7 @@ def test_what_is_seen_is_what_is_trained_on(vllm: serve.Served, model: Path, roo
 
     # all parts together, and the parts that see each alone
     of_parts = [_adapter_of(part, model, tmp_path / part) for part in ("merger", "vision")]
-    names = [serve.load_adapter(vllm.base_url, loaded) for loaded in (adapter, *of_parts)]
+    names = [server_api.load_adapter(vllm.base_url, loaded) for loaded in (adapter, *of_parts)]
     scores = [_log_probability(vllm, served, learned[0]["prompt"], root) for served in (serve.BASE_NAME, *names)]
     assert len({tuple(score) for score in scores}) == len(scores)
 

@@ -21,9 +21,9 @@ from flows.deploy import deploy
 from tasks import artifact, config, limits, refs, storage
 from tasks import collect as shards
 from tasks.artifact import read_rows
+from tasks.logs import log_tail
 from tasks.model import model_fingerprint
 from tasks.refs import load_ref
-from tasks.serve import log_tail
 from tasks.training import launch
 from tests.model_server import ModelServer
 from tests.small_collection import ingest_small, searcher

@@ -13,6 +13,7 @@ import torch
 from tasks import config, serve
 from tasks.errors import ConfigError
 from tasks.model import fetch_model, model_fingerprint
+from tasks.network import free_port
 from tasks.training.loading import load_model, load_tokenizer
 from tests.tiny_model import tiny_model
 
@@ -83,7 +84,7 @@ def test_a_server_is_not_started_on_a_model_with_code(
     monkeypatch.setattr(serve, "vllm_python", lambda: sys.executable)
     with (
         pytest.raises(ConfigError, match="brings code"),
-        serve.serving(str(with_code), config.Serve(), tmp_path / "work"),
+        serve.serving(str(with_code), config.Serve(), tmp_path / "work", free_port()),
     ):
         pass
     args = serve.command(with_code, 8000, config.Serve(), trust_remote_code=True)

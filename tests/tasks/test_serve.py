@@ -2,7 +2,6 @@
 
 import ast
 import json
-import random
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import yaml
 from tasks import config, serve
 from tasks.beside_vllm.key_everywhere import KeyEverywhere
 from tasks.errors import ConfigError, ServerError
+from tasks.network import free_port
 from tests.model_server import ModelServer, Reply, Status
 from tests.tiny_model import tiny_model
 
@@ -134,7 +134,7 @@ def test_a_server_that_others_can_reach_needs_a_key(tmp_path: Path, monkeypatch:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with (
         pytest.raises(ConfigError, match="OPENAI_API_KEY"),
-        serve.serving("nobody/asked", config.Serve(host="0.0.0.0"), tmp_path),
+        serve.serving("nobody/asked", config.Serve(host="0.0.0.0"), tmp_path, free_port()),
     ):
         pass
 
@@ -145,7 +145,7 @@ def test_the_logs_of_the_last_servers_are_kept(tmp_path: Path, monkeypatch: pyte
     for name in names:
         (tmp_path / name).touch()
     model = tiny_model(tmp_path / "model")
-    with pytest.raises(ServerError, match="vllm"), serve.serving(str(model), config.Serve(), tmp_path):
+    with pytest.raises(ServerError, match="vllm"), serve.serving(str(model), config.Serve(), tmp_path, free_port()):
         pass
     *kept, new = sorted(path.name for path in tmp_path.glob("vllm-*.log"))
     assert kept == names[10:]
@@ -183,18 +183,9 @@ def test_it_is_asked_where_it_listens_by_ipv6(tmp_path: Path, monkeypatch: pytes
     vllm.chmod(0o755)
     monkeypatch.setenv("DRAG_VLLM_PYTHON", str(vllm))
     model, settings = tiny_model(tmp_path / "model"), config.Serve(host="::1", start_timeout=20)
-    with serve.serving(str(model), settings, tmp_path / "work") as served:
+    with serve.serving(str(model), settings, tmp_path / "work", free_port()) as served:
         assert served.base_url.startswith("http://[::1]:")
         assert [known.id for known in openai.OpenAI(base_url=served.base_url, api_key="none").models.list()] == ["base"]
-
-
-def test_a_free_port_is_none_that_a_connection_takes_meanwhile() -> None:
-    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    random.seed(0)
-    ports = {serve.free_port() for _ in range(20)}
-    assert max(ports) < lowest
-    random.seed(0)
-    assert {serve.free_port() for _ in range(20)} != ports  # two test processes seed alike
 
 
 def test_a_port_that_something_listens_at_is_refused(tmp_path: Path) -> None:

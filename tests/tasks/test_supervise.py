@@ -13,7 +13,9 @@ import pytest
 
 from tasks import supervise
 from tasks.errors import ServerError
-from tasks.serve import Served, check_health, free_port
+from tasks.network import free_port
+from tasks.serve import Served
+from tasks.server_api import check_health
 from tasks.supervise import Supervised, why_dead
 from tests.model_server import Hang, ModelServer, Status
 from tests.server_process import counts, server_process

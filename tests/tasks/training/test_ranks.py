@@ -15,7 +15,7 @@ from tasks import storage
 from tasks.artifact import Artifact, fetch_folder, read_provenance, read_rows
 from tasks.config import Finetune, Launch
 from tasks.errors import ConfigError, TrainingError
-from tasks.serve import free_port
+from tasks.network import free_port
 from tasks.training import launch
 from tasks.training.ranks import root_cause
 from tests.listening import listening
