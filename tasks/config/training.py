@@ -77,7 +77,7 @@ class Finetune(Settings):
     )
     batching: Literal["length-grouped", "packing"] = Field(
         default="packing",
-        description="How examples share a batch without padding: by like length, or packed, a shared beginning computed once.",
+        description="How examples share a batch without padding: by like length, or packed, a shared beginning computed once. A model whose attention slides, or that has other layers than attention, takes them by like length.",
     )
     max_length: int = Field(
         default=2048, ge=16, description="Examples with more tokens are set aside and counted, never cut."

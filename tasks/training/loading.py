@@ -109,6 +109,22 @@ def load_classifier(model: Path, *, bf16: bool, trust_remote_code: bool = False)
     return made
 
 
+def packs(model: str | Path, longest: int, *, trust_remote_code: bool = False) -> bool:
+    """Whether examples of up to `longest` tokens may share a row, each computed as if it were alone.
+
+    A mask of ours keeps them apart, for which a layer with a sliding window forgets its window, and which a layer that carries a
+    state or convolves never looks at.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code).get_text_config()
+    window = getattr(config, "sliding_window", None)
+    layers = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
+    if layers == {"full_attention"}:
+        return True
+    return layers <= {"full_attention", "sliding_attention"} and window is not None and longest <= window
+
+
 def meta_model(model: str | Path, *, trust_remote_code: bool = False) -> Any:
     """The model's modules with their shapes, and no weights."""
     import torch

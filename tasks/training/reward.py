@@ -8,9 +8,11 @@ a question with all its queries, whose common beginning is computed once. Learne
                 The model of Bradley and Terry (1952), as Ouyang et al. 2022 train it ("Training language models to follow
                 instructions with human feedback", equation 1), all comparisons of a prompt in one batch.
 
-A step's loss is the mean over its queries, or its pairs.
+A step's loss is the mean over its queries; or over its pairs, in which every question counts alike, however many pairs it has
+(the factor before the sum of that equation).
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby, permutations
@@ -22,6 +24,7 @@ from tasks.config import Finetune
 from tasks.training.examples import Example, Item, Items, Pair, Row, encode, unusable
 from tasks.training.method import Batch, Columns, compared, mean
 from tasks.training.sight import Sight
+from tasks.training.weights import with_mean_one
 
 SCALAR, REFERENCE = True, False
 
@@ -48,7 +51,7 @@ def load(rows: Sequence[Row], tokenizer: Any, settings: Finetune, sight: Sight |
             aside["all alike"] += len(kept)
         elif kept:
             found[split].append(Item(tuple(kept), pairs, scores))
-    return Items(found["train"], found["val"], dict(aside))
+    return Items(with_mean_one(found["train"]), found["val"], dict(aside))
 
 
 def _place(row: Row) -> tuple[str, str]:
@@ -57,7 +60,8 @@ def _place(row: Row) -> tuple[str, str]:
 
 def _pairs(scores: Sequence[float]) -> tuple[Pair, ...]:
     gaps = {(i, j): scores[i] - scores[j] for i, j in permutations(range(len(scores)), 2)}
-    return tuple(Pair(i, j, gap) for (i, j), gap in gaps.items() if gap > 0)
+    ordered = {pair: gap for pair, gap in gaps.items() if gap > 0}
+    return tuple(Pair(i, j, gap, weight=1 / len(ordered)) for (i, j), gap in ordered.items())
 
 
 def example_of(row: Row, tokenizer: Any) -> Example:
@@ -93,12 +97,18 @@ def metrics(items: Sequence[Item], measured: Mapping[str, Sequence[float]]) -> d
     given = iter(measured["score"])
     both = [(list(item.scores), [next(given) for _ in item.scores]) for item in items]
     whole = [[score for question in both for score in question[side]] for side in (0, 1)]
-    told: dict[str, float | None] = {"loss": mean(measured["loss"]) if measured["loss"] else None}
+    losses = measured["loss"]
+    weights = [pair.weight for item in items for pair in item.pairs] or [1.0] * len(losses)
+    told: dict[str, float | None] = {"loss": _weighted(losses, weights) if losses else None}
     for name in ("spearman", "kendall"):
         within = [found for scores, own in both if (found := _correlation(name, scores, own)) is not None]
         told[name] = _correlation(name, *whole)
         told[f"{name}_within"] = mean(within) if within else None
     return told
+
+
+def _weighted(values: Sequence[float], weights: Sequence[float]) -> float:
+    return math.fsum(weight * value for weight, value in zip(weights, values, strict=True)) / math.fsum(weights)
 
 
 def _correlation(name: str, scores: Sequence[float], given: Sequence[float]) -> float | None:

@@ -8,7 +8,7 @@ from tasks.artifact import Artifact, fetch_folder
 from tasks.training.adapted import base_of
 from tasks.training.batches import lay_out
 from tasks.training.examples import Item
-from tasks.training.loading import load_model, load_tokenizer
+from tasks.training.loading import load_model, load_tokenizer, packs
 from tasks.training.reward import example_of
 
 _BATCH = 16  # queries computed at once
@@ -46,9 +46,14 @@ def open_scorer(reward_model: Artifact, model: str, trusted: Collection[str] = (
         order = sorted(range(len(items)), key=lambda i: items[i].examples[0].ids)
         for start in range(0, len(order), _BATCH):
             places = order[start : start + _BATCH]
-            batch = lay_out([items[i] for i in places], "packing", network.dtype)
+            together = [items[i] for i in places]
+            longest = max(len(item.examples[0].ids) for item in together)
+            batching = "packing" if packs(base, longest, trust_remote_code=trust) else "length-grouped"
+            batch = lay_out(together, batching, network.dtype)
             inputs: dict[str, Any] = {
-                name: batch[name].to(network.device) for name in ("input_ids", "position_ids", "attention_mask")
+                name: batch[name].to(network.device)
+                for name in ("input_ids", "position_ids", "attention_mask")
+                if name in batch
             }
             scores = network(**inputs, use_cache=False).logits.flatten()[batch["positions"].to(network.device)]
             for owner, value in zip(batch["owners"].tolist(), scores.tolist(), strict=True):

@@ -36,7 +36,7 @@ from tasks.config import Finetune
 from tasks.errors import DragError, TrainingError
 from tasks.training import batches, checkpoints, dpo, reward, sft
 from tasks.training.examples import Item, Row
-from tasks.training.loading import load_model, load_tokenizer
+from tasks.training.loading import load_model, load_tokenizer, packs
 from tasks.training.messages import tell
 from tasks.training.method import Batch, Method
 from tasks.training.parts import part_of
@@ -71,7 +71,16 @@ def train(spec: Spec) -> None:
             " raise --max-length, or choose another --mask-strategy or --weight-scheme"
         )
     lengths = [longest(item) for item in items.train]
-    plan = batches.plan(lengths, settings.batch_size, settings.batching, settings.epochs, settings.seed)
+    batching = settings.batching
+    if batching == "packing" and not packs(
+        spec.model, max(map(longest, [*items.train, *items.val])), trust_remote_code=spec.trust_remote_code
+    ):
+        batching = "length-grouped"
+        print(
+            "batching is length-grouped: packed, examples would be computed otherwise than alone by this model",
+            flush=True,
+        )
+    plan = batches.plan(lengths, settings.batch_size, batching, settings.epochs, settings.seed)
     # Every process takes as many: what the first ones would be given again, they are given knowingly.
     plan += itertools.islice(itertools.cycle(tuple(plan)), -len(plan) % spec.world_size)
     measured_on = sorted(items.val, key=longest)
@@ -82,8 +91,8 @@ def train(spec: Spec) -> None:
         # Shards are gathered by all processes together, those of what sees as well: so each has to see, whatever its batch.
         return batches.with_image(batch, sight) if sight and settings.strategy == "fsdp" else batch
 
-    sizes = [batches.size(computed(batch), settings.batching) for batch in batched]
-    longest_row = max(width for width, _, _ in [*sizes, *(batches.size(computed(b), settings.batching) for b in val)])
+    sizes = [batches.size(computed(batch), batching) for batch in batched]
+    longest_row = max(width for width, _, _ in [*sizes, *(batches.size(computed(b), batching) for b in val)])
 
     base = load_model(
         spec.model,
@@ -96,7 +105,7 @@ def train(spec: Spec) -> None:
         sight.bind(base)
 
     def lay_out(batch: Sequence[Item]) -> Batch:
-        laid_out = batches.lay_out(computed(batch), settings.batching, base.dtype, sight)
+        laid_out = batches.lay_out(computed(batch), batching, base.dtype, sight)
         return laid_out | method.terms(batch, laid_out, settings)
 
     large = base.num_parameters() >= _CHECKPOINTING_FROM
@@ -137,9 +146,10 @@ def train(spec: Spec) -> None:
     if trainer.accelerator.is_main_process:
         store(adapter, spec.base_name, scalar=method.SCALAR)
         all_tokens = sum(size[1] for size in sizes)
-        real_tokens = sum(batches.size(batch, settings.batching)[2] for batch in batched)
+        real_tokens = sum(batches.size(batch, batching)[2] for batch in batched)
         learned = [example for batch in batched for item in batch for example in item.examples]
         facts = {
+            "batching": batching,
             "examples": sum(item.count for item in items.train),
             "measured_on": sum(item.count for item in items.val),
             "set_aside": items.set_aside,
@@ -180,7 +190,6 @@ def _arguments(settings: Finetune, work_dir: Path, *, recompute: bool, images: b
         gradient_accumulation_steps=settings.gradient_accumulation,
         train_sampling_strategy="sequential",
         learning_rate=settings.lr,
-        warmup_steps=0.03,
         bf16=settings.bf16,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -4,6 +4,7 @@ Everything here holds for one process, for several that each have the model (DDP
 are sharded (FSDP2): there every forward pass is one of all processes together, so none may make one alone.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,18 @@ from tasks.training.method import Batch, Columns, Method
 from tasks.training.parts import learning_rate, part_of
 from tasks.training.peft_model import LEARNED, REFERENCE, learn_only
 
+_WARMUP_SHARE = 0.03  # of the steps, in which the learning rate rises
 _OF_MODEL = ("input_ids", "position_ids", "attention_mask", "pixel_values", "image_grid_thw")
+
+
+def share_of_peak(step: int, steps: int) -> float:
+    """The learning rate of a step, from 0, of so many: a share of its peak, above 0 in each.
+
+    >>> [round(share_of_peak(step, 100), 2) for step in (0, 1, 2, 3, 4, 99)]
+    [0.25, 0.5, 0.75, 1.0, 0.99, 0.01]
+    """
+    rising = int(steps * _WARMUP_SHARE)
+    return min((step + 1) / (rising + 1), (steps - step) / (steps - rising))
 
 
 class Trainer(SFTTrainer):
@@ -57,6 +69,16 @@ class Trainer(SFTTrainer):
             groups = [{"params": parameters, "lr": lr} for lr, parameters in sorted(learned.items())]
             self.optimizer = kind(groups, **options)
         return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The learning rate rises to its peak, then falls in a straight line; transformers' own schedules begin with a step of 0,
+        with which a training of one step learns nothing."""
+        if getattr(self, "lr_scheduler", None) is None:
+            rate = functools.partial(share_of_peak, steps=num_training_steps)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, rate)
+        return self.lr_scheduler
 
     def get_batch_samples(self, *arguments: Any, **named: Any) -> tuple[list[Any], torch.Tensor]:
         """The batches of one optimizer step, and how many units they learn on all devices."""

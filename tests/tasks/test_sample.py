@@ -1,6 +1,5 @@
 """The sample collection: sound, the same each time, and hard in the way it is meant to be."""
 
-import doctest
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -169,10 +168,6 @@ def test_text_that_does_not_fit_its_page_is_refused() -> None:
     document = family.Document("long.pdf", "Long", "Long", "manual", (page,), ())
     with pytest.raises(ValueError, match="does not fit"):
         render.to_pdf(document)
-
-
-def test_examples_in_docstrings() -> None:
-    assert doctest.testmod(render).failed == 0
 
 
 def test_files_of_ones_own_are_not_written_over(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tasks.training.batches import common, lay_out, plan, rows_of, size, tree
 from tasks.training.examples import Example, Item
-from tasks.training.loading import load_model
+from tasks.training.loading import load_model, packs
 
 BATCHING = st.sampled_from(["length-grouped", "packing"])
 LENGTHS = st.lists(st.integers(2, 2000), min_size=1, max_size=60)
@@ -87,6 +87,45 @@ def test_at_least_nine_tenths_of_what_is_computed_is_real(seed: int, batching: s
 @pytest.fixture(scope="module")
 def network(model: Path) -> Any:
     return load_model(model, bf16=False).eval()
+
+
+_OTHERS = {
+    "llama": {},
+    "qwen3": {"head_dim": 16},
+    "mistral": {"sliding_window": 16},
+    "gemma3_text": {"sliding_window": 16, "head_dim": 16},
+    "lfm2": {"full_attn_idxs": [1]},
+    "qwen3_next": {
+        "num_hidden_layers": 4, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+        "linear_key_head_dim": 16, "linear_value_head_dim": 16, "num_experts": 2, "num_experts_per_tok": 1,
+        "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [12, 40])
+@pytest.mark.parametrize("kind", _OTHERS)
+def test_what_may_share_a_row_is_computed_as_if_alone(kind: str, length: int, tmp_path: Path) -> None:
+    """And what may not would be computed otherwise, so that nothing is refused for nothing."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 200}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.for_model(kind, **shape | _OTHERS[kind])
+    config.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    other = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    # the first half is shared, as a prompt is
+    ids = [(*range(100, 100 + length // 2), *((7 * n + i) % 99 for i in range(length // 2))) for n in range(3)]
+    items = [Item((Example(one, tuple(range(length // 2, length))),)) for one in ids]
+    batch = lay_out(items, "packing", torch.float32)
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask")}
+    with torch.no_grad():
+        found = other(**inputs).logits.flatten(0, 1)[batch["positions"]]
+        alone = [other(input_ids=torch.tensor([one])).logits[0][length // 2 - 1 : -1] for one in ids]
+    apart = max((found[batch["owners"] == n] - one).abs().max().item() for n, one in enumerate(alone))
+    assert packs(tmp_path, length) == (apart < 1e-4), apart
 
 
 @settings(max_examples=8, deadline=None)

@@ -114,6 +114,23 @@ def test_the_loss_is_that_of_the_formula(scores: list[float], given_: list[float
         assert sorted(found["loss"].tolist()) == pytest.approx(sorted(expected), rel=1e-4, abs=1e-5)
 
 
+def test_every_question_counts_alike_however_many_pairs_it_has(scored: Artifact, model: Path) -> None:
+    rows = queries(scored, "train")
+    few, many = rows[:2], [{**row, "question_id": "many", "score": i / 9} for i, row in enumerate(rows[:9])]
+    settings = SETTINGS.model_copy(update={"reward_loss": "pairs"})
+    items = reward.load([*few, *many], load_tokenizer(model), settings).train
+    sums = [math.fsum(pair.weight for pair in item.pairs) for item in items]
+    pairs = sum(len(item.pairs) for item in items)
+    assert len(items) == 2
+    assert len({len(item.pairs) for item in items}) == 2
+    assert sums == pytest.approx([pairs / 2] * 2)
+    losses = [
+        float(item is items[0]) for item in items for _ in item.pairs
+    ]  # one question is learned, one is not at all
+    measured = {"loss": losses, "score": [0.0] * sum(len(item.examples) for item in items)}
+    assert reward.metrics(items, measured)["loss"] == pytest.approx(0.5)
+
+
 def test_correlations_are_null_where_there_is_nothing_to_tell_apart() -> None:
     example = Example((0, 1), (1,))
     alike = Item((example, example), (), (1.0, 1.0))

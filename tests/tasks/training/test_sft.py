@@ -1,6 +1,7 @@
 """The trainer itself: its loss is the one that is documented, and a loss that is no number stops it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
 
 from tasks.artifact import Artifact, read_rows, table_of, write_table
 from tasks.config import Finetune
@@ -16,6 +20,7 @@ from tasks.training import sft
 from tasks.training.loading import load_model, load_tokenizer
 from tasks.training.spec import Spec, read_spec, write_spec
 from tasks.training.train import main, train
+from tasks.training.trainer import share_of_peak
 from tests.tasks.training.recomputed import assert_recompute_changes_nothing
 from tests.tasks.training.training_rows import row
 
@@ -103,6 +108,47 @@ def test_nothing_to_learn_from_says_what_to_do(spec: Spec) -> None:
     training_set = write_table(table_of(rows, "sft/2"), str(spec.work_dir / "sft.parquet"), "sft/2", {})
     with pytest.raises(TrainingError, match=r"nothing to learn from.*'nothing to learn': 1.*--mask-strategy"):
         train(replace(spec, training_set=training_set))
+
+
+def test_a_training_of_one_step_learns(spec: Spec) -> None:
+    settings = spec.settings.model_copy(update={"batch_size": 100, "epochs": 1})
+    train(replace(spec, settings=settings))
+    assert [entry["step"] for entry in _steps(spec)] == [1]
+    with safe_open(spec.work_dir / "adapter" / "adapter_model.safetensors", "pt") as tensors:
+        names = set(tensors.keys())
+        moved = {name: tensors.get_tensor(name).abs().max().item() for name in names if ".lora_B." in name}
+    assert all(moved.values())  # each begins at zero
+
+
+def test_where_examples_cannot_share_a_row_they_are_grouped_by_length(spec: Spec, model: Path, tmp_path: Path) -> None:
+    """A layer with a sliding window, shorter than the examples, forgets it for a mask of ours."""
+    folder = tmp_path / "mistral"
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 16}
+    (folder / "config.json").write_text(json.dumps(config))
+    losses = {}
+    for batching in ("packing", "length-grouped"):
+        settings = spec.settings.model_copy(update={"batching": batching, "batch_size": 100, "epochs": 1})
+        train(replace(spec, model=str(folder), settings=settings, training=batching))
+        losses[batching] = _steps(spec)[0]["loss"]
+        assert json.loads((spec.work_dir / "history.json").read_text())["facts"]["batching"] == "length-grouped"
+    assert losses["packing"] == pytest.approx(losses["length-grouped"], rel=1e-6)
+
+
+@given(steps=st.integers(1, 500))
+def test_the_learning_rate_rises_to_its_peak_and_falls_and_is_never_zero(steps: int) -> None:
+    shares = [share_of_peak(step, steps) for step in range(steps)]
+    peak = shares.index(1.0)
+    assert peak == int(0.03 * steps)
+    assert shares[: peak + 1] == sorted(shares[: peak + 1])
+    assert shares[peak:] == sorted(shares[peak:], reverse=True)
+    assert min(shares) > 0
+
+
+def _steps(spec: Spec) -> list[dict[str, Any]]:
+    history = json.loads((spec.work_dir / "history.json").read_text())["history"]
+    return [entry for entry in history if "loss" in entry]
 
 
 def test_a_loss_that_is_no_number_stops_it(spec: Spec, capsys: Any) -> None:
