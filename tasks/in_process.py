@@ -165,14 +165,13 @@ class _Running:
         return {name: tensor.to(self._model.device) for name, tensor in prompt.items()}
 
     def _drawing(self, sampling: ResolvedSampling) -> dict[str, Any]:
-        """How tokens are drawn; what the settings leave open is as the model's own generation settings say."""
-        drawn: dict[str, Any] = {"do_sample": sampling.temperature > 0}
+        """How tokens are drawn, whatever the model's own generation settings say."""
+        drawn: dict[str, Any] = {
+            "do_sample": sampling.temperature > 0,
+            "repetition_penalty": sampling.repetition_penalty,
+        }
         if drawn["do_sample"]:
-            # without top_k, transformers would cut at 50
-            top_k = self._model.generation_config.top_k or 0
-            drawn |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": top_k}
-        if sampling.repetition_penalty is not None:
-            drawn["repetition_penalty"] = sampling.repetition_penalty
+            drawn |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0, "min_p": 0.0}
         return drawn
 
 

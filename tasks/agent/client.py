@@ -35,8 +35,9 @@ _FIRST_DELAY_S, _LONGEST_DELAY_S, _LONGEST_RETRY_AFTER_S = 0.5, 30.0, 120.0
 _MOST_TOKENS = 10**8
 _TOKENIZE_S = 30.0
 _ASK_AGAIN_S = 5.0
+_EVERY_TOKEN = {"top_k": -1, "min_p": 0.0}  # any may be drawn, see tasks/agent/sampling.py
 # request fields that are vLLM's own, not OpenAI's
-_EXTENSIONS = frozenset({"structured_outputs", "include_stop_str_in_output", "repetition_penalty"})
+_EXTENSIONS = frozenset({"structured_outputs", "include_stop_str_in_output", *_EVERY_TOKEN, "repetition_penalty"})
 _CAN_PASS = frozenset({408, 409, 429})  # and every 5xx
 # how vLLM says that a conversation is too long, or has more images than it takes
 _TOO_LONG = re.compile(
@@ -294,11 +295,11 @@ def _body(
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_tokens,
+        "repetition_penalty": sampling.repetition_penalty,
+        **_EVERY_TOKEN,
         "seed": seed,
         **options,
     }
-    if sampling.repetition_penalty is not None:
-        body["repetition_penalty"] = sampling.repetition_penalty
     return body if extensions else {name: value for name, value in body.items() if name not in _EXTENSIONS}
 
 

@@ -1,4 +1,8 @@
-"""The named ways to draw tokens."""
+"""The named ways to draw tokens.
+
+Each is said whole. What is not said, vLLM and transformers take from the model's generation_config.json, which may cut at the
+20 likeliest tokens or punish words of the question: one name would stand for another way with each model.
+"""
 
 import hashlib
 import json
@@ -14,16 +18,16 @@ class ResolvedSampling:
     name: config.SamplingName
     temperature: float
     top_p: float
-    repetition_penalty: float | None  # None: not sent, as it is vLLM's own and other servers may refuse it
+    repetition_penalty: float  # 1 is none
     max_tokens: int
 
 
-_NAMED: dict[config.SamplingName, tuple[float, float, float | None]] = {
-    "greedy": (0.0, 1.0, None),
-    "low_temp": (0.3, 0.9, None),
-    "default": (0.7, 0.95, None),
-    "high_temp": (1.0, 0.95, None),
-    "creative": (1.2, 0.95, None),
+_NAMED: dict[config.SamplingName, tuple[float, float, float]] = {
+    "greedy": (0.0, 1.0, 1.0),
+    "low_temp": (0.3, 0.9, 1.0),
+    "default": (0.7, 0.95, 1.0),
+    "high_temp": (1.0, 0.95, 1.0),
+    "creative": (1.2, 0.95, 1.0),
     "diverse": (0.9, 0.98, 1.1),
 }
 

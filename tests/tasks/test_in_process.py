@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,25 @@ def test_greedy_is_what_the_model_finds_likeliest(model: Path, complete: Complet
     found = ask(complete)
     assert found.raw_text == tokenizer.decode(ids[0, length:], skip_special_tokens=True)
     assert (found.prompt_tokens, found.completion_tokens, found.finish_reason) == (length, 24, "length")
+
+
+def test_a_models_own_generation_settings_change_nothing(model: Path, complete: Complete, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    settings |= {
+        "do_sample": True,
+        "top_k": 1,
+        "min_p": 0.9,
+        "repetition_penalty": 50.0,
+        "temperature": 0.1,
+        "top_p": 0.1,
+    }
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    own = open_in_process(config.Server(model=str(folder)), None, None)()
+    for name in ("greedy", "high_temp"):
+        assert ask(own, name=name).raw_text == ask(complete, name=name).raw_text
+    assert ask(own, name="high_temp").raw_text != ask(own).raw_text
 
 
 def test_a_seed_decides_what_is_drawn(complete: Complete) -> None:

@@ -32,7 +32,7 @@ async def test_a_server_that_is_not_vllm_gets_openais_fields_alone() -> None:
     of_vllm = {"structured_outputs": {"regex": "x"}, "include_stop_str_in_output": True}
 
     def strict(request: dict[str, Any], call: int) -> Reply | Status:
-        return Status(400) if {*of_vllm, "repetition_penalty"} & request.keys() else Reply("ja")
+        return Status(400) if {*of_vllm, "repetition_penalty", "top_k", "min_p"} & request.keys() else Reply("ja")
 
     with ModelServer(strict) as server:
         asked = config.Server(base_url=server.url, model="base", extensions=False)
@@ -66,6 +66,8 @@ async def test_request_and_reply() -> None:
             "temperature": 0.9,
             "top_p": 0.98,
             "repetition_penalty": 1.1,
+            "top_k": -1,  # as min_p: any token, whatever the model's own generation settings say
+            "min_p": 0.0,
             "max_tokens": 9,
             "seed": 5,
             "stop": ["</search>"],

@@ -8,11 +8,11 @@ from tasks import config
 from tasks.agent.sampling import resolve, sampling_fingerprint
 
 NAMED = {
-    "greedy": (0.0, 1.0, None),
-    "low_temp": (0.3, 0.9, None),
-    "default": (0.7, 0.95, None),
-    "high_temp": (1.0, 0.95, None),
-    "creative": (1.2, 0.95, None),
+    "greedy": (0.0, 1.0, 1.0),
+    "low_temp": (0.3, 0.9, 1.0),
+    "default": (0.7, 0.95, 1.0),
+    "high_temp": (1.0, 0.95, 1.0),
+    "creative": (1.2, 0.95, 1.0),
     "diverse": (0.9, 0.98, 1.1),
 }
 
