@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
+from tasks.search.query import OPERATORS
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -32,12 +34,12 @@ class Pair:
 
 
 def fold(query: str) -> str:
-    """What identical queries have in common: no difference of case or of white space counts.
+    """What identical queries have in common: no difference of case, but of operators, or of white space counts.
 
-    >>> fold("  Net  Sales 2021 ") == fold("net sales 2021")
-    True
+    >>> fold("  Net  Sales AND 2021 ")
+    'net sales AND 2021'
     """
-    return " ".join(query.casefold().split())
+    return " ".join(word if word in OPERATORS else word.casefold() for word in query.split())
 
 
 def merge(a: Candidate, b: Candidate) -> Candidate:

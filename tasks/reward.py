@@ -73,13 +73,13 @@ def best_search(scores: Sequence[float]) -> int | None:
 
 
 def effort_score(ranks: Sequence[int | None], k: int) -> float:
-    """How little had to be looked at before the page was found: 1 − (positions seen − 1) / (searches × k), else 0.
+    """How little had to be looked at before the page was found: k / (k + positions seen − 1), and 0 when it never was.
 
-    Positions seen are the k of each search before the first hit, and those of that search up to and with the hit.
-    Found at once at rank 1 gives 1; never found gives 0.
+    Positions seen are the k of each search before the first hit, and those of that search up to and with the hit: what comes
+    after it changes nothing. Found at once at rank 1 gives 1, first in the second search 1/2, first in the third 1/3.
 
-    >>> effort_score([None, 2], k=3)
-    0.33333333333333337
+    >>> effort_score([None, 2], k=4)
+    0.4444444444444444
     """
     step = first_success(ranks)
     if step is None:
@@ -87,7 +87,7 @@ def effort_score(ranks: Sequence[int | None], k: int) -> float:
     rank = ranks[step - 1]
     assert rank is not None
     seen = (step - 1) * k + rank
-    return 1 - (seen - 1) / (len(ranks) * k)
+    return k / (k + seen - 1)
 
 
 def reciprocal_rank(rank: int | None) -> float:

@@ -45,7 +45,8 @@ EXAMPLES = (
 )
 
 
-_NAMES = frozenset(word for example in EXAMPLES for word in example.query.split() if word[0].isupper())
+# words of them that hardly any question has: a query that does has them from the prompt
+_NAMES = frozenset({"aurora", "x2", "harbour", "fennel"})
 
 
 def wire_prompt(question: str, settings: Agent) -> list[WireMessage]:
@@ -67,7 +68,8 @@ def repeats_examples(query: str, question: str) -> bool:
 
     It may find the page all the same, but a model that is served without the examples would learn to make them up.
     """
-    return not _NAMES.isdisjoint(re.findall(r"\w+", query)) and _NAMES.isdisjoint(re.findall(r"\w+", question))
+    named, asked = (_NAMES.intersection(re.findall(r"\w+", text.casefold())) for text in (query, question))
+    return bool(named) and not asked
 
 
 def prompt_messages(question: str, settings: Agent) -> list[Message]:

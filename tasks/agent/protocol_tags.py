@@ -50,8 +50,10 @@ _ACTION = re.compile(r"<(search|answer)\b[^<>]*>", re.IGNORECASE)
 _CLOSE = {name: re.compile(rf"</\s*{name}\s*>", re.IGNORECASE) for name in ("search", "answer")}
 _CITE = re.compile(r"<cite\b([^<>]*?)/?>(?:([^<>]*)</cite>)?", re.IGNORECASE)
 _FILE = re.compile(r"""\bfile\s*=\s*(?:"([^"]*)"|'([^']*)')""", re.IGNORECASE)
-_PAGE = re.compile(r"""\bpage\s*=\s*["']?\s*(\d+)""", re.IGNORECASE)
-_TEXTUAL = re.compile(r"^(.+?)[\s,]+(?:page|p\.?)\s*(\d+)$", re.IGNORECASE | re.DOTALL)
+_PAGES = re.compile(r"""\bpages?\s*=\s*(?:"([^"]*)"|'([^']*)'|(\S+))""", re.IGNORECASE)
+_TEXTUAL = re.compile(r"^(.+?)[\s,]+(?:pages?|pp?\.?)\s*(\d[\d\s,–-]*)$", re.IGNORECASE | re.DOTALL)
+_NUMBERS = re.compile(r"(\d+)(?:\s*[–-]\s*(\d+))?")
+_LONGEST_RANGE = 20  # pages: whoever cites more of them cites none
 _TAG = re.compile(r"</?[a-z]+\b[^<>]*>", re.IGNORECASE)
 
 
@@ -101,21 +103,31 @@ def parse(completion: Completion) -> Step:
 
 
 def read_answer(body: str) -> Answer:
-    """Texts, one a line, and citations, as <cite file="x.pdf" page="3"/> or <cite>x.pdf page 3</cite>."""
+    """Texts, one a line, and citations, as <cite file="x.pdf" page="3"/> or <cite>x.pdf page 3</cite>; also of several pages."""
     citations: list[Page] = []
     for attributes, inner in _CITE.findall(body):
-        file, page = _FILE.search(attributes), _PAGE.search(attributes)
+        file, pages = _FILE.search(attributes), _PAGES.search(_FILE.sub("", attributes))
         textual = _TEXTUAL.match(inner.strip())
-        if file and page:
-            name, number = file[1] or file[2] or "", page_number(page[1])
+        if file and pages:
+            name, said = file[1] or file[2] or "", pages[1] or pages[2] or pages[3] or ""
         elif textual:
-            name, number = textual[1], page_number(textual[2])
+            name, said = textual[1], textual[2]
         else:
             continue
-        if name.strip() and number:
-            citations.append((name.strip(), number))
+        if name.strip():
+            citations += [(name.strip(), number) for number in _page_numbers(said)]
     lines = [one_line(line) for line in _TAG.sub("", _CITE.sub("", body)).splitlines()]
     return Answer(tuple(line for line in lines if line), tuple(dict.fromkeys(citations)))
+
+
+def _page_numbers(said: str) -> list[int]:
+    """The pages of "3", "page 3", "3, 5" or "3-5"."""
+    numbers: list[int] = []
+    for first, last in _NUMBERS.findall(said[:100]):
+        begin, end = page_number(first), page_number(last or first)
+        if begin and end and end - begin < _LONGEST_RANGE:
+            numbers += range(begin, end + 1)
+    return numbers
 
 
 def _not_understood(raw: str, kept: str, reasoning: str | None, ask: Ask) -> Step:

@@ -44,11 +44,12 @@ MAX_BINARY = 8  # ANDNOT, ANDMAYBE and REQUIRE: Whoosh's parser takes time expon
 MAX_PLACINGS = 100  # ways to place the words of a phrase with slop
 _MIN_BOOST, _MAX_BOOST = 0.001, 1_000.0
 
+OPERATORS = ("AND", "OR", "NOT", "ANDNOT", "ANDMAYBE", "REQUIRE")
 _NAMES = "|".join((ANY, *analysis.FIELDS, PAGE))
 _QUESTION_MARKS = "?\u055e\u061f\u1367"  # Whoosh reads the Armenian, Arabic and Ethiopic ones as wildcards too
 _CHARACTERS = rf"[\"*()\[\]{{}}^~{_QUESTION_MARKS}]|(?<!\w)'"
 # with what the parser sees around an operator once question marks and colons are gone
-_OPERATORS = rf"(?<![^\s:{_QUESTION_MARKS}])(?:AND|OR|NOT|ANDNOT|ANDMAYBE|REQUIRE)(?![^\s:{_QUESTION_MARKS}])"
+_OPERATORS = rf"(?<![^\s:{_QUESTION_MARKS}])(?:{'|'.join(OPERATORS)})(?![^\s:{_QUESTION_MARKS}])"
 _SYNTAX = re.compile(rf"{_CHARACTERS}|\b(?:{_NAMES}):(?=\S)|{_OPERATORS}")
 _MEANT = re.compile(rf"[\"*{_QUESTION_MARKS}]|\b(?:{_NAMES}):(?=\S)|{_OPERATORS}")
 _SIMPLE = re.compile(r"[\w\s.,;!/$%&#@+=|\\<>`-]*\??\s*")

@@ -3,8 +3,8 @@
     none         1
     rank-score   s, the rank score of its search: (k − rank + 1) / k, or what the reward says that `process` was given
     rank-sq      s²
-    inv-effort   1 / (1 + x), where x = 1 − effort score is the share of positions looked at before the page was found;
-                 0 when it was never found
+    inv-effort   1 / (1 + x), where x = 1 − effort score grows with the positions looked at before the page was found; 0 when
+                 it was never found
     binary       1 when the page was at rank 1, else 0
 
 What weighs 0 is set aside. The weights of what is then trained on are divided by their mean, so that a scheme changes how much

@@ -111,6 +111,8 @@ def test_what_only_the_worked_examples_speak_of_is_not_learned(searcher: Searche
         assert not [row for row in rows if names[0] in json.dumps(row[learned])], name
     assert any(names[0] in row["completion"][0]["content"] for row in _rows(made, "reward"))
     assert prompts.repeats_examples(f"{names[0]} budget", "What is the budget?")
+    assert prompts.repeats_examples(f"{names[0].lower()} budget", "What is the budget?")
+    assert not prompts.repeats_examples("Kraft Foods revenue May 2021", "What was Kraft's revenue?")
     assert not prompts.repeats_examples(f"{names[0]} budget", f"What is the budget of {names[0]}?")
 
 

@@ -74,6 +74,14 @@ def test_a_miss_before_the_hit_costs_effort(found):
 
 
 @quick
+@given(searches(), searches())
+def test_what_comes_after_the_hit_changes_no_effort(found, later):
+    (ranks, k), (more, _) = found, later
+    if reward.first_success(ranks) is not None:
+        assert reward.effort_score([*ranks, *more], k) == reward.effort_score(ranks, k)
+
+
+@quick
 @given(searches(), st.integers(1, 20))
 def test_a_worse_first_rank_costs_effort(found, rank):
     ranks, k = found
@@ -142,7 +150,7 @@ def test_only_ndcg_counts_every_answer_location():
 
 @pytest.mark.parametrize(
     ("ranks", "k", "effort"),
-    [([], 3, 0.0), ([None, None], 3, 0.0), ([3], 3, 1 / 3), ([None, 1], 2, 0.5), ([2, 1], 3, 5 / 6)],
+    [([], 3, 0.0), ([None, None], 3, 0.0), ([3], 3, 3 / 5), ([None, 1], 2, 0.5), ([2, 1], 3, 3 / 4)],
 )
 def test_effort_by_hand(ranks, k, effort):
     assert reward.effort_score(ranks, k) == pytest.approx(effort)
