@@ -8,13 +8,11 @@ all the same, and a miss: nothing is scored over survivors.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from anls_star import anls_score
-
 from tasks import config
 from tasks.artifact import Artifact, provenance, read_provenance, read_rows, table_of, write_table
 from tasks.chosen import select
 from tasks.errors import ArtifactError, InputError
-from tasks.fate import fate
+from tasks.fate import fate, likeness
 from tasks.reward import first_success, gt_rank, gt_ranks, in_order_seen, pages_found, pages_wanted, set_f1
 from tasks.search.index import Searcher
 from tasks.search.query import as_words
@@ -137,7 +135,7 @@ def _scored(row: Row, searcher: Searcher, depth: int, run: str, *, asked: bool) 
     made = [(call, s) for call, turn in enumerate(counted, start=1) for s in turn["searches"] or []]
     retrieval = _retrieval(row, [search for _, search in made], searcher, depth)
     success = retrieval["searches_to_success"]
-    anls = _anls(row) if asked else None
+    anls = likeness(row["answer"], row["answers"]) if asked else None
     citations = _citations(row) if asked else _NO_CITATIONS
     ended = fate(
         failed=row["status"] == "failed",
@@ -191,18 +189,6 @@ def _retrieval(row: Row, made: list[Row], searcher: Searcher, depth: int) -> dic
         "first_hit_rank": None if success is None else seen[success - 1],
         "zero_results": sum(not search["results"] for search in made),
     }
-
-
-def _anls(row: Row) -> float | None:
-    """ANLS* of an answer, a list, against the nearest of its reference answers, lists too (Peer et al., 2024).
-
-    In the package's terms a tuple is one of several and a list is a set to be matched: missing and surplus items both
-    cost. No answer scores 0; a question without a reference is not counted.
-    """
-    references = [list(reference) for reference in row["answers"] or []]
-    if not references:
-        return None
-    return float(anls_score(tuple(references), list(row["answer"]))) if row["answer"] else 0.0
 
 
 def _citations(row: Row) -> dict[str, Any]:

@@ -6,7 +6,10 @@ first of these that went wrong. A right answer is correct however it came about,
 nobody listed.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
+
+from anls_star import anls_score
 
 Fate = Literal[
     "correct", "found", "answered_wrong", "not_cited", "out_of_turns", "never_retrieved", "unparsable", "errored"
@@ -32,6 +35,24 @@ MEANINGS: dict[Fate, tuple[str, str]] = {
 }
 
 RIGHT = 0.5
+
+
+def likeness(answer: Sequence[str] | None, references: Iterable[Sequence[str]] | None) -> float | None:
+    """ANLS* of an answer, a list, against the nearest of its reference answers, lists too (Peer et al., 2024).
+
+    In the package's terms a tuple is one of several and a list is a set to be matched: missing and surplus items both
+    cost. No answer scores 0; a question without a reference is not counted.
+    """
+    nearest = tuple(list(reference) for reference in references or ())
+    if not nearest:
+        return None
+    return float(anls_score(nearest, list(answer))) if answer else 0.0
+
+
+def answered_right(answer: Sequence[str] | None, references: Iterable[Sequence[str]] | None) -> bool | None:
+    """Whether an answer is right; None where there is no answer, or no reference to tell by."""
+    anls = likeness(answer, references)
+    return is_right(anls) if answer and anls is not None else None
 
 
 def is_right(anls: float) -> bool:

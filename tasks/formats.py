@@ -62,11 +62,13 @@ class Source:
 def sft_best(source: Source, say: Say) -> Iterator[Example]:
     """State, a question or a conversation gone on from → the best query of a rollout. Of a state's, identical ones are one.
 
+    A query of a later turn stands behind the thought that came first, for its own is about pages that the state does not show.
     With `best_per_question`, only so many of them: by rank score, then by effort score, then the shorter.
     """
     found: dict[tuple[str, str], dict[str, Example]] = {}
-    columns = ("question_id", "question", "state", "best_query", "best_rank", "rank_score", "effort", "reasoning")
+    columns = ("question_id", "question", "state", "best_query", "best_rank", "rank_score", "effort", "reasonings")
     for row in source.rollouts(*columns, "messages", "prompt_messages", "state_messages"):
+        row["reasoning"] = next(iter(row.pop("reasonings")), None)
         if row["best_query"] is not None and not repeats_examples(row["best_query"], row["question"]):
             start = row.pop("prompt_messages")
             row["earlier"] = row.pop("messages")[start : start + (row["state_messages"] or 0)]
@@ -90,11 +92,13 @@ def _merit(row: Example) -> tuple[Any, ...]:
 def sft_trajectory(source: Source, say: Say) -> Iterator[Example]:
     """Question → the whole conversation of a rollout that found the page, wasted no turn and answered.
 
+    Where the answer is wrong, the conversation up to its last search.
+
     A search that was only read later wasted its turn: the conversation goes on with a complaint. One in which images gave way is
     not as the model saw it turn by turn.
     """
     columns = ("question_id", "question", "outcome", "best_rank", "rank_score", "effort", "searches")
-    for row in source.rollouts(*columns, "search_messages", "messages", "prompt_messages", "as_answered"):
+    for row in source.rollouts(*columns, "search_messages", "messages", "prompt_messages", "as_answered", "right"):
         start, messages = row["prompt_messages"], row["messages"]
         spoken = {at for at in range(start, len(messages)) if messages[at]["role"] == "assistant"}
         useful = {*row["search_messages"], max(spoken, default=None)}
@@ -106,7 +110,7 @@ def sft_trajectory(source: Source, say: Say) -> Iterator[Example]:
                 **_weights(row),
                 "gt_rank": row["best_rank"],
                 "earlier": [],
-                "completion": messages[start : max(spoken) + 1],
+                "completion": messages[start : max(row["search_messages"] if row["right"] is False else spoken) + 1],
             }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks import artifact, pairs, reward, statistics, storage
+from tasks import artifact, fate, pairs, reward, statistics, storage
 from tasks.agent.message import Message
 from tasks.agent.trajectory import as_answered, turn_messages
 from tasks.artifact import Artifact
@@ -24,7 +24,7 @@ from tasks.statistics import Rollout
 Row = dict[str, Any]
 _State = tuple[str, str]  # id of the question, and of the conversation gone on from, "" for the question alone
 
-_IN, _OUT, _PAIRS = "trajectories/2", "processed/3", "pairs/3"
+_IN, _OUT, _PAIRS = "trajectories/2", "processed/4", "pairs/3"
 # Conversations go from table to table as Arrow columns; only what is scored becomes Python objects.
 _UNREAD = ("messages", "tools")
 _COPIED = [name for name in TABLES[_OUT].names if name in TABLES[_IN].names]
@@ -58,7 +58,7 @@ def process(trajectories: Mapping[str, Artifact], settings: Process, uri: str) -
     earlier: dict[_State, list[Message]] = {}  # the messages of each state that is not the question alone
 
     def kept_tables() -> Iterator[pa.Table]:
-        columns = list(dict.fromkeys([*_COPIED, "status", "turns"]))
+        columns = list(dict.fromkeys([*_COPIED, "status", "turns", "answer"]))
         for table in _once(trajectories, columns):
             rows = table.drop_columns(list(_UNREAD)).to_pylist()
             roles = _roles(table["messages"])
@@ -187,7 +187,7 @@ def _roles(messages: pa.ChunkedArray) -> list[list[str]]:
 
 
 def _score(row: Row, roles: list[str], name: RewardName) -> Row:
-    """What processed/3 has beyond the trajectory."""
+    """What processed/4 has beyond the trajectory."""
     wanted, k = reward.pages_wanted(row), row["top_k"]
     spoken = turn_messages(roles, len(row["turns"]))
     searches, reasonings, places = [], [], []
@@ -210,6 +210,7 @@ def _score(row: Row, roles: list[str], name: RewardName) -> Row:
         "best_rank": None if best is None else ranks[best],
         "rank_score": 0.0 if best is None else searches[best]["rank_score"],
         "reasoning": None if best is None else reasonings[best],
+        "right": fate.answered_right(row["answer"], row["answers"]),
         "first_success": reward.first_success(ranks),
         "effort": reward.effort_score(ranks, k),
     }
@@ -244,16 +245,17 @@ def _measure(row: Row, scored: Row | None, kept: bool) -> Rollout:
 
 
 def candidates_of(row: Row, scored: Row) -> Iterator[pairs.Candidate]:
-    """The queries of a rollout, scored.
+    """The queries of a rollout, scored, each with the thought that came first: what was thought later is about pages that a state
+    does not show.
 
     Args:
         row: of trajectories or processed.
         scored: its searches, reasonings and effort as processed has them.
     """
-    for search, reasoning in zip(scored["searches"], scored["reasonings"], strict=True):
+    for search in scored["searches"]:
         yield pairs.Candidate(
             search["query"],
-            reasoning,
+            scored["reasonings"][0],
             search["rank_score"],
             frozenset([row["rollout_id"]]),
             row["prompt_fingerprint"],

@@ -134,7 +134,7 @@ TABLES: dict[str, pa.Schema] = {
         reciprocal_rank=_float,  # mean, over these, of the best search's; null where there are none
     ),
     # one row a rollout, scored
-    "processed/3": _schema(
+    "processed/4": _schema(
         rollout_id=_text,
         **_QUESTION,
         state=_text,
@@ -160,6 +160,7 @@ TABLES: dict[str, pa.Schema] = {
         as_answered=_int,  # index into messages: what the model wrote before it, it wrote seeing images that have since given way
         tools=_text,
         reasoning=_text,  # of the turn that holds the best search
+        right=_bool,  # whether the answer is; null where none was given, or there is nothing to tell by
         prompt_fingerprint=_text,
     ),
     "pairs/3": _schema(

@@ -11,7 +11,7 @@ from tasks import artifact, config, refs, storage
 from tasks.artifact import Artifact
 from tasks.errors import ArtifactError, EmptyError
 
-NAMES = {"processed": "processed/3", "pairs": "pairs/3"}
+NAMES = {"processed": "processed/4", "pairs": "pairs/3"}
 
 
 def _processed(root: str, key: str) -> dict[str, Artifact]:

@@ -171,9 +171,12 @@ def test_every_format_says_what_was_found_under_the_prompt_that_is_served(search
     assert [row["gt_rank"] for row in context] == [3, 1]
 
     preferred = [row for row in _rows(made, "dpo") if row["question_id"] == "q0"]
+    budget = prompts.search_message("I need weather.", "Budget", served)[
+        "content"
+    ]  # behind the thought that came first
     assert {(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in preferred} == {
-        (_said("Budget", served), _said("weather", served)),
-        (_said("Budget", served), _said("common", served)),
+        (budget, _said("weather", served)),
+        (budget, _said("common", served)),
         (_said("common", served), _said("weather", served)),
     }
     assert all(row["prompt"] == sent[0] and row["chosen_score"] > row["rejected_score"] for row in preferred)
@@ -190,6 +193,35 @@ def test_every_format_says_what_was_found_under_the_prompt_that_is_served(search
     assert set(sides) == set(QUESTIONS)
     assert {len(found) for found in sides.values()} == {1}
     assert set.union(*sides.values()) == {"train", "val"}
+
+
+def test_behind_a_question_no_thought_is_learned_that_is_about_pages_which_it_does_not_show(
+    searcher, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(SCRIPTS, "sees", ["common", "Budget", "=42"])
+    agent = Agent(protocol="tags")
+    processed, pairs = prepared(searcher, str(tmp_path), agent, ["sees"])
+    settings = Format(formats=["sft_best", "sft_context", "dpo"])
+    made = format_training(processed, pairs, settings, agent, str(tmp_path / "out"))
+    first = prompts.search_message("I need common.", "Budget", agent)["content"]
+    assert {row["completion"][0]["content"] for row in _rows(made, "sft_best")} == {first}
+    said = {(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in _rows(made, "dpo")}
+    assert said == {(first, _said("common", agent))}
+    # there the pages are shown
+    assert {row["completion"][0]["content"] for row in _rows(made, "sft_context")} == {_said("Budget", agent)}
+
+
+def test_a_wrong_answer_is_not_learned_nor_what_led_from_the_search_to_it(searcher, tmp_path, monkeypatch):
+    monkeypatch.setitem(SCRIPTS, "wrong", ["weather", "budget", "=bananas"])
+    agent = Agent(protocol="tags")
+    processed, pairs = prepared(searcher, str(tmp_path), agent, ["wrong", "at once"])
+    right = {row["rollout_id"]: row["right"] for row in artifact.read_rows(processed)}
+    assert (right["q0 wrong"], right["q0 at once"]) == (False, True)
+    made = format_training(processed, pairs, Format(formats=["sft_trajectory"]), agent, str(tmp_path / "out"))
+    learned = [row["completion"] for row in _rows(made, "sft_trajectory") if row["question_id"] == "q0"]
+    ends = {(completion[0]["content"], completion[-1]["content"]) for completion in learned}
+    weather, budget, answer = (_said(step, agent) for step in ("weather", "budget", "=42"))
+    assert ends == {(weather, budget), (budget, answer)}
 
 
 def test_a_search_that_found_less_than_one_before_it_is_not_learned(searcher, tmp_path, monkeypatch):
