@@ -1,5 +1,6 @@
 """Look up a page of pages/2: its text, and the file that it can be rendered from."""
 
+import hashlib
 from typing import Any
 
 import pyarrow as pa
@@ -53,6 +54,15 @@ class PageStore:
         if (file, page) not in self:
             raise ArtifactError(f"the pages hold no page {page} of {file!r}: build the index again from these pages")
         return self._table["text"][self._rows[file][page]].as_py()
+
+    def text_hash(self, file: str) -> str | None:
+        """Hash of the document's text, page by page; None where no page has any."""
+        digest, blank = hashlib.sha256(), True
+        for _, row in sorted(self._rows[file].items()):
+            text = self._table["text"][row].as_py() or ""
+            blank = blank and not text.strip()
+            digest.update(text.encode() + b"\0")
+        return None if blank else digest.hexdigest()
 
     def source(self, file: str) -> str | None:
         """Path or s3:// URI of the PDF that the document's pages can be rendered from; None where there is no PDF.

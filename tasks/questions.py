@@ -8,7 +8,7 @@ is read as that many accepted answers of one part, and a single text as the one 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from tasks import artifact, hub, records, storage
@@ -66,8 +66,10 @@ def read_questions(
             f"no usable question; {first_reasons(set_aside) or 'the file is empty'}", file=settings.questions
         )
     questions = [kept[question_id] for question_id in sorted(kept)]
+    documents = [[document for document, _ in q.answer_locations] for _, _, q in questions]
+    original = _originals(store, {document for named_by in documents for document in named_by})
     splits = assign_splits(
-        [[document for document, _ in q.answer_locations] for _, _, q in questions],
+        [[original[document] for document in named_by] for named_by in documents],
         settings.train_ratio,
         settings.dev_ratio,
         settings.split_salt,
@@ -90,6 +92,15 @@ def read_questions(
     )
     written = artifact.write_table(artifact.table_of(table, "questions/1"), uri, "questions/1", facts)
     return written, write_set_aside(set_aside, set_aside_uri, facts)
+
+
+def _originals(store: PageStore, documents: Collection[str]) -> dict[str, str]:
+    """Each document → the first by name of those with the very same text, so that no copy of what is trained on is tested on."""
+    first: dict[str, str] = {}
+    return {
+        document: document if (text := store.text_hash(document)) is None else first.setdefault(text, document)
+        for document in sorted(documents)
+    }
 
 
 def _row(question: _Question, group: str, split: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Train, dev and test, so that no document is in two of them.
 
-Questions that share a document, directly or through other questions, form a group and never part. A group's split is the
+Questions that share a document, directly or through other questions, form a group and never part; documents with the very same
+text count as one (tasks/questions.py). A group's split is the
 hash of its smallest document name, so it is the same on every machine, in whatever order questions come, and stays when
 other groups come or go. The price is balance: shares hold on average over many groups, and a collection of few
 documents can miss them by far. Cutting a sorted list of groups would balance better, but then one more document would

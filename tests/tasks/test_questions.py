@@ -22,7 +22,9 @@ FILES = {"a.pdf": 3, "b:2.pdf": 2, "dir/c.pdf": 1}
 
 
 def pages(root: str, files: dict[str, int]) -> Artifact:
-    rows = [{"file": f, "page_number": n, "text": "x"} for f, total in files.items() for n in range(1, total + 1)]
+    rows = [
+        {"file": f, "page_number": n, "text": f"{n} of {f}"} for f, total in files.items() for n in range(1, total + 1)
+    ]
     return artifact.write_table(artifact.table_of(rows, "pages/2"), storage.join(root, "pages.parquet"), "pages/2", {})
 
 
@@ -212,6 +214,23 @@ def listed(root: str, name: str, names: object) -> str:
     uri = storage.join(root, name)
     storage.write_bytes(uri, json.dumps(names).encode())
     return uri
+
+
+def test_copies_of_a_document_are_in_one_split(tmp_path: Path) -> None:
+    """Of scans without text nothing tells that they are copies."""
+    texts = {f"{n:02}.pdf": f"text {n % 20}" if n < 40 else " " for n in range(60)}
+    rows = [{"file": file, "page_number": 1, "total_pages": 1, "text": text} for file, text in texts.items()]
+    table = artifact.table_of(rows, "pages/2")
+    stored = artifact.write_table(table, str(tmp_path / "pages.parquet"), "pages/2", {})
+    source = tmp_path / "questions.jsonl"
+    asked = [question(id=file, answer_locations=[{"document": file, "page": 1}]) for file in texts]
+    source.write_bytes(jsonl(*asked))
+    setting = Ingest(documents="unused", questions=str(source))
+    made, _ = read_questions(setting, stored, str(tmp_path / "q.parquet"), str(tmp_path / "aside.parquet"))
+    groups = {row["question_id"]: (row["group"], row["split"]) for row in artifact.read_rows(made)}
+    assert all(groups[f"{n:02}.pdf"] == groups[f"{n + 20:02}.pdf"] for n in range(20))
+    assert len({group for group, _ in groups.values()}) == 40
+    assert {split for _, split in groups.values()} == {"train", "dev", "test"}
 
 
 def test_include_and_exclude_lists(storage_root: str) -> None:
