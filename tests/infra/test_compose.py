@@ -56,7 +56,7 @@ def test_the_example_of_the_environment_has_what_the_file_takes_and_no_more() ->
     assert ignored.returncode == 0
 
 
-@pytest.mark.parametrize("path", [COMPOSE, *KUBERNETES], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [COMPOSE, DOCKERFILE, *KUBERNETES], ids=lambda path: path.name)
 def test_every_setting_of_prefect_is_one(path: Path) -> None:
     text = "\n".join(line.partition("#")[0] for line in path.read_text().splitlines())
     assert set(re.findall(r"\bPREFECT_[A-Z_]+\b", text)) - {"PREFECT_AUTH"} <= KNOWN
