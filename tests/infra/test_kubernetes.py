@@ -170,7 +170,7 @@ def test_each_part_finds_the_others() -> None:
 def test_the_server_is_set_as_the_tested_one_is() -> None:
     compose = servers.service("server")["environment"]
     ours = _of("ConfigMap")["prefect-server"]["data"]
-    assert ours == {name: value for name, value in compose.items() if not re.search(r"PASSWORD|AUTH", name)}
+    assert ours == {name: value for name, value in compose.items() if not re.search(r"PASSWORD|AUTH|KEY", name)}
     (container,) = _of("Deployment")["prefect-server"]["spec"]["template"]["spec"]["containers"]
     assert container["args"] == servers.service("server")["command"]
     (container,) = _of("Deployment")["prefect-services"]["spec"]["template"]["spec"]["containers"]
