@@ -2,6 +2,8 @@
 # .venv-serve for vLLM, which wants an older fastapi than Prefect).
 
 PYTHON ?= python3
+CHECK_PYTHON = $(PYTHON) -c 'import sys; \
+  sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "DRAG needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.11 …")'
 BIN := .venv/bin
 SERVE_BIN := .venv-serve/bin
 # vLLM for the GPU where there is one, else its build for CPUs
@@ -49,14 +51,15 @@ packages:
 	else echo "Tests that need them are skipped: install $$* (on Debian: sudo apt-get install $$*)"; fi
 
 .venv/.ready: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "DRAG needs Python 3.11 or newer: make PYTHON=python3.11 …")'
-	@echo "Setting up .venv (2 GB, about two minutes)"
+	@$(CHECK_PYTHON)
+	@echo "Setting up .venv (3 GB, about two minutes)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable '.[train,dev]'
 	@touch $@
 
 .venv-serve/.ready: infra/serving/requirements-$(SERVE_KIND).txt
+	@$(CHECK_PYTHON)
 	@echo "Setting up .venv-serve, vLLM for the $(SERVE_KIND) (about two minutes)"
 	$(PYTHON) -m venv .venv-serve
 	$(SERVE_BIN)/pip install --quiet --upgrade pip

@@ -80,6 +80,8 @@ def server_process(home: Path) -> Iterator[str]:
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_API_URL": "",
         "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
+        # copied there at the start: by itself into Prefect's package, which may be read-only
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "prefect-ui"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",  # runs that ended 90 days ago are forgotten

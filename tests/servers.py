@@ -11,6 +11,7 @@ import json
 import os
 import pwd
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -95,6 +96,13 @@ def worker_command(pool: str) -> list[str]:
     commands = [json.loads(line) for line in re.findall(r"^CMD (\[.*\])$", DOCKERFILE.read_text(), re.MULTILINE)]
     (command,) = (c for c in commands if c[c.index("--pool") + 1] == pool)
     return command
+
+
+def image_environment(target: str, cache: Path) -> dict[str, str]:
+    """The variables that an image sets, with `cache` for the folder that its user may write."""
+    stage = DOCKERFILE.read_text().split(f" AS {target}\n")[1].split("\nFROM ")[0].replace("\\\n", " ")
+    words = [word for line in re.findall(r"^ENV (.*)$", stage, re.MULTILINE) for word in shlex.split(line)]
+    return {name: value.replace("/var/cache/drag", str(cache)) for name, _, value in (w.partition("=") for w in words)}
 
 
 @contextlib.contextmanager
@@ -225,7 +233,7 @@ def prefect(folder: Path) -> Iterator[Prefect]:
             command = [w if w != "0.0.0.0" else "127.0.0.1" for w in service(name)["command"]]
             if name == "server":
                 command += ["--port", str(port)]
-            env = ours | service(name)["environment"] | stores
+            env = ours | image_environment("orchestrator", folder / "cache") | service(name)["environment"] | stores
             ready = functools.partial(answers, api_url + "/ready") if name == "server" else lambda: True
             stack.enter_context(running([sys.executable, "-m", *command], folder / f"{name}.log", env, ready))
         env = ours | service("worker-cpu")["environment"] | {"PREFECT_API_URL": api_url, "AWS_ENDPOINT_URL": s3}

@@ -1,14 +1,13 @@
-"""Write the sample collection.
+"""Write the sample collection."""
 
-python -m tasks.sample FOLDER
-"""
-
-import sys
+import argparse
 from pathlib import Path
 
 from tasks.sample import write_sample
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m tasks.sample FOLDER")
-    print(write_sample(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(prog="python -m tasks.sample", description=__doc__)
+    parser.add_argument(
+        "folder", metavar="FOLDER", type=Path, help="where it is written: pdfs/ and two files of questions"
+    )
+    print(write_sample(parser.parse_args().folder))

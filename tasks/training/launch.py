@@ -25,6 +25,7 @@ from tasks import folders, storage, watchdog
 from tasks.artifact import Artifact, provenance, read_provenance, read_rows, write_folder, write_table
 from tasks.config import Finetune, Launch
 from tasks.errors import ConfigError, TrainingError
+from tasks.logs import run_logger
 from tasks.model import fetch_model, model_fingerprint
 from tasks.training import checkpoints, curve
 from tasks.training.card import card
@@ -219,7 +220,7 @@ def _handed_over(uri: str) -> tuple[Artifact, Artifact, dict[str, Any]]:
 
 
 def run(command: list[str], on_progress: OnProgress, on_line: OnLine) -> None:
-    """Run a trainer to its end, passing on its progress and its lines; it does not outlive its starter.
+    """Run a trainer to its end, passing on its progress, warnings and lines; it does not outlive its starter.
 
     Raises:
         TrainingError: it ended with an error, which the message quotes.
@@ -240,6 +241,8 @@ def run(command: list[str], on_progress: OnProgress, on_line: OnLine) -> None:
                 on_line(raw)
             elif "rank" in message:
                 failed = message
+            elif "warning" in message:
+                run_logger().warning("%s", message["warning"])
             elif "error" in message:
                 mendable = mendable or message["error"]
             else:

@@ -1,6 +1,7 @@
 """What training processes tell whoever started them: lines of JSON on standard output, among what libraries print.
 
     {"step", "total", "loss"}   a step is done
+    {"warning"}                 it goes on, but not as the user will want it to
     {"error"}                   it ended with an error that the user can mend
     {"error", "rank", "world"}  a process ended otherwise, which its own lines explain
 

@@ -47,6 +47,7 @@ from tasks.training.trainer import Record, Trainer, of_all_processes
 
 METHODS: dict[str, Method] = {"sft": sft, "dpo": dpo, "reward": reward}
 _CHECKPOINTING_FROM = 1_000_000_000  # parameters from which activations are recomputed where that is left open
+DRIVER = Path("/dev/nvidiactl")  # there where NVIDIA's driver is
 
 
 def train(spec: Spec) -> None:
@@ -124,6 +125,8 @@ def train(spec: Spec) -> None:
     if settings.strategy == "fsdp" and not trainer.is_fsdp_enabled:  # accelerate says nothing and trains with DDP
         raise TrainingError("strategy fsdp shards a model over GPUs, and here is none: take --strategy ddp")
     print(f"process {arguments.process_index + 1} of {spec.world_size} on {arguments.device}", flush=True)
+    if arguments.process_index == 0:
+        warn_of_an_unused_gpu()
     trainer.remove_callback(PrinterCallback)  # `tell` is how progress is reported
     per_step = settings.gradient_accumulation * spec.world_size
     tokens = [sum(len(example.ids) for item in batch for example in item.examples) for batch in batched]
@@ -163,6 +166,16 @@ def train(spec: Spec) -> None:
             "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         }
         (spec.work_dir / "history.json").write_text(json.dumps({"facts": facts, "history": trainer.state.log_history}))
+
+
+def warn_of_an_unused_gpu() -> None:
+    """Tell the user where the host has a GPU and training does not take place on it."""
+    if DRIVER.exists() and not torch.cuda.is_available():
+        tell(
+            warning=f"PyTorch {torch.__version__} sees no GPU, though NVIDIA's driver is here: training takes place on the CPU. "
+            "Where it is a build for CPUs (pip's index may be), install one for CUDA; else see whether the driver is old, or "
+            "CUDA_VISIBLE_DEVICES names no GPU of this host"
+        )
 
 
 def longest(item: Item) -> int:

@@ -208,10 +208,11 @@ def test_only_a_training_takes_a_training_host(whole_server: str) -> None:
             assert resources["requests"]["memory"] == resources["limits"]["memory"]
             got[spec.name] = (resources["limits"]["nvidia.com/gpu"], resources["requests"], job["nodeSelector"])
     gpus, anywhere = {"nvidia.com/gpu.present": "true"}, {"kubernetes.io/arch": "amd64"}
+    disk = {"ephemeral-storage": "200Gi"}
     assert got == {
-        "finetune": (8, {"cpu": "64", "memory": "512Gi"}, gpus),
-        "merge": (0, {"cpu": "8", "memory": "64Gi"}, anywhere),
-        "import": (0, {"cpu": "4", "memory": "16Gi"}, anywhere),
+        "finetune": (8, {"cpu": "64", "memory": "512Gi", **disk}, gpus),
+        "merge": (0, {"cpu": "8", "memory": "64Gi", **disk}, anywhere),
+        "import": (0, {"cpu": "4", "memory": "16Gi", **disk}, anywhere),
     }
 
 

@@ -22,3 +22,11 @@ def test_two_commands_at_once_each_have_one_over_the_same_database(tmp_path: Pat
 
     with ThreadPoolExecutor() as commands:
         assert list(commands.map(command, ("one", "two"))) == [["one", "two"]] * 2
+
+
+def test_its_ui_lies_in_its_home_as_its_environment_may_be_read_only(tmp_path: Path) -> None:
+    with server_process(tmp_path / "home") as url:
+        page = httpx.get(url.removesuffix("api"), headers={"Accept": "text/html"}, follow_redirects=True)
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    assert list((tmp_path / "home").rglob("index.html"))

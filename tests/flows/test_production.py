@@ -102,6 +102,17 @@ def test_the_server_has_what_the_compose_file_gives_it(production: Prefect) -> N
     assert httpx.get(production.api_url + "/admin/settings").status_code == 401  # without the password
 
 
+def test_the_ui_lies_where_the_images_user_may_write(production: Prefect) -> None:
+    """Prefect copies it when it starts, by itself into its package, which belongs to root there; it starts without it too."""
+    copied = production.request("GET", "/admin/settings")["server"]["ui"]["static_directory"]
+    assert copied
+    assert not Path(copied).is_relative_to(sys.prefix)
+    assert list(Path(copied).rglob("index.html"))
+    page = httpx.get(production.api_url.removesuffix("api"), headers={"Accept": "text/html"}, follow_redirects=True)
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+
+
 def test_every_stage_runs_in_its_pool_though_rollouts_fail_and_a_machine_goes(
     production: Prefect, production_root: str, documents: Path, tmp_path: Path
 ) -> None:

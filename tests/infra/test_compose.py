@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import prefect_kubernetes.settings
 import prefect_redis.client
@@ -56,10 +57,11 @@ def test_the_example_of_the_environment_has_what_the_file_takes_and_no_more() ->
     assert ignored.returncode == 0
 
 
-@pytest.mark.parametrize("path", [COMPOSE, *KUBERNETES], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [COMPOSE, DOCKERFILE, *KUBERNETES], ids=lambda path: path.name)
 def test_every_setting_of_prefect_is_one(path: Path) -> None:
     text = "\n".join(line.partition("#")[0] for line in path.read_text().splitlines())
-    assert set(re.findall(r"\bPREFECT_[A-Z_]+\b", text)) - {"PREFECT_AUTH"} <= KNOWN
+    apart = {"PREFECT_AUTH", "PREFECT_SERVER_ENCRYPTION_KEY"}  # ours; Prefect's, read beside its settings
+    assert set(re.findall(r"\bPREFECT_[A-Z_]+\b", text)) - apart <= KNOWN
 
 
 def test_ports_are_published_on_loopback_only() -> None:
@@ -100,6 +102,37 @@ def test_each_secret_goes_only_where_it_is_needed() -> None:
     assert holders("PREFECT_AUTH") == {"server", "services"} | workers
     assert holders("AWS_SECRET_ACCESS_KEY") == {"s3", "bucket"} | workers
     assert holders("OPENAI_API_KEY") == {"vllm"} | workers
+
+
+def _composed(**given: str) -> dict[str, Any]:
+    """The services, with these variables set as well."""
+    command, env = servers.compose_command("config", "--format", "json"), {"PATH": os.environ["PATH"], **SECRETS}
+    done = subprocess.run(command, env=env | given, check=True, capture_output=True, text=True)
+    services: dict[str, Any] = json.loads(done.stdout)["services"]
+    return services
+
+
+def test_what_encrypts_blocks_goes_to_the_server_and_its_services() -> None:
+    found = _composed(PREFECT_SERVER_ENCRYPTION_KEY="a-key")
+    assert {name for name, s in found.items() if "a-key" in s.get("environment", {}).values()} == {"server", "services"}
+
+
+def test_each_gpu_worker_uses_the_gpus_that_it_is_given() -> None:
+    found = _composed(SERVING_GPUS="0", TRAINING_GPUS="1,2,3")
+    uses = {"worker-serving": "0", "vllm": "0", "worker-training": "1,2,3"}
+    assert {name for name, s in found.items() if "deploy" in s} == set(uses)
+    for name, gpus in uses.items():
+        (devices,) = found[name]["deploy"]["resources"]["reservations"]["devices"]
+        assert devices == {"driver": "nvidia", "capabilities": ["gpu"], "count": -1}  # all
+        assert found[name]["environment"]["CUDA_VISIBLE_DEVICES"] == gpus
+        assert found[name]["environment"]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"  # the order of nvidia-smi
+    assert "PREFECT_API_URL" in found["worker-training"]["environment"]
+    assert "CUDA_VISIBLE_DEVICES" not in found["worker-cpu"]["environment"]
+
+
+def test_our_images_are_built_here_and_never_pulled() -> None:
+    ours = {n: s for n, s in servers.composed()["services"].items() if s["image"].startswith("drag-")}
+    assert {name for name, s in ours.items() if "build" not in s and s.get("pull_policy") != "never"} == set()
 
 
 def test_images_are_ours_or_pinned() -> None:

@@ -8,12 +8,14 @@ import sys
 import tomllib
 from collections.abc import Iterable
 from fnmatch import fnmatch
+from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from tests.servers import DOCKERFILE, ROOT
+from tests.servers import DOCKERFILE, ROOT, image_environment
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -64,6 +66,20 @@ def test_what_is_copied_exists_and_is_let_in() -> None:
     assert set(sources) == let_in
     assert all(any(ROOT.glob(source)) for source in sources)
     assert not any(fnmatch("infra/.env", pattern) for pattern in let_in)
+
+
+def test_every_user_may_read_the_code_whoever_may_in_the_checkout() -> None:
+    copied = re.findall(r"^COPY --from=code (.*)$", DOCKERFILE.read_text(), re.MULTILINE)
+    assert copied == ["--chmod=u=rwX,go=rX / ./"] * 3
+
+
+@pytest.mark.parametrize("target", ["serving", "training"])
+def test_kernels_are_compiled_once_not_for_each_container(target: str, tmp_path: Path) -> None:
+    """What Triton and CUDA keep would lie in the home of the container's user."""
+    found = image_environment(target, tmp_path)
+    named = {"DRAG_CACHE", "XDG_CACHE_HOME", "TRITON_HOME", "CUDA_CACHE_PATH"}
+    named |= {"FLASHINFER_WORKSPACE_BASE"} if target == "serving" else set()
+    assert {name for name, value in found.items() if Path(value).is_relative_to(tmp_path)} == named
 
 
 def test_the_orchestrator_has_the_messaging_that_is_tested() -> None:

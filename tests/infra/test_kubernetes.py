@@ -1,6 +1,7 @@
 """infra/kubernetes against Kubernetes' own schemas, and against itself: what one manifest names, another is."""
 
 import importlib.metadata
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import prefect.workers.base
+import prefect_kubernetes.worker
 import pytest
 import yaml
 from prefect.cli.flow_run import _termination_intent
@@ -97,6 +100,22 @@ def test_jobs_of_runs_are_valid(pool: str, version: str) -> None:
     assert _complaint(_job(pool), version) is None
 
 
+@pytest.mark.parametrize("pool", POOLS)
+def test_all_that_can_be_set_for_a_run_does_something(pool: str) -> None:
+    template = POOLS[pool]
+    source = inspect.getsource(prefect_kubernetes.worker) + inspect.getsource(prefect.workers.base)
+    read = set(re.findall(r"\.(\w+)\b", source))
+    assert set(template["job_configuration"]) <= read
+    assert set(template["variables"]["properties"]) == set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template)))
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_run_goes_to_a_node_that_has_the_disk_which_it_may_fill(pool: str) -> None:
+    spec = _job(pool)["spec"]["template"]["spec"]
+    (cache,) = (volume["emptyDir"]["sizeLimit"] for volume in spec["volumes"] if volume["name"] == "cache")
+    assert spec["containers"][0]["resources"]["requests"]["ephemeral-storage"] == cache
+
+
 def test_the_kustomization_takes_every_manifest() -> None:
     assert (KUSTOMIZATION["apiVersion"], KUSTOMIZATION["kind"]) == ("kustomize.config.k8s.io/v1beta1", "Kustomization")
     assert set(KUSTOMIZATION) == {"apiVersion", "kind", "namespace", "resources", "images"}
@@ -170,7 +189,7 @@ def test_each_part_finds_the_others() -> None:
 def test_the_server_is_set_as_the_tested_one_is() -> None:
     compose = servers.service("server")["environment"]
     ours = _of("ConfigMap")["prefect-server"]["data"]
-    assert ours == {name: value for name, value in compose.items() if not re.search(r"PASSWORD|AUTH", name)}
+    assert ours == {name: value for name, value in compose.items() if not re.search(r"PASSWORD|AUTH|KEY", name)}
     (container,) = _of("Deployment")["prefect-server"]["spec"]["template"]["spec"]["containers"]
     assert container["args"] == servers.service("server")["command"]
     (container,) = _of("Deployment")["prefect-services"]["spec"]["template"]["spec"]["containers"]
@@ -188,6 +207,28 @@ def test_runs_cannot_reach_the_stores_and_nothing_reaches_them() -> None:
         "prefect-server",
         "prefect-services",
     }
+
+
+def test_an_ingress_can_be_let_in() -> None:
+    """What stands in a comment is right as well, once it is none."""
+    text, removed = re.subn(r"# (- namespaceSelector)", r"\1", (FOLDER / "network.yaml").read_text())
+    policies = list(yaml.safe_load_all(text))
+    assert removed == 1
+    assert [
+        _complaint(policy, version) for policy in policies for version in VERSIONS if _complaint(policy, version)
+    ] == []
+    (to_server,) = (policy for policy in policies if policy["metadata"]["name"] == "namespace-to-server")
+    (rule,) = to_server["spec"]["ingress"]
+    assert [set(source) for source in rule["from"]] == [{"podSelector"}, {"namespaceSelector"}]
+
+
+def test_what_the_readmes_commands_name_is_there_when_they_come_to_it() -> None:
+    pages = (ROOT / "infra/README.md").read_text() + (ROOT / "infra/aws/README.md").read_text()
+    found = re.findall(r"kubectl .*\b(deployment|service|serviceaccount)[/ ]([a-z-]+)", pages)
+    assert {kind for kind, _ in found} == {"deployment", "service", "serviceaccount"}
+    kinds = {"deployment": "Deployment", "service": "Service", "serviceaccount": "ServiceAccount"}
+    assert {(kind, name) for kind, name in found if name not in _of(kinds[kind])} == set()
+    assert pages.index("rollout status deployment/prefect-server") < pages.index("port-forward service/prefect-server")
 
 
 def test_every_pool_has_a_worker_and_a_job_template() -> None:

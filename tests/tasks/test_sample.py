@@ -1,6 +1,9 @@
 """The sample collection: sound, the same each time, and hard in the way it is meant to be."""
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +17,7 @@ from flows.demo import demo
 from tasks import config
 from tasks.errors import ConfigError
 from tasks.sample import Sample, family, render, write_sample
+from tests.servers import ROOT
 
 Pages = dict[tuple[str, int], str]
 Row = dict[str, Any]
@@ -209,3 +213,12 @@ def test_a_sample_whose_writing_was_broken_off_is_written_again(
     again = write_sample(tmp_path)
     assert again.questions.read_bytes() == sample.questions.read_bytes()
     assert {path.name for path in again.documents.iterdir()} == {path.name for path in sample.documents.iterdir()}
+
+
+@pytest.mark.parametrize("flag", ["--help", "--folder"])
+def test_a_flag_is_no_folder(flag: str, tmp_path: Path) -> None:
+    command, env = [sys.executable, "-m", "tasks.sample", flag], os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == (flag == "--help")
+    assert "usage: python -m tasks.sample" in done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())

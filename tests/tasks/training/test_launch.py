@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tasks import storage
 from tasks.artifact import (
@@ -23,7 +24,7 @@ from tasks.artifact import (
 )
 from tasks.config import Finetune
 from tasks.errors import TrainingError
-from tasks.training import launch
+from tasks.training import launch, messages, train
 from tests.tasks.training import training_rows
 
 SETTINGS = Finetune(epochs=4, batch_size=5, gradient_accumulation=2, save_steps=3, lora_dropout=0.1, batching="packing")
@@ -148,6 +149,25 @@ def test_the_trainer_s_last_words_are_in_the_error(tmp_path: Path) -> None:
     assert seen == [(1, 2, 3.0)]
     assert lines[0] == "loading"
     assert lines[-1] == "MemoryError: no room"
+
+
+def test_what_the_trainer_warns_of_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    warn = "from tasks.training import messages; messages.tell(warning='this will take long')"
+    launch.run([sys.executable, "-c", warn], lambda *_: None, lambda _: None)
+    assert [(r.levelname, r.message) for r in caplog.records] == [("WARNING", "this will take long")]
+
+
+def test_a_gpu_that_pytorch_does_not_see_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "DRIVER", tmp_path / "nvidiactl")
+    train.warn_of_an_unused_gpu()
+    assert capsys.readouterr().out == ""
+    train.DRIVER.touch()
+    train.warn_of_an_unused_gpu()
+    told = messages.read(capsys.readouterr().out.strip()).message
+    assert (told is None) == torch.cuda.is_available()
+    assert told is None or "sees no GPU" in told["warning"]
 
 
 def test_an_error_that_the_user_can_mend_comes_without_the_log() -> None:
