@@ -49,7 +49,7 @@ def small_loop(root: str, documents: Path, model: str, url: str) -> config.Impro
     )
 
 
-@pytest.mark.parametrize("storage_root", ["local", "seaweedfs"], indirect=True)
+@pytest.mark.parametrize("storage_root", ["seaweedfs"], indirect=True)  # the others here are on a disk
 def test_every_stage_once_and_one_table(
     storage_root: str, tmp_path: Path, documents: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,6 +89,7 @@ def test_what_is_made(whole: tuple[Artifact, Artifact, dict[str, Any]], training
     }
 
 
+@pytest.mark.parametrize("storage_root", ["local", "seaweedfs"], indirect=True)  # long: on one S3 server
 def test_killed_it_goes_on_to_the_same_adapter(
     whole: tuple[Artifact, Artifact, dict[str, Any]],
     training_set: Artifact,
