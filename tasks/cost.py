@@ -55,7 +55,8 @@ class Night(config.Settings):
     samples: int = Field(default=1, ge=1, description="Rollouts of each question under each sampling configuration.")
     sampling_configs: int = Field(default=1, ge=1, description="Sampling configurations.")
     redone_share: Amount = Field(
-        default=0.0, description="Work done again after failures and kills, over all work; tasks.simulate tells it."
+        default=0.0,
+        description="Rollouts done again after failures and kills, over the rollouts that finished; tasks.simulate tells it.",
     )
 
     turns: Positive = Field(description="Model calls that a rollout makes, on average.")
