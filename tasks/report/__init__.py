@@ -335,7 +335,8 @@ def _figures(
     if statistics and statistics["rank_score"]:
         yield (
             "What was there to learn from?",
-            f"{statistics['rollouts']['finished']} collected rollouts; a rank score of 1 could not be better, 0 is not found.",
+            f"{statistics['rollouts']['finished']} collected rollouts. Scores are counted in tenths, by their lower bound: 0.9 "
+            "holds 1, which could not be better, and 0.0 what was not found.",
             plots.distributions(statistics),
         )
     if len(loss_curve) > 1:
