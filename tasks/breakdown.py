@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tasks.fate import FATES, MEANINGS, Fate
 from tasks.markdown import markdown_table
@@ -16,6 +16,9 @@ Tables = Mapping[str, Sequence[Row]]  # rows of results/4 by run
 # (tasks/bootstrap.py), and an interval over so few says little more.
 FEWEST_GROUPS = 6
 MOST_CATEGORIES = 12
+Change = Literal["better", "same", "worse"]
+# what became of the search alone, the best first: found, never found, failed
+_SEARCHED: dict[Fate, int] = dict.fromkeys(FATES, 0) | {"never_retrieved": 1, "unparsable": 2, "errored": 2}
 _SPENT = {
     "Prompt tokens": "prompt_tokens",
     "Generated tokens": "completion_tokens",
@@ -36,6 +39,26 @@ def passages(before: Sequence[Row], after: Sequence[Row]) -> Counter[tuple[Fate,
     earlier = {row["question_id"]: row["fate"] for row in before}
     pairs = ((earlier[row["question_id"]], row["fate"]) for row in after)
     return Counter((old, new) for old, new in pairs if old and new)
+
+
+def changes(before: Sequence[Row], after: Sequence[Row]) -> dict[tuple[Fate, Fate], Change]:
+    """What each way of `passages` is called: whether a question that went it ended better or worse in the run after.
+
+    Where one of the two runs was not asked for answers, only found, never found and failed can be told apart: a page that both
+    found is not worse off for the answer that only the other was asked for.
+    """
+    alike = asked(before) == asked(after)
+    order = {name: place if alike else _SEARCHED[name] for place, name in enumerate(FATES)}
+    return {
+        (old, new): "same" if order[old] == order[new] else "better" if order[new] < order[old] else "worse"
+        for old in FATES
+        for new in FATES
+    }
+
+
+def asked(rows: Sequence[Row]) -> bool:
+    """Whether a run asked for answers."""
+    return any(row["cited"] is not None for row in rows)
 
 
 def broken(tables: Tables) -> list[str]:

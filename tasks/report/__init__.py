@@ -249,11 +249,13 @@ def _passages(differences: Sequence[Row], tables: breakdown.Tables) -> dict[str,
     moved = breakdown.passages(tables[row["baseline"]], tables[row["run"]]) if row else None
     if not row or not moved:
         return None
+    called = breakdown.changes(tables[row["baseline"]], tables[row["run"]])
     before, after = ([name for name in FATES if any(pair[side] == name for pair in moved)] for side in (0, 1))
     most = max(moved.values())
     return {
         "before": row["baseline"],
         "after": row["run"],
+        "unasked": [run for run in (row["baseline"], row["run"]) if not breakdown.asked(tables[run])],
         "columns": [MEANINGS[name][0] for name in after],
         "rows": [
             {
@@ -262,7 +264,7 @@ def _passages(differences: Sequence[Row], tables: breakdown.Tables) -> dict[str,
                     {
                         "n": moved[old, new],
                         "tint": round(60 * moved[old, new] / most),
-                        "kind": "same" if old == new else "better" if FATES.index(new) < FATES.index(old) else "worse",
+                        "kind": called[old, new],
                     }
                     for new in after
                 ],
