@@ -120,10 +120,11 @@ def _category(name: str, tables: Tables, shown: Mapping[str, str], resamples: in
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run spent of one thing: a question, a question whose page was found, a right answer; None where there is none."""
+    """What a run spent of one thing: a question, a question whose page was found, a right answer; None where there is none, or
+    a server did not tell what it spent."""
 
     name: str
-    a_question: float
+    a_question: float | None
     a_found: float | None
     a_right: float | None
 
@@ -133,16 +134,21 @@ def costs(rows: Sequence[Row]) -> list[Cost]:
     spent = [row for row in rows if row["turns"] is not None]
     found = sum(row["searches_to_success"] is not None for row in spent)
     right = sum(row["fate"] == "correct" for row in spent)
-    totals = {name: sum(row[column] or 0 for row in spent) for name, column in _SPENT.items()}
+    told = {name: [row[column] for row in spent] for name, column in _SPENT.items()}
+    totals = {name: None if None in amounts else sum(amounts) for name, amounts in told.items()}
     return [
-        Cost(name, total / len(spent), total / found if found else None, total / right if right else None)
+        Cost(name, *(_shared(total, among) for among in (len(spent), found, right)))
         for name, total in totals.items()
         if spent
     ]
 
 
+def _shared(total: float | None, among: int) -> float | None:
+    return None if total is None or not among else total / among
+
+
 def show_cost(value: float | None) -> str:
-    """An amount as people read it, a dash where there was nothing to share out among."""
+    """An amount as people read it, a dash where it is not known or there was nothing to share it out among."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -287,7 +287,12 @@ METRICS: tuple[Metric, ...] = (
         "so not comparable between runs",
     ),
     Metric(
-        "prompt_tokens", "Prompt tokens a question", "number", False, _each("prompt_tokens"), "tokens sent, all turns"
+        "prompt_tokens",
+        "Prompt tokens a question",
+        "number",
+        False,
+        _each("prompt_tokens"),
+        "tokens sent, all turns, where the server told",
     ),
     Metric(
         "completion_tokens",
@@ -295,7 +300,7 @@ METRICS: tuple[Metric, ...] = (
         "number",
         False,
         _each("completion_tokens"),
-        "tokens generated, all turns",
+        "tokens generated, all turns, where the server told",
     ),
     Metric(
         "seconds",

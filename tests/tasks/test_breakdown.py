@@ -125,6 +125,16 @@ def test_cost_is_shared_among_all_found_and_right() -> None:
     assert breakdown.costs(rows("question", ["found"], turns=None)) == []
 
 
+def test_what_a_server_did_not_tell_is_not_spent_for_nothing() -> None:
+    spent = {"turns": 2, "prompt_tokens": 90, "elapsed_s": 1.5, "searches": 1}
+    made = rows("base", ["correct", "correct"], **spent)  # none tells completion_tokens
+    made[1]["prompt_tokens"] = None
+    prompt, generated, seconds, *_ = breakdown.costs(made)
+    assert {(c.a_question, c.a_found, c.a_right) for c in (prompt, generated)} == {(None, None, None)}
+    assert seconds.a_question == 1.5
+    assert "| Prompt tokens | – / – / – |" in breakdown.markdown({"base": made})
+
+
 def test_as_text_ends_and_costs_stand_in_a_column_a_run() -> None:
     spent = {"turns": 2, "prompt_tokens": 1200, "completion_tokens": 10, "elapsed_s": 1.5}
     text = breakdown.markdown(
