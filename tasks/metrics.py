@@ -114,7 +114,7 @@ METRICS: tuple[Metric, ...] = (
         "share",
         True,
         lambda row: (reciprocal_rank(row["first_rank"]), 1),
-        "mean of 1 / rank over all questions, a miss counting 0",
+        "mean of 1 / rank over all questions, a miss counting 0, as does a page below the depth to which searches are ranked",
     ),
     Metric(
         "mrr_best",

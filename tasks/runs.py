@@ -2,11 +2,12 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from tasks import bootstrap
-from tasks.artifact import Artifact, read_rows
+from tasks.artifact import Artifact, read_provenance, read_rows
 from tasks.errors import InputError
 from tasks.markdown import markdown_table
 from tasks.metrics import METRICS, TWINS, Row, show, show_interval
@@ -50,7 +51,8 @@ def read_runs(results: Sequence[Artifact]) -> Runs:
     """Read runs and see that they can be compared.
 
     Raises:
-        InputError: none given, two have the same name, one holds a question twice, or they are on different questions.
+        InputError: none given, two have the same name, one holds a question twice, they are on different questions, or were
+            measured under other conditions.
     """
     tables = [sorted(read_rows(artifact), key=lambda row: row["question_id"]) for artifact in results]
     _refuse_what_cannot_be_compared(results, tables)
@@ -80,6 +82,28 @@ def _refuse_what_cannot_be_compared(results: Sequence[Artifact], tables: Sequenc
                     "it was ingested anew in between; evaluate both again",
                     file=artifact.uri,
                 )
+
+    first = conditions(results[0])
+    for name, artifact in zip(names, results, strict=True):
+        for what, value in conditions(artifact).items():
+            if value != first[what]:
+                this, other = value or "unknown", first[what] or "unknown"
+                raise InputError(
+                    f"run {name!r} was measured with {what} {this}, {names[0]!r} with {other}, so they cannot be compared; run "
+                    "`drag evaluate` under the same settings for both",
+                    file=artifact.uri,
+                )
+
+
+def conditions(results: Artifact) -> dict[str, Any]:
+    """What a page's rank, and whether it was found, depend on beside the search: "depth" to which searches are ranked, "top_k"
+    pages that the agent is shown, "index" that is searched. None each where results of an earlier version do not say."""
+    made = asked = read_provenance(results)
+    while "results" in asked:  # a run's first queries, ranked again
+        asked = asked["results"]
+    agent = asked.get("rollouts", {}).get("settings", {}).get("agent", asked)
+    depth, index = made.get("settings", {}).get("depth"), made.get("inputs", {}).get("index")
+    return {"depth": depth, "top_k": agent.get("top_k"), "index": index}
 
 
 def runs_of(tables: Sequence[Sequence[Row]]) -> Runs:

@@ -19,7 +19,7 @@ from tasks.metrics import BY_NAME, HEADLINE, METRICS, show, show_interval, wante
 from tasks.report.browser import embedded
 from tasks.report.facts import flat
 from tasks.report.headline import conclusion, headline, labels
-from tasks.runs import Cell, metric_cells, read_runs
+from tasks.runs import Cell, conditions, metric_cells, read_runs
 
 Row = Mapping[str, Any]
 Rescored = Mapping[str, tuple[Sequence[Artifact], Artifact]]
@@ -75,7 +75,7 @@ def write_report(
         rescored: by title, the same first queries under other search settings: their results and comparison.
 
     Raises:
-        InputError: the runs are on different questions.
+        InputError: the runs are on different questions, or were measured under other conditions.
     """
     page = render(
         results,
@@ -133,6 +133,7 @@ def render(
         rescored=[(title, *_rescored(again, other, made["resamples"])) for title, (again, other) in rescored.items()],
         questions=len(next(iter(tables.values()))),
         groups=runs.groups,
+        conditions=conditions(results[0]),
         facts=list(flat(facts)),
         resamples=made["resamples"],
         meanings=[metric for metric in METRICS if any(cell.metric == metric.name for cell in cells)],

@@ -44,19 +44,22 @@ def question(number: int, text: str | None = None, **others: Any) -> dict[str, A
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp("index")
+    return index_of(tmp_path_factory.mktemp("index"), SUBJECTS)
+
+
+def index_of(folder: Path, subjects: Sequence[str]) -> Artifact:
     pages = [
         row_of(
             "pages/2",
             file="manual.pdf",
             page_number=number + 1,
-            total_pages=len(SUBJECTS),
+            total_pages=len(subjects),
             title="Service manual",
             # "service" is on every page, and the more often the lower the page number: one word ranks all pages
-            text=f"{subject} interval " + "service " * (len(SUBJECTS) - number) + "other words " * 2 * number,
+            text=f"{subject} interval " + "service " * (len(subjects) - number) + "other words " * 2 * number,
             text_source="pdf",
         )
-        for number, subject in enumerate(SUBJECTS)
+        for number, subject in enumerate(subjects)
     ]
     written = write_table(table_of(pages, "pages/2"), str(folder / "pages.parquet"), "pages/2", {})
     return build_index(written, config.Index(), str(folder / "index"))
