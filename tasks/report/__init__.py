@@ -89,7 +89,7 @@ def write_report(
     inputs = {f"results {number}": artifact for number, artifact in enumerate(results)} | {"comparison": comparison}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "index.html").write_text(page, encoding="utf-8")
-        lines = conclusion(read_rows(comparison), _tables(results))
+        lines = conclusion(read_rows(comparison), _tables(results), results)
         return write_folder(Path(folder), uri, "report/1", 1, provenance(inputs, facts=dict(facts), conclusion=lines))
 
 
@@ -116,7 +116,7 @@ def render(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("report.html").render(
-        headline=headline(differences, tables, named),
+        headline=headline(differences, tables, results, named),
         broken=breakdown.broken(tables),
         tiles=[
             _tile(number, named[cell.run], cell) for number, cell in enumerate(c for c in cells if c.metric == HEADLINE)

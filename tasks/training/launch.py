@@ -28,7 +28,7 @@ from tasks.errors import ConfigError, TrainingError
 from tasks.model import fetch_model, model_fingerprint
 from tasks.training import checkpoints, curve
 from tasks.training.card import card
-from tasks.training.lineage import started_from
+from tasks.training.lineage import learned_questions, started_from
 from tasks.training.loading import base_name
 from tasks.training.messages import read
 from tasks.training.spec import Spec, write_spec
@@ -134,6 +134,7 @@ def finetune(
     written = read_provenance(training_set)
     of_sft = settings.method == "sft"
     rows = read_rows(training_set, ["prompt_fingerprint", "question_id", "split", *(["format"] if of_sft else [])])
+    learned = {row["question_id"] for row in rows if row["split"] == "train"}
     made_of = provenance(
         {"training_set": training_set} | ({"start": start} if start else {}),
         learned_from=written["inputs"],
@@ -144,7 +145,8 @@ def finetune(
         prompt_fingerprints=sorted({row["prompt_fingerprint"] for row in rows} - {None}),  # imported ones may not say
         conversed_as=_conversed_as(training_set, written),
         measured=summary["measured"],
-        questions=len({row["question_id"] for row in rows if row["split"] == "train"}),
+        questions=len(learned),
+        learned_questions=learned_questions(learned, start, base),
         started_from=started_from(start),
         **left["facts"],
     )

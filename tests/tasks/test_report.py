@@ -102,7 +102,10 @@ def results(folder: Path, run: str, ranks: Sequence[int | None], **others: Any) 
         for number, rank in enumerate(ranks)
     ]
     agent = {"examples": run == "base", "top_k": 3}
-    made = provenance(rollouts={"settings": {"agent": agent}}, settings={"depth": 20})
+    learned = {"questions": ["q900"], "documents": ["d900.pdf"], "known": True}
+    inputs = {"adapter": "its hash"} if run == "adapter" else {}
+    rollouts = {"inputs": inputs, "settings": {"agent": agent}, "learned": learned if inputs else None}
+    made = provenance(rollouts=rollouts, settings={"depth": 20})
     return write_table(table_of(rows, "results/4"), str(folder / f"{run}.parquet"), "results/4", made)
 
 

@@ -79,6 +79,8 @@ def test_what_is_made(whole: tuple[Artifact, Artifact, dict[str, Any]], training
     assert (facts["examples"], facts["measured_on"], facts["set_aside"]) == (35, 7, {})
     made_of = read_provenance(adapter)
     assert made_of["prompt_fingerprints"] == ["prompt"]
+    learned = {row["question_id"] for row in read_rows(training_set) if row["split"] == "train"}
+    assert (made_of["learned_questions"], made_of["questions"]) == (sorted(learned), len(learned))
     assert made_of["inputs"] == {"training_set": training_set.sha256}
     assert {p.name for p in fetch_folder(adapter).iterdir()} == {
         "README.md",
