@@ -19,7 +19,7 @@ from tasks.metrics import BY_NAME, HEADLINE, METRICS, show, show_interval, wante
 from tasks.report.browser import embedded
 from tasks.report.facts import flat
 from tasks.report.headline import conclusion, headline, labels
-from tasks.runs import Cell, conditions, metric_cells, read_runs
+from tasks.runs import RARE, Cell, conditions, metric_cells, read_runs, shown_interval
 
 Row = Mapping[str, Any]
 Rescored = Mapping[str, tuple[Sequence[Artifact], Artifact]]
@@ -122,6 +122,7 @@ def render(
             _tile(number, named[cell.run], cell) for number, cell in enumerate(c for c in cells if c.metric == HEADLINE)
         ],
         main=_table(cells, differences),
+        rare=RARE,
         pairs=_pairs(differences),
         figures=list(_figures(tables, statistics, loss_curve)),
         ends=_ends(tables),
@@ -159,7 +160,7 @@ def _tile(number: int, name: str, cell: Cell) -> dict[str, Any]:
         "run": name,
         "number": number % _COLOURS,
         "share": show(cell.metric, cell.mean),
-        "interval": show_interval(cell.metric, cell.low, cell.high),
+        "interval": shown_interval(cell),
         "mean": round(100 * cell.mean, 2),
         "low": round(100 * (cell.mean if cell.low is None else cell.low), 2),
         "high": round(100 * (cell.mean if cell.high is None else cell.high), 2),
@@ -191,7 +192,7 @@ def _table(cells: Sequence[Cell], differences: Sequence[Row]) -> dict[str, Any]:
 def _shown(cell: Cell | None) -> dict[str, str] | None:
     if cell is None:
         return None
-    return {"mean": show(cell.metric, cell.mean), "interval": show_interval(cell.metric, cell.low, cell.high)}
+    return {"mean": show(cell.metric, cell.mean), "interval": shown_interval(cell)}
 
 
 def _pair(row: Row) -> tuple[str, str]:
