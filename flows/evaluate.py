@@ -178,7 +178,7 @@ def compared(root: str, names: Sequence[str], rescore: Sequence[config.Search], 
 
     Raises:
         ArtifactError: a run was not measured.
-        InputError: runs were measured on different questions.
+        InputError: runs were measured on different questions, or under other conditions (`tasks.runs.conditions`).
     """
     sets = {"": [load_ref(root, results_ref(name)) for name in names]}
     for search in rescore:

@@ -60,7 +60,8 @@ class _Own:
         self._until_the_end = until_the_end
         self._work_dir = work_dir(root)
         self._images = None if storage.is_s3(root) else Path(images.folder(root))
-        self._running: dict[str, Supervised] = {}
+        self._model: str | None = None  # whose server runs
+        self._running: Supervised | None = None
         self._merged: dict[str, str] = {}  # adapter → folder of it and its base as one model
 
     def __call__(self, adapter: Artifact | None) -> config.Server:
@@ -76,7 +77,7 @@ class _Own:
         return self._server.model_copy(update={"base_url": [started.base_url], "model": name})
 
     def revive(self) -> bool:
-        return any(supervised.revive() for supervised in self._running.values())
+        return self._running is not None and self._running.revive()
 
     def _merge(self, adapter: Artifact) -> str:
         """A folder with the adapter merged into its base, which is as large as the base, and goes when no server needs it."""
@@ -89,14 +90,14 @@ class _Own:
 
     def _serve(self, model: str) -> serve.Served:
         """The server of a model, started when first asked for; another one makes room, as each wants the machine."""
-        if model not in self._running:
+        if self._running is None or model != self._model:
             self._stack.close()
-            self._running.clear()
+            self._running = None
             self._stack.enter_context(limits.slot("gpu-serving"))
             port = self._settings.port or network.free_port()  # the same after a restart: whoever asks there goes on
             supervised = Supervised(lambda: self._start(model, port), self._settings.max_restarts)
-            self._running[model] = self._stack.enter_context(supervised)
-        return self._running[model].served()
+            self._running, self._model = self._stack.enter_context(supervised), model
+        return self._running.served()
 
     @contextlib.contextmanager
     def _start(self, model: str, port: int) -> Iterator[serve.Served]:

@@ -47,7 +47,8 @@ def show_ends(runs: Mapping[str, Sequence[Row]]) -> None:
         table.add_column(name, justify="left" if name in ("question", "run", "ended") else "right")
     for run, rows in runs.items():
         for row in sorted(rows, key=lambda row: str(row["question_id"])):
-            tokens = None if row["prompt_tokens"] is None else row["prompt_tokens"] + (row["completion_tokens"] or 0)
+            spent = row["prompt_tokens"], row["completion_tokens"]
+            tokens = None if None in spent else sum(spent)
             table.add_row(
                 escape(row["question_id"]),
                 escape(run),

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tasks.fate import FATES, MEANINGS, Fate
 from tasks.markdown import markdown_table
@@ -16,6 +16,9 @@ Tables = Mapping[str, Sequence[Row]]  # rows of results/4 by run
 # (tasks/bootstrap.py), and an interval over so few says little more.
 FEWEST_GROUPS = 6
 MOST_CATEGORIES = 12
+Change = Literal["better", "same", "worse"]
+# what became of the search alone, the best first: found, never found, failed
+_SEARCHED: dict[Fate, int] = dict.fromkeys(FATES, 0) | {"never_retrieved": 1, "unparsable": 2, "errored": 2}
 _SPENT = {
     "Prompt tokens": "prompt_tokens",
     "Generated tokens": "completion_tokens",
@@ -36,6 +39,26 @@ def passages(before: Sequence[Row], after: Sequence[Row]) -> Counter[tuple[Fate,
     earlier = {row["question_id"]: row["fate"] for row in before}
     pairs = ((earlier[row["question_id"]], row["fate"]) for row in after)
     return Counter((old, new) for old, new in pairs if old and new)
+
+
+def changes(before: Sequence[Row], after: Sequence[Row]) -> dict[tuple[Fate, Fate], Change]:
+    """What each way of `passages` is called: whether a question that went it ended better or worse in the run after.
+
+    Where one of the two runs was not asked for answers, only found, never found and failed can be told apart: a page that both
+    found is not worse off for the answer that only the other was asked for.
+    """
+    alike = asked(before) == asked(after)
+    order = {name: place if alike else _SEARCHED[name] for place, name in enumerate(FATES)}
+    return {
+        (old, new): "same" if order[old] == order[new] else "better" if order[new] < order[old] else "worse"
+        for old in FATES
+        for new in FATES
+    }
+
+
+def asked(rows: Sequence[Row]) -> bool:
+    """Whether a run asked for answers."""
+    return any(row["cited"] is not None for row in rows)
 
 
 def broken(tables: Tables) -> list[str]:
@@ -97,10 +120,11 @@ def _category(name: str, tables: Tables, shown: Mapping[str, str], resamples: in
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run spent of one thing: a question, a question whose page was found, a right answer; None where there is none."""
+    """What a run spent of one thing: a question, a question whose page was found, a right answer; None where there is none, or
+    a server did not tell what it spent."""
 
     name: str
-    a_question: float
+    a_question: float | None
     a_found: float | None
     a_right: float | None
 
@@ -110,16 +134,21 @@ def costs(rows: Sequence[Row]) -> list[Cost]:
     spent = [row for row in rows if row["turns"] is not None]
     found = sum(row["searches_to_success"] is not None for row in spent)
     right = sum(row["fate"] == "correct" for row in spent)
-    totals = {name: sum(row[column] or 0 for row in spent) for name, column in _SPENT.items()}
+    told = {name: [row[column] for row in spent] for name, column in _SPENT.items()}
+    totals = {name: None if None in amounts else sum(amounts) for name, amounts in told.items()}
     return [
-        Cost(name, total / len(spent), total / found if found else None, total / right if right else None)
+        Cost(name, *(_shared(total, among) for among in (len(spent), found, right)))
         for name, total in totals.items()
         if spent
     ]
 
 
+def _shared(total: float | None, among: int) -> float | None:
+    return None if total is None or not among else total / among
+
+
 def show_cost(value: float | None) -> str:
-    """An amount as people read it, a dash where there was nothing to share out among."""
+    """An amount as people read it, a dash where it is not known or there was nothing to share it out among."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -24,6 +24,7 @@ from tasks.logs import run_logger
 from tasks.progress import OnProgress, progress
 from tasks.retries import may_pass
 from tasks.supervise import Connect
+from tasks.training.lineage import learned_about
 from tasks.unwritten import Unwritten
 
 OF_THE_SERVER: frozenset[Failure] = frozenset({"connection", "deadline", "server_error"})
@@ -132,6 +133,7 @@ def collect_all(
         inputs,
         settings=settings.model_dump(mode="json", exclude={"storage": True, "server": {"base_url"}}),
         model=settings.server.model,
+        learned=learned_about(adapter, questions) if adapter else None,
         prompt_fingerprint=prompt_fingerprint(settings.agent),
         **fingerprints,
     )

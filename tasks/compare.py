@@ -30,7 +30,7 @@ def compare(results: Sequence[Artifact], resamples: int, uri: str) -> Artifact:
         resamples: bootstrap resamples, and random swaps of the test.
 
     Raises:
-        InputError: the runs are on different questions, have the same name, or hold none.
+        InputError: the runs are on different questions or were measured under other conditions, have the same name, or hold none.
     """
     runs = read_runs(results)
     totals = bootstrap.resampled_totals(runs.sums(), resamples)

@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 from rich.console import Console
@@ -55,7 +56,8 @@ class Night(config.Settings):
     samples: int = Field(default=1, ge=1, description="Rollouts of each question under each sampling configuration.")
     sampling_configs: int = Field(default=1, ge=1, description="Sampling configurations.")
     redone_share: Amount = Field(
-        default=0.0, description="Work done again after failures and kills, over all work; tasks.simulate tells it."
+        default=0.0,
+        description="Rollouts done again after failures and kills, over the rollouts that finished; tasks.simulate tells it.",
     )
 
     turns: Positive = Field(description="Model calls that a rollout makes, on average.")
@@ -199,7 +201,8 @@ def measured(trajectories: str, root: str) -> dict[str, float]:
 
     The speed is that of whatever served the run, counted as one server that was busy all the time. By Little's law (1961) it
     is the rollouts in flight, which are the `concurrency` in the file's provenance, over the mean seconds of one. Rollouts that
-    failed took time and yield nothing: they are `redone_share`. What was cached is not recorded; it is in the speed.
+    failed took time and yield nothing: they are `redone_share`. What was cached is not recorded; it is in the speed. Tokens are
+    left out where the server told of none.
 
     Args:
         trajectories: the address of a .parquet file, or the name of a reference below `root`.
@@ -219,8 +222,7 @@ def measured(trajectories: str, root: str) -> dict[str, float]:
     part = _part_bytes(found, config.Collect.model_validate(settings.get("collect", {})), concurrency)
     values = {
         "turns": turns / finished.num_rows,
-        "prompt_tokens": pc.sum(finished["prompt_tokens"]).as_py() / turns,
-        "completion_tokens": pc.sum(finished["completion_tokens"]).as_py() / turns,
+        **_tokens(finished),
         "rollout_bytes": folded + part,
         "parts_share": part / (folded + part),
         "redone_share": table.num_rows / finished.num_rows - 1,
@@ -228,6 +230,16 @@ def measured(trajectories: str, root: str) -> dict[str, float]:
     if concurrency and (seconds := pc.sum(table["elapsed_s"]).as_py()):
         values["rollouts_per_s"] = min(concurrency, table.num_rows) * table.num_rows / seconds
     return values
+
+
+def _tokens(finished: pa.Table) -> dict[str, float]:
+    """Tokens of a call, over the rollouts whose tokens the server told."""
+    found = {}
+    for name in ("prompt_tokens", "completion_tokens"):
+        told = finished.filter(pc.is_valid(finished[name]))
+        if turns := pc.sum(pc.list_value_length(told["turns"])).as_py():
+            found[name] = pc.sum(told[name]).as_py() / turns
+    return found
 
 
 def _artifact(uri: str) -> Artifact:

@@ -35,10 +35,7 @@ def score(trajectories: Artifact, searcher: Searcher, settings: config.Evaluate,
     """
     rows = _one_each(read_rows(trajectories), trajectories)
     kept = read_provenance(trajectories)
-    # else the agent was told to search and no more
-    asked = kept.get("settings", {}).get("agent", {}).get("answer")
-    if asked is None:
-        asked = any(row["status"] == "finished" and row["outcome"] != "searched" for row in rows)
+    asked = kept["settings"]["agent"]["answer"]  # else the agent was told to search and no more
     results = [_scored(row, searcher, settings.depth, run, asked=asked) for row in rows]
     facts = _facts({"trajectories": trajectories}, searcher, settings, run, rollouts=kept)
     return write_table(table_of(results, SCHEMA), uri, SCHEMA, facts)
@@ -136,7 +133,7 @@ def _scored(row: Row, searcher: Searcher, depth: int, run: str, *, asked: bool) 
     retrieval = _retrieval(row, [search for _, search in made], searcher, depth)
     success = retrieval["searches_to_success"]
     anls = likeness(row["answer"], row["answers"]) if asked else None
-    citations = _citations(row) if asked else _NO_CITATIONS
+    citations = _citations(row) if asked else {}
     ended = fate(
         failed=row["status"] == "failed",
         # a search where only an answer was allowed could be read
@@ -144,7 +141,7 @@ def _scored(row: Row, searcher: Searcher, depth: int, run: str, *, asked: bool) 
         found=success is not None,
         asked=asked,
         answered=row["outcome"] == "answered",
-        cited=bool(citations["page_recall"]),
+        cited=bool(citations.get("page_recall")),
         anls=anls,
     )
     return {
@@ -205,37 +202,15 @@ def _named(what: str, values: Iterable[float | None]) -> dict[str, Any]:
     return {f"{what}_{part}": value for part, value in zip(("precision", "recall", "f1"), values, strict=True)}
 
 
-_NO_CITATIONS: dict[str, None] = {
-    **dict.fromkeys(("cited", "cited_seen")),
-    **_named("page", [None] * 3),
-    **_named("document", [None] * 3),
-}
-
-
 def _unanswered(run: str, row: Row, query: str | None, ranks: list[int], found: int | None) -> dict[str, Any]:
     """A results row of one search at most, that says nothing of turns, answers or cost."""
     return {
         "run": run,
-        "rollout_id": None,
         **{name: row[name] for name in _QUESTION},
-        "fate": None,
         "first_query": query,
         "first_rank": _first(ranks),
         "first_ranks": ranks,
-        "best_rank": None,
         "best_known": False,
-        "seen_ranks": None,
         "searches": int(found is not None),
-        "searches_to_success": None,
-        "calls_to_success": None,
-        "first_hit_rank": None,
         "zero_results": int(found == 0),
-        "outcome": None,
-        "turns": None,
-        "valid_turns": None,
-        "anls": None,
-        **_NO_CITATIONS,
-        "prompt_tokens": None,
-        "completion_tokens": None,
-        "elapsed_s": None,
     }

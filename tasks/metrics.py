@@ -114,7 +114,7 @@ METRICS: tuple[Metric, ...] = (
         "share",
         True,
         lambda row: (reciprocal_rank(row["first_rank"]), 1),
-        "mean of 1 / rank over all questions, a miss counting 0",
+        "mean of 1 / rank over all questions, a miss counting 0, as does a page below the depth to which searches are ranked",
     ),
     Metric(
         "mrr_best",
@@ -287,7 +287,12 @@ METRICS: tuple[Metric, ...] = (
         "so not comparable between runs",
     ),
     Metric(
-        "prompt_tokens", "Prompt tokens a question", "number", False, _each("prompt_tokens"), "tokens sent, all turns"
+        "prompt_tokens",
+        "Prompt tokens a question",
+        "number",
+        False,
+        _each("prompt_tokens"),
+        "tokens sent, all turns, where the server told",
     ),
     Metric(
         "completion_tokens",
@@ -295,7 +300,7 @@ METRICS: tuple[Metric, ...] = (
         "number",
         False,
         _each("completion_tokens"),
-        "tokens generated, all turns",
+        "tokens generated, all turns, where the server told",
     ),
     Metric(
         "seconds",

@@ -29,9 +29,6 @@ class PageStore:
         for row, (file, number) in enumerate(places):
             self._rows.setdefault(file, {})[number] = row
 
-    def __len__(self) -> int:
-        return len(self._table)
-
     def __contains__(self, page: tuple[str, int]) -> bool:
         """Whether a (file, page number) is there."""
         file, number = page

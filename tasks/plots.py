@@ -7,12 +7,13 @@ matplotlib draws with stand-in colours, which are then exchanged for CSS variabl
 import html
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from tasks.metrics import BY_NAME
-from tasks.statistics import DISTRIBUTIONS
+from tasks.statistics import DISTRIBUTIONS, tenths
 
 Ranks = Mapping[str, Sequence[int | None]]
 _INK, _MUTED, _LINE, _GOOD, _BAD = "#010101", "#010102", "#010103", "#010104", "#010105"
@@ -235,15 +236,17 @@ def loss_curve(rows: Sequence[Mapping[str, Any]]) -> str:
 def distributions(statistics: Mapping[str, Any]) -> str:
     """Collected rollouts by rank, rank score, first success and effort, a panel each (tasks/statistics.py)."""
     svg: list[str] = []
-    counts = [statistics[name] for name in DISTRIBUTIONS]
+    # there may be as many rank scores as rollouts: one by one they would not be to scale
+    scores = tenths(map(float, Counter(statistics["rank_score"]).elements()))
+    counts = [scores if name == "rank_score" else statistics[name] for name in DISTRIBUTIONS]
     most = (
         f"{title}: mostly {max(c, key=c.__getitem__)}"
         for title, c in zip(DISTRIBUTIONS.values(), counts, strict=True)
         if c
     )
     with _figure(3.6, f"{statistics['rollouts']['finished']} rollouts. " + "; ".join(most), svg, (2, 2)) as panels:
-        for axes, (name, title) in zip(panels.flat, DISTRIBUTIONS.items(), strict=True):
-            axes.bar(list(statistics[name]), list(statistics[name].values()), 0.7, color=_colour(2))
+        for axes, title, shown in zip(panels.flat, DISTRIBUTIONS.values(), counts, strict=True):
+            axes.bar(list(shown), list(shown.values()), 0.7, color=_colour(2))
             axes.set_title(title, fontsize=9, color=_INK)
             axes.tick_params(axis="x", length=0, labelsize=8)
             axes.yaxis.get_major_locator().set_params(integer=True)

@@ -28,7 +28,7 @@ from tasks.agent.completion import Completion
 from tasks.agent.prompts import PROTOCOLS
 from tasks.agent.protocol import Answer, Step
 from tasks.agent.rollout import outcome_of, search_record
-from tasks.agent.trajectory import Outcome, cited, search_row, turn_messages
+from tasks.agent.trajectory import Outcome, cited, search_row, tokens, turn_messages
 from tasks.artifact import Artifact
 from tasks.cache import code_version
 from tasks.errors import ArtifactError
@@ -122,7 +122,7 @@ def read_again(row: Row, search: Search, without_answer: Outcome) -> Row:
         again |= {"outcome": without_answer, "answer": [], "citations": []}
     if dropped:
         for name in ("prompt_tokens", "completion_tokens"):
-            again[name] = sum(turn[name] or 0 for turn in turns)
+            again[name] = tokens(turn[name] for turn in turns)
         again["elapsed_s"] = max(0.0, row["elapsed_s"] - sum(turn["latency_s"] for turn in dropped))
         spoken = turn_messages((message["role"] for message in row["messages"]), len(row["turns"]))
         again["messages"] = row["messages"][: spoken[-len(dropped) - 1] + 1]

@@ -196,7 +196,7 @@ def finetune_adapter(
 
     logger = get_run_logger()
     with limits.slot("gpu-training", together=processes.nodes), progress("Training") as on_progress:
-        adapter, curve, _ = launch.finetune(
+        adapter, curve = launch.finetune(
             training_set,
             model,
             settings,

@@ -80,7 +80,7 @@ def summarize(rollouts: Sequence[Rollout], pair_sources: Iterable[str]) -> dict[
         "first_success": _steps(
             (r.first_success for r in finished), max((len(r.read_as) for r in finished), default=0)
         ),
-        "effort": _tenths(r.effort for r in finished),
+        "effort": tenths(r.effort for r in finished),
         "turns": {
             "all": turns,
             "valid": valid,
@@ -126,7 +126,8 @@ def _steps(values: Iterable[int | None], last: int) -> Counts:
     return {**{str(step): counts[step] for step in range(1, last + 1)}, "none": counts[None]}
 
 
-def _tenths(values: Iterable[float]) -> Counts:
+def tenths(values: Iterable[float]) -> Counts:
+    """How many of these values from 0 to 1 lie in each tenth, by its lower bound: "0.9" holds 0.9 to 1."""
     # 1e-9: 0.3 is stored a little below 3/10, and must not fall into the bin below
     counts = Counter(min(int(value * 10 + 1e-9), 9) for value in values)
     return {f"{tenth / 10:.1f}": counts[tenth] for tenth in range(10)}

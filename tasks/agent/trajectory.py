@@ -164,8 +164,8 @@ def to_row(
         "citations": cited(t.citations, turns, t.state_messages),
         "messages": t.messages,
         "tools": t.tools,
-        "prompt_tokens": sum(turn.prompt_tokens or 0 for turn in t.turns),
-        "completion_tokens": sum(turn.completion_tokens or 0 for turn in t.turns),
+        "prompt_tokens": tokens(turn.prompt_tokens for turn in t.turns),
+        "completion_tokens": tokens(turn.completion_tokens for turn in t.turns),
         "elapsed_s": t.elapsed_s,
         "model_fingerprint": model_fingerprint,
         "sampling_fingerprint": t.sampling_fingerprint,
@@ -173,6 +173,16 @@ def to_row(
         "index_fingerprint": index_fingerprint,
         "code_fingerprint": code_fingerprint,
     }
+
+
+def tokens(of_turns: Iterable[int | None]) -> int | None:
+    """Tokens of all turns; None where the server did not tell those of one, as a sum of the others would pass for all."""
+    total = 0
+    for told in of_turns:
+        if told is None:
+            return None
+        total += told
+    return total
 
 
 def _turn_row(turn: Turn) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tasks.metrics import BY_NAME, HEADLINE, METRICS, show, show_interval, wante
 from tasks.report.browser import embedded
 from tasks.report.facts import flat
 from tasks.report.headline import conclusion, headline, labels
-from tasks.runs import Cell, metric_cells, read_runs
+from tasks.runs import RARE, Cell, conditions, metric_cells, read_runs, shown_interval
 
 Row = Mapping[str, Any]
 Rescored = Mapping[str, tuple[Sequence[Artifact], Artifact]]
@@ -75,7 +75,7 @@ def write_report(
         rescored: by title, the same first queries under other search settings: their results and comparison.
 
     Raises:
-        InputError: the runs are on different questions.
+        InputError: the runs are on different questions, or were measured under other conditions.
     """
     page = render(
         results,
@@ -89,7 +89,7 @@ def write_report(
     inputs = {f"results {number}": artifact for number, artifact in enumerate(results)} | {"comparison": comparison}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "index.html").write_text(page, encoding="utf-8")
-        lines = conclusion(read_rows(comparison), _tables(results))
+        lines = conclusion(read_rows(comparison), _tables(results), results)
         return write_folder(Path(folder), uri, "report/1", 1, provenance(inputs, facts=dict(facts), conclusion=lines))
 
 
@@ -116,12 +116,13 @@ def render(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("report.html").render(
-        headline=headline(differences, tables, named),
+        headline=headline(differences, tables, results, named),
         broken=breakdown.broken(tables),
         tiles=[
             _tile(number, named[cell.run], cell) for number, cell in enumerate(c for c in cells if c.metric == HEADLINE)
         ],
         main=_table(cells, differences),
+        rare=RARE,
         pairs=_pairs(differences),
         figures=list(_figures(tables, statistics, loss_curve)),
         ends=_ends(tables),
@@ -133,6 +134,7 @@ def render(
         rescored=[(title, *_rescored(again, other, made["resamples"])) for title, (again, other) in rescored.items()],
         questions=len(next(iter(tables.values()))),
         groups=runs.groups,
+        conditions=conditions(results[0]),
         facts=list(flat(facts)),
         resamples=made["resamples"],
         meanings=[metric for metric in METRICS if any(cell.metric == metric.name for cell in cells)],
@@ -158,7 +160,7 @@ def _tile(number: int, name: str, cell: Cell) -> dict[str, Any]:
         "run": name,
         "number": number % _COLOURS,
         "share": show(cell.metric, cell.mean),
-        "interval": show_interval(cell.metric, cell.low, cell.high),
+        "interval": shown_interval(cell),
         "mean": round(100 * cell.mean, 2),
         "low": round(100 * (cell.mean if cell.low is None else cell.low), 2),
         "high": round(100 * (cell.mean if cell.high is None else cell.high), 2),
@@ -190,7 +192,7 @@ def _table(cells: Sequence[Cell], differences: Sequence[Row]) -> dict[str, Any]:
 def _shown(cell: Cell | None) -> dict[str, str] | None:
     if cell is None:
         return None
-    return {"mean": show(cell.metric, cell.mean), "interval": show_interval(cell.metric, cell.low, cell.high)}
+    return {"mean": show(cell.metric, cell.mean), "interval": shown_interval(cell)}
 
 
 def _pair(row: Row) -> tuple[str, str]:
@@ -249,11 +251,13 @@ def _passages(differences: Sequence[Row], tables: breakdown.Tables) -> dict[str,
     moved = breakdown.passages(tables[row["baseline"]], tables[row["run"]]) if row else None
     if not row or not moved:
         return None
+    called = breakdown.changes(tables[row["baseline"]], tables[row["run"]])
     before, after = ([name for name in FATES if any(pair[side] == name for pair in moved)] for side in (0, 1))
     most = max(moved.values())
     return {
         "before": row["baseline"],
         "after": row["run"],
+        "unasked": [run for run in (row["baseline"], row["run"]) if not breakdown.asked(tables[run])],
         "columns": [MEANINGS[name][0] for name in after],
         "rows": [
             {
@@ -262,7 +266,7 @@ def _passages(differences: Sequence[Row], tables: breakdown.Tables) -> dict[str,
                     {
                         "n": moved[old, new],
                         "tint": round(60 * moved[old, new] / most),
-                        "kind": "same" if old == new else "better" if FATES.index(new) < FATES.index(old) else "worse",
+                        "kind": called[old, new],
                     }
                     for new in after
                 ],
@@ -335,7 +339,8 @@ def _figures(
     if statistics and statistics["rank_score"]:
         yield (
             "What was there to learn from?",
-            f"{statistics['rollouts']['finished']} collected rollouts; a rank score of 1 could not be better, 0 is not found.",
+            f"{statistics['rollouts']['finished']} collected rollouts. Scores are counted in tenths, by their lower bound: 0.9 "
+            "holds 1, which could not be better, and 0.0 what was not found.",
             plots.distributions(statistics),
         )
     if len(loss_curve) > 1:

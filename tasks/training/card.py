@@ -29,6 +29,10 @@ _MEASURED = {
     "kendall": "Kendall's τ with the rank score, queries held out",
     "kendall_within": "Kendall's τ within a question, mean of those held out",
 }
+_HELD_OUT = (
+    "Held out are questions that this training did not learn from. They may be about documents that it did: what was measured on "
+    "them is not what to expect on documents that are new."
+)
 _PACKAGES = ("drag", "torch", "transformers", "trl", "peft")
 
 
@@ -80,7 +84,7 @@ def card(made_of: Mapping[str, Any], data: Mapping[str, Any], losses: Mapping[st
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=True)}---",
         *(_reward_model(made_of) if scores else _agent(made_of)),
-        "## Metrics\n\n" + _table(metrics),
+        f"## Metrics\n\n{_table(metrics)}\n\n{_HELD_OUT}",
         "## Data\n\n" + _table(trained_on),
         "How the agent was driven:\n\n" + _table(agent) if agent else "",
         "How the training set was written:\n\n" + _table(formatted) if formatted else "",

@@ -29,7 +29,7 @@ from tasks.logs import run_logger
 from tasks.model import fetch_model, model_fingerprint
 from tasks.training import checkpoints, curve
 from tasks.training.card import card
-from tasks.training.lineage import started_from
+from tasks.training.lineage import learned_questions, started_from
 from tasks.training.loading import base_name
 from tasks.training.messages import read
 from tasks.training.spec import Spec, write_spec
@@ -67,7 +67,7 @@ def finetune(
     on_line: OnLine = lambda line: None,
     start: Artifact | None = None,
     images_root: str = "",
-) -> tuple[Artifact, Artifact, dict[str, Any]]:
+) -> tuple[Artifact, Artifact]:
     """Train a LoRA adapter.
 
     Args:
@@ -83,9 +83,9 @@ def finetune(
         images_root: storage root that page images lie below, where the training set shows any.
 
     Returns:
-        what was trained (adapter/1, or reward-model/1 by method reward; both in PEFT's layout), its loss curve (loss_curve/2),
-        and facts: examples, set_aside by reason, steps, tokens, learned_tokens, computed_tokens, real_share (of the computed
-        tokens, those that are no padding), seconds, tokens_per_second, loss, eval_loss, and `measured`, what else by name.
+        what was trained (adapter/1, or reward-model/1 by method reward; both in PEFT's layout), and its loss curve
+        (loss_curve/2). Their provenance says examples, set_aside by reason, steps, tokens, learned_tokens, computed_tokens,
+        real_share (of the computed tokens, those that are no padding), and `measured`, by name.
 
     Raises:
         TrainingError: there is nothing to learn from, or training failed; the message names the process among several, its
@@ -135,6 +135,7 @@ def finetune(
     written = read_provenance(training_set)
     of_sft = settings.method == "sft"
     rows = read_rows(training_set, ["prompt_fingerprint", "question_id", "split", *(["format"] if of_sft else [])])
+    learned = {row["question_id"] for row in rows if row["split"] == "train"}
     made_of = provenance(
         {"training_set": training_set} | ({"start": start} if start else {}),
         learned_from=written["inputs"],
@@ -145,7 +146,8 @@ def finetune(
         prompt_fingerprints=sorted({row["prompt_fingerprint"] for row in rows} - {None}),  # imported ones may not say
         conversed_as=_conversed_as(training_set, written),
         measured=summary["measured"],
-        questions=len({row["question_id"] for row in rows if row["split"] == "train"}),
+        questions=len(learned),
+        learned_questions=learned_questions(learned, start, base),
         started_from=started_from(start),
         **left["facts"],
     )
@@ -157,11 +159,10 @@ def finetune(
     kind = "reward-model/1" if settings.method == "reward" else "adapter/1"
     adapter = write_folder(work_dir / "adapter", storage.join(uri, "adapter"), kind, 1, made_of)
     loss_curve = write_table(table, storage.join(uri, "loss_curve.parquet"), "loss_curve/2", made_of)
-    facts = left["facts"] | summary
     if processes.nodes > 1:
-        made = {"adapter": asdict(adapter), "loss_curve": asdict(loss_curve), "facts": facts}
+        made = {"adapter": asdict(adapter), "loss_curve": asdict(loss_curve)}
         storage.write_bytes(outcome, json.dumps(made).encode())
-    return adapter, loss_curve, facts
+    return adapter, loss_curve
 
 
 def _conversed_as(training_set: Artifact, written: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -206,7 +207,7 @@ def _command(spec: Path, world: int, processes: Launch, uri: str) -> list[str]:
     return command
 
 
-def _handed_over(uri: str) -> tuple[Artifact, Artifact, dict[str, Any]]:
+def _handed_over(uri: str) -> tuple[Artifact, Artifact]:
     """What another machine stored, as soon as it has."""
     deadline = time.monotonic() + _HANDED_OVER_S
     while not storage.exists(uri):
@@ -216,7 +217,7 @@ def _handed_over(uri: str) -> tuple[Artifact, Artifact, dict[str, Any]]:
             )
         time.sleep(1)
     made = json.loads(storage.read_bytes(uri))
-    return Artifact(**made["adapter"]), Artifact(**made["loss_curve"]), made["facts"]
+    return Artifact(**made["adapter"]), Artifact(**made["loss_curve"])
 
 
 def run(command: list[str], on_progress: OnProgress, on_line: OnLine) -> None:

@@ -144,6 +144,10 @@ def test_a_report_shows_only_what_the_measured_adapter_was_made_of(tmp_path: Pat
         asking = {"agent": AGENT, "server": run.server, "evaluate": config.Evaluate(split="all", resamples=500)}
         evaluate(config.EvaluateRun(storage=root, variants=variants, **asking))
         assert figures() == (True, True)
+        *_, last = read_provenance(load_ref(root, "report"))["conclusion"]
+        learned = len(read_provenance(load_ref(root, "adapter"))["learned_questions"])
+        told = f"of 10 questions, adapter learned from {learned} of them, and from questions about the documents of"
+        assert last.startswith(told)  # of all splits
         collect(_collect(root, server.url, samples=2))
         process(config.ProcessRun(storage=root))
         assert figures() == (False, True)

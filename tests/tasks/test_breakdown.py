@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import breakdown
-from tasks.fate import FATES
+from tasks.fate import FATES, Fate
 from tests.tasks.test_compare import result
 
 fates = st.lists(st.tuples(st.sampled_from(FATES), st.sampled_from(FATES)), min_size=1, max_size=40)
@@ -47,6 +47,24 @@ def test_a_run_that_was_only_ranked_again_ended_in_no_way() -> None:
     ranked = rows("and", [None, None])
     assert breakdown.ends({"and": ranked}) == {}
     assert not breakdown.passages(rows("base", ["found", "found"]), ranked)
+
+
+@given(st.sampled_from(FATES), st.sampled_from(FATES))
+def test_a_question_ended_better_worse_or_the_same(old: Fate, new: Fate) -> None:
+    answers = breakdown.changes(rows("base", [old], cited=0), rows("adapter", [new], cited=1))
+    assert answers[old, new] == ("same" if old == new else "better" if FATES.index(new) < FATES.index(old) else "worse")
+    assert {answers[old, new], answers[new, old]} in ({"same"}, {"better", "worse"})
+
+
+def test_a_page_found_by_both_is_not_worse_for_an_answer_that_one_was_not_asked_for() -> None:
+    typed, answered = rows("question", ["found"]), rows("adapter", ["answered_wrong"], cited=1)
+    for pair in ((typed, answered), (answered, typed)):
+        called = breakdown.changes(*pair)
+        assert {called["found", fate] for fate in ("correct", "answered_wrong", "not_cited", "out_of_turns")} == {
+            "same"
+        }
+        assert called["found", "never_retrieved"] == called["never_retrieved", "errored"] == "worse"
+        assert (called["never_retrieved", "not_cited"], called["errored", "unparsable"]) == ("better", "same")
 
 
 def test_categories_hold_all_questions_and_few_groups_get_no_interval() -> None:
@@ -105,6 +123,16 @@ def test_cost_is_shared_among_all_found_and_right() -> None:
     nothing = breakdown.costs(rows("base", ["unparsable"], **spent | {"searches_to_success": None}))
     assert [(cost.a_found, cost.a_right) for cost in nothing] == [(None, None)] * 5
     assert breakdown.costs(rows("question", ["found"], turns=None)) == []
+
+
+def test_what_a_server_did_not_tell_is_not_spent_for_nothing() -> None:
+    spent = {"turns": 2, "prompt_tokens": 90, "elapsed_s": 1.5, "searches": 1}
+    made = rows("base", ["correct", "correct"], **spent)  # none tells completion_tokens
+    made[1]["prompt_tokens"] = None
+    prompt, generated, seconds, *_ = breakdown.costs(made)
+    assert {(c.a_question, c.a_found, c.a_right) for c in (prompt, generated)} == {(None, None, None)}
+    assert seconds.a_question == 1.5
+    assert "| Prompt tokens | – / – / – |" in breakdown.markdown({"base": made})
 
 
 def test_as_text_ends_and_costs_stand_in_a_column_a_run() -> None:

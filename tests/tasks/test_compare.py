@@ -201,6 +201,18 @@ def test_runs_of_the_same_name_no_runs_and_repeated_questions_are_refused(tmp_pa
         compared(tmp_path, write_table(twice, str(tmp_path / "b.parquet"), "results/4", {}))
 
 
+@pytest.mark.parametrize(
+    ("found", "rare"), [(0, False), (1, True), (5, True), (6, False), (14, False), (15, True), (19, True), (20, False)]
+)
+def test_an_interval_of_what_few_groups_have_is_marked_as_likely_too_narrow(
+    tmp_path: Path, found: int, rare: bool
+) -> None:
+    """Resampling never draws what so few groups might have had; none and all have an interval of their own."""
+    cells = cells_of(stored(tmp_path, "base", [1 if number // 2 < found else None for number in range(40)]))
+    assert cells["hit_at_1", "base"].rare == rare
+    assert ("]† |" in metrics_markdown(list(cells.values()))) == rare
+
+
 def test_every_later_run_is_compared_with_every_earlier_and_the_headline_is_the_last_pair(tmp_path: Path) -> None:
     results = [stored(tmp_path, name, [rank] * 8) for name, rank in (("question", 2), ("base", None), ("adapter", 1))]
     rows = compared(tmp_path, *results)

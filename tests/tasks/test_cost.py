@@ -234,6 +234,15 @@ def test_a_stored_collection_tells_its_own_turns_tokens_speed_and_size(storage_r
     assert found["rollout_bytes"] * found["parts_share"] == pytest.approx(parts, rel=0.05)
 
 
+def test_tokens_that_a_server_did_not_tell_are_not_measured(tmp_path: Path) -> None:
+    row = {"status": "finished", "turns": [_turn(0, 0)] * 2, "elapsed_s": 1.0}
+    told = {"prompt_tokens": 400, "completion_tokens": None}
+    rows = [{**row, "rollout_id": "a", **told}, {**row, "rollout_id": "b"}]
+    table = artifact.table_of(rows, collect.SCHEMA)
+    found = cost.measured(artifact.write_table(table, f"{tmp_path}/t.parquet", collect.SCHEMA, {}).uri, str(tmp_path))
+    assert (found["prompt_tokens"], "completion_tokens" in found) == (200, False)
+
+
 def test_a_night_of_what_was_measured_takes_as_long_as_it_took(tmp_path: Path) -> None:
     _collected(str(tmp_path))
     night = cost.night_of({"questions": "24", **{k: str(v) for k, v in PRICES.items()}}, "trajectories", str(tmp_path))

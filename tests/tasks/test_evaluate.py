@@ -44,19 +44,22 @@ def question(number: int, text: str | None = None, **others: Any) -> dict[str, A
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp("index")
+    return index_of(tmp_path_factory.mktemp("index"), SUBJECTS)
+
+
+def index_of(folder: Path, subjects: Sequence[str]) -> Artifact:
     pages = [
         row_of(
             "pages/2",
             file="manual.pdf",
             page_number=number + 1,
-            total_pages=len(SUBJECTS),
+            total_pages=len(subjects),
             title="Service manual",
             # "service" is on every page, and the more often the lower the page number: one word ranks all pages
-            text=f"{subject} interval " + "service " * (len(SUBJECTS) - number) + "other words " * 2 * number,
+            text=f"{subject} interval " + "service " * (len(subjects) - number) + "other words " * 2 * number,
             text_source="pdf",
         )
-        for number, subject in enumerate(SUBJECTS)
+        for number, subject in enumerate(subjects)
     ]
     written = write_table(table_of(pages, "pages/2"), str(folder / "pages.parquet"), "pages/2", {})
     return build_index(written, config.Index(), str(folder / "index"))
@@ -122,9 +125,10 @@ def scored(
     searcher: Searcher,
     rows: Sequence[dict[str, Any]],
     run: str = "base",
-    facts: dict[str, Any] | None = None,
+    *,
+    answer: bool = True,
 ) -> Artifact:
-    facts = facts or provenance(model="tiny")
+    facts = provenance(model="tiny", settings={"agent": config.Agent(answer=answer).model_dump(mode="json")})
     stored = write_table(table_of(rows, "trajectories/2"), str(folder / f"t-{run}.parquet"), "trajectories/2", facts)
     return score(stored, searcher, EVALUATE, run, str(folder / f"{run}.parquet"))
 
@@ -249,7 +253,7 @@ def test_how_each_question_ended(tmp_path: Path, searcher: Searcher) -> None:
     ]
     only_searching = [rollout(asked[0], found, outcome="searched"), rollout(asked[1], outcome="searched")]
     only_searching[1]["turns"] = [turn(searcher, asked[1], "cables")]
-    ended = read_rows(scored(tmp_path, searcher, only_searching, "base2"))
+    ended = read_rows(scored(tmp_path, searcher, only_searching, "base2", answer=False))
     assert [row["fate"] for row in ended] == ["found", "never_retrieved"]
     raw = baseline(tmp_path, searcher, [question(2, "Service?"), question(3, "Service?")])  # at rank 3 and 4
     assert [row["fate"] for row in read_rows(raw)] == ["found", "never_retrieved"]
@@ -261,7 +265,7 @@ def test_no_answer_scores_0_unless_none_was_asked_for(
 ) -> None:
     asked = question(0)
     made = rollout(asked, turn(searcher, asked, "pumps"), outcome=outcome)
-    (row,) = read_rows(scored(tmp_path, searcher, [made]))
+    (row,) = read_rows(scored(tmp_path, searcher, [made], answer=outcome != "searched"))
     assert [row[name] for name in ("anls", "page_f1", "document_recall")] == [score] * 3
 
 
@@ -372,20 +376,15 @@ def test_scoring_rollouts_made_with_the_question_added(tmp_path: Path, index: Ar
     assert row["first_rank"] == 1
 
 
-def test_a_failed_rollout_is_no_sign_that_answers_were_asked_for(tmp_path: Path, searcher: Searcher) -> None:
-    searched = rollout(question(0), turn(searcher, question(0), "pumps"), outcome="searched")
-    failed = rollout(question(1), status="failed", outcome="deadline")
-    rows = read_rows(scored(tmp_path, searcher, [searched, failed]))
-    assert {row["anls"] for row in rows} == {row["page_f1"] for row in rows} == {None}
-
-
-def test_a_rollout_that_ran_out_of_context_does_not_make_a_run_one_that_answers(
+def test_whether_answers_were_asked_for_is_told_by_the_settings_and_not_by_how_rollouts_ended(
     tmp_path: Path, searcher: Searcher
 ) -> None:
-    searched = rollout(question(0), turn(searcher, question(0), "pumps"), outcome="searched")
-    full = rollout(question(1), turn(searcher, question(1), "pumps"), outcome="out_of_context")
-    facts = provenance(settings={"agent": config.Agent(answer=False).model_dump(mode="json")})
-    rows = read_rows(scored(tmp_path, searcher, [searched, full], facts=facts))
+    ended = [("finished", "searched"), ("failed", "deadline"), ("finished", "out_of_context")]
+    made = [
+        rollout(question(n), turn(searcher, question(n), "pumps"), status=status, outcome=outcome)
+        for n, (status, outcome) in enumerate(ended)
+    ]
+    rows = read_rows(scored(tmp_path, searcher, made, answer=False))
     assert {row["anls"] for row in rows} == {row["page_f1"] for row in rows} == {None}
 
 

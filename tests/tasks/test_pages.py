@@ -15,7 +15,7 @@ def stored(root: str, *places: tuple[str, int], source: str | None = None) -> Ar
 
 def test_pages_are_found(storage_root: str) -> None:
     store = PageStore(stored(storage_root, ("b", 2), ("a", 1), ("b", 7), source="s3://x/b"))
-    assert (len(store), store.files()) == (3, ["b", "a"])
+    assert store.files() == ["b", "a"]
     assert store.text("b", 7) == "b 7 été"
     assert store.text("a", 1) == "a 1 été"
     assert store.source("b") == "s3://x/b"

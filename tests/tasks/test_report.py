@@ -76,7 +76,7 @@ def question(number: int) -> dict[str, Any]:
     }
 
 
-def results(folder: Path, run: str, ranks: Sequence[int | None], searches: int = 1) -> Artifact:
+def results(folder: Path, run: str, ranks: Sequence[int | None], **others: Any) -> Artifact:
     rows = [
         {
             **dict.fromkeys(TABLES["results/4"].names),
@@ -93,14 +93,19 @@ def results(folder: Path, run: str, ranks: Sequence[int | None], searches: int =
             "best_rank": rank,
             "best_known": True,
             "seen_ranks": [rank] if rank and rank <= 3 else [],
-            "searches": searches,
+            "searches": 1,
             "searches_to_success": 1 if rank and rank <= 3 else None,
             "first_hit_rank": rank if rank and rank <= 3 else None,
             "zero_results": 0,
+            **others,
         }
         for number, rank in enumerate(ranks)
     ]
-    made = provenance(rollouts={"settings": {"agent": {"examples": run == "base"}}})
+    agent = {"examples": run == "base", "top_k": 3}
+    learned = {"questions": ["q900"], "documents": ["d900.pdf"], "known": True}
+    inputs = {"adapter": "its hash"} if run == "adapter" else {}
+    rollouts = {"inputs": inputs, "settings": {"agent": agent}, "learned": learned if inputs else None}
+    made = provenance(rollouts=rollouts, settings={"depth": 20})
     return write_table(table_of(rows, "results/4"), str(folder / f"{run}.parquet"), "results/4", made)
 
 
@@ -200,6 +205,7 @@ def test_every_part_is_there(page: str) -> None:
         "adapter and − base and, points",
         "operator or, boosts 3.0, 1.0",
         "24 groups here",
+        "Searches are ranked to a depth of 20, a page beyond it counting as missed; the agent is shown the first 3.",
         "mrr_survivors (reference)",
         # the reference pipeline's metrics by its names
         *("Success rate", "Iterations to success", "First-hit rank", "MRR", "Hit@1", "Hit@10"),
@@ -312,6 +318,18 @@ def test_the_browser_is_told_what_was_shown_and_of_a_rollout_without_a_search_ho
     as_typed, base = data["questions"][0]["runs"]
     assert (as_typed["shown"], base["shown"], base["searches"]) == (3, 3, 0)
     assert base["rollout"]["turns"][0]["raw"] == ATTACK
+
+
+def test_found_pages_are_not_red_for_answers_that_the_raw_question_does_not_give(tmp_path: Path) -> None:
+    made = [
+        results(tmp_path, "question", [1, 1, None]),
+        results(tmp_path, "adapter", [1, 1, 1], fate="answered_wrong", cited=0),
+    ]
+    comparison = compare(made, 100, str(tmp_path / "comparison.parquet"))
+    written = write_report(made, comparison, uri=str(tmp_path / "report"), facts={})
+    page = (Path(written.uri) / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r'<td class="(\w+)" style="--tint', page) == ["same", "better"]
+    assert "As question was not asked for answers, only found" in Page(page).text
 
 
 def test_all_trainings_of_an_adapter_are_told_in_their_order() -> None:

@@ -1,5 +1,6 @@
 """What a collection holds, counted and shown."""
 
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -49,8 +50,20 @@ def test_a_search_is_empty_when_it_matched_no_page(tmp_path):
 
 def test_an_effort_falls_into_its_own_tenth():
     """Also where it is stored a little below it."""
-    found = statistics._tenths(reward.effort_score([rank], 10) for rank in range(1, 11))
+    found = statistics.tenths(reward.effort_score([rank], 10) for rank in range(1, 11))
     assert list(found.values()) == [0, *[1] * 8, 2]
+
+
+def test_rank_scores_are_drawn_to_scale_however_many_there_are():
+    """By nDCG over several pages there are dozens: each of its own would be a label, as far apart as any two."""
+    rollouts = [
+        statistics.Rollout("q", "a", True, "answered", True, 3, 1, n / 100, 1, n / 100, ("query",), 0, 1, 1, (), ())
+        for n in range(101)
+    ]
+    svg = plots.distributions(statistics.summarize(rollouts, []))
+    assert (
+        re.findall(r">(\d\.\d+)<", svg) == [f"{tenth / 10:.1f}" for tenth in range(10)] * 2
+    )  # and those of the effort
 
 
 def test_turns_of_failed_rollouts_are_not_counted(tmp_path):

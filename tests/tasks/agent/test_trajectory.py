@@ -6,7 +6,7 @@ import pytest
 
 from tasks import artifact, schemas
 from tasks.agent.message import PLACEHOLDER, Image
-from tasks.agent.trajectory import Question, SearchRecord, Trajectory, Turn, cited, to_row, turn_messages
+from tasks.agent.trajectory import Question, SearchRecord, Trajectory, Turn, cited, to_row, tokens, turn_messages
 
 IMAGE = Image(file="x.pdf", page=3, key="page-images/k.png", width=10, height=20)
 FACTS = {"model": "m", "model_fingerprint": "mf", "index_fingerprint": "if", "code_fingerprint": "cf"}
@@ -43,12 +43,17 @@ def test_row_is_of_the_declared_schema_and_survives_parquet(tmp_path: Path) -> N
     stored = artifact.write_table(table, str(tmp_path / "t.parquet"), "trajectories/2", {})
     (read,) = artifact.read_rows(stored)
     assert read == row
-    assert read["prompt_tokens"] == 10
+    assert (read["prompt_tokens"], read["completion_tokens"]) == (None, None)  # its second turn tells none
     assert read["citations"] == [
         {"file": "x.pdf", "page": 3, "seen": True},
         {"file": "z.pdf", "page": 1, "seen": False},
     ]
     assert read["turns"][0]["searches"][0]["results"][1] == {"rank": 2, "file": "x.pdf", "page_number": 3, "score": 1.5}
+
+
+@pytest.mark.parametrize(("of_turns", "total"), [([], 0), ([3, 4], 7), ([3, None], None), ([0], 0)])
+def test_tokens_that_a_server_does_not_tell_are_not_none_spent(of_turns: list[int | None], total: int | None) -> None:
+    assert tokens(of_turns) == total
 
 
 def test_whether_a_page_was_seen_is_not_known_behind_a_stored_conversation() -> None:

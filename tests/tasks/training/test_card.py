@@ -56,6 +56,7 @@ def test_it_says_data_settings_and_metrics() -> None:
     for said in (
         "| Loss | 0.1235 |",
         "| Loss on examples held out | – |",
+        "They may be about documents that it did",
         "| Examples learned from | 1,234 |",
         "| Processes | 8 |",
         f"| Training set | sha256 {TRAINING_SET.sha256} |",

@@ -11,7 +11,16 @@ from scipy.stats import spearmanr
 from transformers import AutoModelForSequenceClassification
 
 from tasks.agent.message import scored_query
-from tasks.artifact import Artifact, fetch_folder, provenance, read_rows, table_of, write_folder, write_table
+from tasks.artifact import (
+    Artifact,
+    fetch_folder,
+    provenance,
+    read_provenance,
+    read_rows,
+    table_of,
+    write_folder,
+    write_table,
+)
 from tasks.config import Finetune
 from tasks.model import model_fingerprint
 from tasks.training import launch
@@ -107,9 +116,8 @@ def test_dpo_with_images_from_an_adapter(batching: Any, start: Artifact, vlm: Pa
 
 def test_a_reward_model_of_what_sees_scores_as_it_was_measured(scored: Artifact, vlm: Path, tmp_path: Path) -> None:
     settings = Finetune(method="reward", lora_r=8, epochs=4, batch_size=4, lr=5e-3, bf16=False)
-    made, _, facts = launch.finetune(
-        scored, str(vlm), settings, str(tmp_path / "out"), tmp_path / "work", lambda *_: None
-    )
+    made, _ = launch.finetune(scored, str(vlm), settings, str(tmp_path / "out"), tmp_path / "work", lambda *_: None)
+    facts = read_provenance(made)
     assert facts["parts"] == ["language"]  # questions and queries are text
     rows = [row for row in read_rows(scored) if row["split"] == "val"]
     given = open_scorer(made, str(vlm))([asked_and_searched(row) for row in rows])

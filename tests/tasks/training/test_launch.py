@@ -67,19 +67,21 @@ def whole(training_set: Artifact, model: Path, tmp_path_factory: pytest.TempPath
     return made
 
 
-def test_what_is_made(whole: tuple[Artifact, Artifact, dict[str, Any]], training_set: Artifact) -> None:
-    adapter, curve, facts = whole
+def test_what_is_made(whole: tuple[Artifact, Artifact], training_set: Artifact) -> None:
+    adapter, curve = whole
     assert (adapter.schema, curve.schema, curve.rows) == ("adapter/1", "loss_curve/2", STEPS)
     rows = read_rows(curve)
     assert [r["step"] for r in rows] == list(range(1, STEPS + 1))
     assert rows[-1]["epoch"] == 4
     assert [r["step"] for r in rows if r["eval_loss"]] == [4, 7, 10, 14]
     assert rows[-1]["loss"] < rows[0]["loss"]
-    assert rows[-1]["tokens"] == facts["tokens"] > facts["computed_tokens"]
-    assert facts["real_share"] >= 0.9
-    assert (facts["examples"], facts["measured_on"], facts["set_aside"]) == (35, 7, {})
     made_of = read_provenance(adapter)
+    assert rows[-1]["tokens"] == made_of["tokens"] > made_of["computed_tokens"]
+    assert made_of["real_share"] >= 0.9
+    assert (made_of["examples"], made_of["measured_on"], made_of["set_aside"]) == (35, 7, {})
     assert made_of["prompt_fingerprints"] == ["prompt"]
+    learned = {row["question_id"] for row in read_rows(training_set) if row["split"] == "train"}
+    assert (made_of["learned_questions"], made_of["questions"]) == (sorted(learned), len(learned))
     assert made_of["inputs"] == {"training_set": training_set.sha256}
     assert {p.name for p in fetch_folder(adapter).iterdir()} == {
         "README.md",
@@ -91,7 +93,7 @@ def test_what_is_made(whole: tuple[Artifact, Artifact, dict[str, Any]], training
 
 @pytest.mark.parametrize("storage_root", ["local", "seaweedfs"], indirect=True)  # long: on one S3 server
 def test_killed_it_goes_on_to_the_same_adapter(
-    whole: tuple[Artifact, Artifact, dict[str, Any]],
+    whole: tuple[Artifact, Artifact],
     training_set: Artifact,
     model: Path,
     storage_root: str,
@@ -110,14 +112,14 @@ def test_killed_it_goes_on_to_the_same_adapter(
     work = tmp_path / ("work" if not storage.is_s3(uri) else "work of another machine")
     steps: list[int] = []
     oftener = SETTINGS.model_copy(update={"save_steps": 2})
-    adapter, _, _ = launch.finetune(training_set, str(model), oftener, uri, work, follow(steps))
+    adapter, _ = launch.finetune(training_set, str(model), oftener, uri, work, follow(steps))
     assert 6 < steps[0] <= 13, "it began again from the start"
     assert steps == list(range(steps[0], STEPS + 1))
     assert weights(adapter) == weights(whole[0])
 
     # killed before anything knows that it is done: what was learned is not learned again
     again: list[int] = []
-    adapter, curve, _ = launch.finetune(training_set, str(model), SETTINGS, uri, work, follow(again))
+    adapter, curve = launch.finetune(training_set, str(model), SETTINGS, uri, work, follow(again))
     assert again == []
     assert adapter.sha256 == whole[0].sha256
     losses = [(r["step"], r["loss"], r["eval_loss"], r["tokens"]) for r in read_rows(curve)]
@@ -131,7 +133,7 @@ def test_an_imported_training_set_need_not_say_which_prompt_it_was_made_with(mod
     rows = [training_rows.row("How long?", "<search>pump</search>", prompt_fingerprint=None)]
     training_set = write_table(table_of(rows, "sft/2"), str(tmp_path / "sft.parquet"), "sft/2", provenance())
     once, steps = SETTINGS.model_copy(update={"epochs": 1}), list[int]()
-    adapter, _, _ = launch.finetune(
+    adapter, _ = launch.finetune(
         training_set, str(model), once, str(tmp_path / "out"), tmp_path / "work", lambda step, *_: steps.append(step)
     )
     assert read_provenance(adapter)["prompt_fingerprints"] == []
