@@ -300,6 +300,14 @@ class ImportRun(BaseRun):
             raise ValueError("only an adapter is kept under a name: leave name empty")
         return self
 
+    @model_validator(mode="after")
+    def _no_file_is_passed_over(self) -> "ImportRun":
+        if len(self.source) > 1 and self.what in ("trajectories", "mined", "adapter"):
+            raise ValueError(
+                f"{self.what} are read from one file or folder: leave {self.source[1]} out, or join the files"
+            )
+        return self
+
 
 class EvaluateRun(ModelRun):
     """Parameters of the flow `evaluate`."""
