@@ -86,7 +86,7 @@ put(Path(sys.argv[1]), sys.argv[2], "processed")
 """
 
 
-@pytest.mark.parametrize(("step", "left"), [("delete", 1), ("upload_folder", 0), ("write_bytes", 2)])
+@pytest.mark.parametrize(("step", "left"), [("delete", 1), ("_write_file", 0), ("_write_file", 1), ("write_bytes", 1)])
 @pytest.mark.parametrize("storage_root", ["local", "s3"], indirect=True)
 def test_a_killed_export_is_never_a_mixture_and_the_next_one_is_whole(
     storage_root: str, tmp_path: Path, step: str, left: int
