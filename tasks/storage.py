@@ -293,10 +293,15 @@ def _digest(file: str) -> bytes:
     """Hash of a local file; one that may not be read counts as empty."""
     with local_errors(file, "read"):
         try:
-            with open(file, "rb") as content:
-                return hashlib.file_digest(content, "sha256").digest()
+            return file_sha256(Path(file))
         except PermissionError:
             return b""
+
+
+def file_sha256(path: Path) -> bytes:
+    """Hash of a local file, which may be larger than memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def delete(uri: str) -> None:
