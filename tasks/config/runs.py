@@ -56,6 +56,11 @@ class ModelRun(Run):
     serve: Serve = Field(default=Serve(), title="vLLM", description="How vLLM is started, where no base URL is given.")
 
     @property
+    def asking(self) -> dict[str, Any]:
+        """What it says of asking a model, by name: what another flow takes that asks the same one."""
+        return {name: getattr(self, name) for name in ModelRun.model_fields}
+
+    @property
     def starts_vllm(self) -> bool:
         """Whether a vLLM of our own is asked."""
         return not self.server.base_url
