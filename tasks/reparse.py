@@ -172,8 +172,8 @@ def _changes(before: Row, after: Row) -> Iterator[tuple[str, str]]:
     if len(after["turns"]) < len(before["turns"]):
         yield from [("turns", "cut off")] * (len(before["turns"]) - len(after["turns"]))
     for name, row in (("before", before), ("after", after)):
-        yield from [(f"{name}", "turns")] * len(row["turns"])
-        yield from [(f"{name}", "valid")] * sum(turn["failure"] is None for turn in row["turns"])
+        yield from [(name, "turns")] * len(row["turns"])
+        yield from [(name, "valid")] * sum(turn["failure"] is None for turn in row["turns"])
 
 
 def markdown(changes: Mapping[str, Mapping[str, int]]) -> str:
