@@ -6,11 +6,9 @@ own over the same database; the second starts its when the first one's is up.
 """
 
 import contextlib
-import fcntl
 import os
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +23,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from tasks import folders, storage, watchdog
+from tasks import folders, locks, storage, watchdog
 from tasks.errors import ServerError
 from tasks.logs import log_tail
 from tasks.network import free_port
@@ -93,9 +91,7 @@ def server_process(home: Path) -> Iterator[str]:
             with storage.local_errors(str(home), "written to"):
                 alone = starting.enter_context((home / "starting.lock").open("wb"))
                 output = starting.enter_context(log.open("wb"))
-            fcntl.flock(
-                alone, fcntl.LOCK_EX
-            )  # a server brings its database up to date when it starts, which two must not do
+            locks.hold(alone)  # a server brings its database up to date when it starts, which two must not do
             process = watchdog.start(command, env=env, output=output)
             stack.callback(watchdog.stop, process)
             started = time.monotonic()
@@ -126,5 +122,5 @@ def _healthy(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=5) as reply:
             return reply.status == 200
-    except (urllib.error.URLError, OSError):
+    except OSError:
         return False

@@ -102,8 +102,7 @@ def _rollouts(root: str, settings: config.EvaluateRun, variant: config.Variant, 
     )
     # a recipe's overrides are meant for collection, and a measurement is greedy
     sampling = config.Sampling(max_tokens=settings.sampling.max_tokens)
-    values = {name: getattr(settings, name) for name in config.ModelRun.model_fields}
-    values |= {"agent": agent, "sampling": sampling}
+    values = settings.asking | {"agent": agent, "sampling": sampling}
     return collected(
         root,
         config.CollectRun(**values, collect=greedy),

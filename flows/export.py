@@ -13,7 +13,8 @@ drag export reward-model FOLDER                        # alike
 
 Page images that rows show go along: as images/<sha256>.png, or as the data set's configuration `images`.
 
-FOLDER may be an s3:// prefix. To put a data set or an adapter on a hub, with HF_TOKEN in the environment:
+FOLDER may be an s3:// prefix. It is for one of these: what is exported there again takes the place of the earlier export, and
+what others put there stays. To put a data set or an adapter on a hub, with HF_TOKEN in the environment:
 
 hf upload --repo-type dataset NAME FOLDER
 hf upload NAME FOLDER
@@ -30,6 +31,7 @@ from tasks.artifact import Artifact, read_provenance
 from tasks.errors import ArtifactError
 from tasks.exchange.adapter import export_adapter
 from tasks.exchange.export import export_tables
+from tasks.exchange.target import put
 from tasks.markdown import markdown_table
 from tasks.refs import load_ref
 
@@ -77,6 +79,7 @@ def export(settings: config.ExportRun) -> dict[str, int]:
 
     Raises:
         ArtifactError: there is none of it yet.
+        ConfigError, InputError: another export lies at the target, or files that no export wrote, as `put`.
     """
     root, target = storage.resolve(settings.storage), storage.resolve(settings.target)
     with folders.scratch("export") as folder:
@@ -88,7 +91,7 @@ def export(settings: config.ExportRun) -> dict[str, int]:
         else:
             tables = _measured(root) if settings.what == "results" else _made(root, settings.what)
             written = export_tables(tables, settings.layout, folder, root)
-        storage.upload_folder(folder, target)
+        put(folder, target, settings.what)
     counts = ((name, f"{rows:,}") for name, rows in written.items())
     show_markdown("Exported", f"To {target}\n\n{markdown_table(('file', 'rows'), counts, right=[1])}")
     for name, rows in written.items():

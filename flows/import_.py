@@ -21,6 +21,7 @@ from tasks.cache import content_fingerprint, stage_key
 from tasks.errors import InputError
 from tasks.exchange import exported, importing
 from tasks.exchange.images import images_beside
+from tasks.exchange.target import refuse_cut_off
 from tasks.model import fetch_model, model_fingerprint
 from tasks.refs import load_ref
 from tasks.stage_tasks import import_artifacts
@@ -37,6 +38,8 @@ def import_(settings: config.ImportRun) -> list[StageRun]:
     sources = [source if storage.is_s3(source) else storage.resolve(source) for source in settings.source]
     if missing := [source for source in sources if not storage.exists(source)]:
         raise InputError("there is no such file or folder; check the path", file=missing[0])
+    for source in sources:
+        refuse_cut_off(source)
     settings = settings.model_copy(update={"storage": root, "source": sources})
     pages, questions = (load_ref(root, name) if refs.has_ref(root, name) else None for name in ("pages", "questions"))
     counting: dict[str, BaseModel] = {"agent": settings.agent}

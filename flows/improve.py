@@ -43,7 +43,7 @@ _ASK_EVERY_S = 2.0
 def steps(settings: config.Improve) -> Iterator[tuple[SettingsFlow[Any, list[StageRun]], config.Run]]:
     """The flows that make up the loop, in their order, each with its settings."""
     run = {"storage": settings.storage}
-    asking = {name: getattr(settings, name) for name in config.ModelRun.model_fields}
+    asking = settings.asking
     yield ingest, config.IngestRun(**run, ingest=settings.ingest, index=settings.index)
     agent = settings.collect_agent or settings.agent.model_copy(update={"examples": True})
     if settings.mine is None or settings.mine.states != "questions":

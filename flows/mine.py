@@ -53,10 +53,9 @@ def _found(root: str, settings: config.MineRun) -> StageRun:
 
 
 def _of_one_turn(settings: config.MineRun) -> config.CollectRun:
-    asking = {name: getattr(settings, name) for name in config.ModelRun.model_fields}
     sampled = {name: getattr(settings.mine, name) for name in config.Collect.model_fields}
     agent = settings.agent.model_copy(update=_ONE_TURN)
-    return config.CollectRun(**asking | {"agent": agent}, collect=config.Collect(**sampled))
+    return config.CollectRun(**settings.asking | {"agent": agent}, collect=config.Collect(**sampled))
 
 
 @settings_flow(name="mine", about=lambda settings: settings.mine.split, zone=lambda settings: settings.mine.time_zone)

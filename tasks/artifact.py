@@ -6,6 +6,7 @@ is declared in tasks/schemas.py and checked on write and on read; its provenance
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -112,8 +113,8 @@ def write_table(table: pa.Table, uri: str, schema: str, facts: Mapping[str, Any]
 
 
 def write_tables(tables: Iterable[pa.Table], uri: str, schema: str, facts: Mapping[str, Any]) -> Artifact:
-    """Write one Parquet file from tables that come one after the other, so that only one of them need be in memory;
-    they may add to `facts` as they come.
+    """Write one Parquet file from tables that come one after the other, so that of these only one need be in memory, beside
+    the compressed file; they may add to `facts` as they come.
 
     Raises:
         ArtifactError: a table is not of that schema.
@@ -203,7 +204,8 @@ def read_table(artifact: Artifact, columns: Sequence[str] | None = None) -> pa.T
 
 
 def read_batches(artifact: Artifact, columns: Sequence[str] | None = None, rows: int = 1024) -> Iterator[pa.Table]:
-    """A table artifact, or some of its columns, in tables of at most `rows` rows, so that only one need be in memory.
+    """A table artifact, or some of its columns, in tables of at most `rows` rows, so that of these only one need be in
+    memory, beside the compressed file.
 
     Raises:
         ArtifactError: as `read_table`.
@@ -222,14 +224,20 @@ def read_provenance(artifact: Artifact) -> dict[str, Any]:
     """The provenance that an artifact was written with."""
     if artifact.schema in FOLDERS:
         return json.loads(storage.read_bytes(storage.join(artifact.uri, "provenance.json")))
-    return json.loads(next(_open(artifact)).metadata.metadata[_PROVENANCE])
+    return json.loads(_stored_provenance(artifact))
+
+
+@functools.lru_cache(maxsize=64)  # the whole file is read and hashed for it, and several ask
+def _stored_provenance(table: Artifact) -> bytes:
+    """The provenance in a table's bytes, which its hash names."""
+    return next(_open(table)).metadata.metadata[_PROVENANCE]
 
 
 def _folder_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(storage.file_sha256(path))
     return digest.hexdigest()
 
 

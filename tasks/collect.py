@@ -27,7 +27,7 @@ from tasks.agent.trajectory import Failure, Question, to_row
 from tasks.artifact import Artifact
 from tasks.breaker import Breaker
 from tasks.chosen import digest, select
-from tasks.errors import ArtifactError, ConfigError, StorageError
+from tasks.errors import ArtifactError, StorageError
 from tasks.images import PageImages
 from tasks.pages import PageStore
 from tasks.search.index import open_index
@@ -169,18 +169,16 @@ async def open_attempts(
     idle. Once all servers are seen to be gone, rollouts end at once with a typed failure, until one answers again.
 
     Args:
+        server: its addresses are those of running servers.
         root: storage root, below which page images lie.
         fingerprints: model_fingerprint, index_fingerprint and code_fingerprint, as the rows shall carry them.
         began: the states (tasks/states.py) that rollouts go on from, where any does.
 
     Raises:
         ArtifactError: an artifact is missing or of another schema.
-        ConfigError: no server's address is set.
     """
     from tasks.agent.client import open_client  # the openai package takes half a second to import
 
-    if not server.base_url:
-        raise ConfigError("collecting needs the address of a running server: set base_url")
     rows = await asyncio.to_thread(artifact.read_rows, questions)
     asked = {row["question_id"]: Question.from_row(row) for row in rows}
     find = search_with(await asyncio.to_thread(open_index, index, search), agent.top_k)

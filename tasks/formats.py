@@ -12,7 +12,6 @@ scores it like any other.
 
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -261,10 +260,9 @@ def _tables(name: FormatName, source: Source, agent: Agent) -> Iterator[pa.Table
     """A format's rows, in tables, so that conversations are never all in memory."""
     kind = FORMATS[name]
     examples = kind.examples(source, lambda reasoning, query: [prompts.search_message(reasoning, query, agent)])
-    tools = prompts.tool_definitions(agent)
     common = {
         "format": name,
-        "tools": None if tools is None else json.dumps(tools, ensure_ascii=False),
+        "tools": prompts.tools_json(agent),
         "prompt_fingerprint": prompts.prompt_fingerprint(agent),
     }
     parts: set[str] = set()

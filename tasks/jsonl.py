@@ -69,7 +69,7 @@ def in_tags(message: Message) -> str:
     content = re.sub(PLACEHOLDER, lambda _: image_tag(next(images)), message["content"])
     if message["role"] != "assistant":
         return content
-    step = protocol_tools.parse(Completion(content, None, (), "stop", None, None, 0.0))
+    step = protocol_tools.parse(Completion(content))
     if step.answer is not None:
         return protocol_tags.answer(step.reasoning, step.answer)["content"]
     if not step.queries:

@@ -126,8 +126,7 @@ def _weights_hash(path: Path) -> str:
         known = json.loads(kept.read_bytes())
         if known["stamp"] == stamp:
             return known["sha256"]
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = storage.file_sha256(path).hex()
     # where the cache cannot be written, the next command hashes again
     with contextlib.suppress(ConfigError, StorageError):
         storage.write_bytes(str(kept), json.dumps({"stamp": stamp, "sha256": found}).encode())

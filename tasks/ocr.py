@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pymupdf
 
 from tasks import artifact, storage, tesseract
 from tasks.artifact import Artifact
@@ -27,7 +26,7 @@ from tasks.errors import ArtifactError, ConfigError
 from tasks.pdf import length
 from tasks.processes import cores, cpu_limit, in_processes
 from tasks.set_aside import SetAside, printable, write_set_aside
-from tasks.source import Source, read_source, source_of
+from tasks.source import Source, open_pdf, read_source, source_of
 from tasks.tesseract import Reading, Tesseract
 
 _RENDER_CPU_S = 60.0
@@ -161,10 +160,7 @@ def _read(scan: Scan, method: Method) -> Reading | str:
 
 @functools.lru_cache(maxsize=1)  # pages come in their order, so a process opens a document once
 def _document(source: Source) -> Any:
-    data = read_source(source)
-    pymupdf.TOOLS.mupdf_display_errors(False)
-    pymupdf.TOOLS.mupdf_display_warnings(False)
-    return pymupdf.open(stream=data, filetype="pdf")
+    return open_pdf(read_source(source))
 
 
 # ---- what becomes of it

@@ -8,6 +8,7 @@ from tasks.config.documents import MOST_OCR_BELOW
 from tasks.errors import ConfigError
 from tasks.processes import cpu_limit
 from tasks.set_aside import Refused, printable
+from tasks.source import open_pdf
 
 _NO_PICTURES = frozenset(
     {"fill-text", "stroke-text", "ignore-text", "stroke-path"}
@@ -59,15 +60,13 @@ def read_pdf(uri: str, cpu_limit_s: float) -> Pdf:
 def _read(data: bytes) -> tuple[str, list[str], list[tuple[int, str]], list[int]]:
     import pymupdf
 
-    pymupdf.TOOLS.mupdf_display_errors(False)
-    pymupdf.TOOLS.mupdf_display_warnings(False)
     if not data:
         raise Refused("empty_file", "0 bytes")
     if b"%PDF" not in data[:1024]:
         raise Refused("not_pdf", "no %PDF in its first 1,024 bytes")
     complete = b"%%EOF" in data[-2048:]
     try:
-        document = pymupdf.open(stream=data, filetype="pdf")
+        document = open_pdf(data)
     except pymupdf.FileDataError as error:
         raise Refused("damaged" if complete else "truncated", _said(error)) from error
     with document:

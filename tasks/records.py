@@ -6,7 +6,7 @@ A reader yields (row number from 1, the row as a dictionary, or the Refused that
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -91,7 +91,7 @@ def parse(
             yield row, value
 
 
-def field(record: dict[str, Any], *names: str) -> Any:
+def field(record: Mapping[str, Any], *names: str) -> Any:
     """The value under the first of `names` that is there and not null.
 
     Raises:

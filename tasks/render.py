@@ -11,7 +11,7 @@ from typing import Any
 from tasks import storage
 from tasks.config import Agent
 from tasks.processes import cpu_limit
-from tasks.source import Source, read_source
+from tasks.source import Source, open_pdf, read_source
 
 CPU_LIMIT_S = 60.0
 """A page that keeps a core busy for longer cannot be rendered; most take a tenth of a second."""
@@ -124,8 +124,4 @@ def render_page(source: Source, number: int, rendering: Rendering, folder: str) 
 @functools.lru_cache(maxsize=2)
 def _open(source: Source) -> Any:
     """The document, kept open as its other pages are likely to be asked for."""
-    import pymupdf
-
-    pymupdf.TOOLS.mupdf_display_errors(False)
-    pymupdf.TOOLS.mupdf_display_warnings(False)
-    return pymupdf.open(stream=read_source(source), filetype="pdf")
+    return open_pdf(read_source(source))

@@ -104,7 +104,7 @@ def read_again(row: Row, search: Search, without_answer: Outcome) -> Row:
     turns: list[Row] = []
     answer: Answer | None = None
     for stored in row["turns"]:
-        step = protocol.parse(Completion(stored["raw_text"], None, (), stored["finish_reason"], None, None, 0.0))
+        step = protocol.parse(Completion(stored["raw_text"], finish_reason=stored["finish_reason"]))
         is_final = len(turns) + 1 == len(row["turns"])
         out_of_turns = row["outcome"] == "out_of_turns" or stored["failure"] == "not_an_answer"
         # a turn that must answer makes no search: one that did is the last that is known of an imported rollout
@@ -172,8 +172,8 @@ def _changes(before: Row, after: Row) -> Iterator[tuple[str, str]]:
     if len(after["turns"]) < len(before["turns"]):
         yield from [("turns", "cut off")] * (len(before["turns"]) - len(after["turns"]))
     for name, row in (("before", before), ("after", after)):
-        yield from [(f"{name}", "turns")] * len(row["turns"])
-        yield from [(f"{name}", "valid")] * sum(turn["failure"] is None for turn in row["turns"])
+        yield from [(name, "turns")] * len(row["turns"])
+        yield from [(name, "valid")] * sum(turn["failure"] is None for turn in row["turns"])
 
 
 def markdown(changes: Mapping[str, Mapping[str, int]]) -> str:

@@ -1,7 +1,7 @@
 """Each stage as a Prefect task: cached by its key, its result a reference in JSON beside the artifacts.
 
 `run_stage` runs one. A stage whose key was seen before is not run again, on any machine that shares the storage, unless what
-it made is gone. New stage: a plain function in its own module, a task here, a call in a flow.
+it made is gone. New stage: a plain function in its own module, a task in stage_tasks.py, a call in a flow.
 """
 
 import functools

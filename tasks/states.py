@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 
 from tasks import artifact, config, reward, storage
+from tasks.agent.message import Message
 from tasks.agent.prompts import refuse_other_conversations
-from tasks.agent.trajectory import Message, as_answered, turn_messages
+from tasks.agent.trajectory import as_answered, turn_messages
 from tasks.artifact import Artifact
 from tasks.errors import EmptyError
 

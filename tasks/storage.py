@@ -16,12 +16,13 @@ import threading
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tasks import locks
 from tasks.errors import ArtifactError, ConfigError, StorageError
 
 _CHECK = "check the bucket's name and AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION"
+_PART_BYTES = 64 * 2**20  # a request of this size takes long enough that its overhead is nothing
 
 
 def join(root: str, *parts: str) -> str:
@@ -61,6 +62,7 @@ def _s3(uri: str) -> Iterator[tuple[Any, str, str]]:
         raise ConfigError(f"{uri!r} names no bucket; write s3://bucket/prefix")
     from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
     from botocore.exceptions import ConnectionError as NotConnected
+    from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
 
     try:
         yield _client(), bucket, key
@@ -71,7 +73,10 @@ def _s3(uri: str) -> Iterator[tuple[Any, str, str]]:
         # 429 and what is the server's fault can pass; a wrong key or bucket cannot
         kind = StorageError if status == 429 or status >= 500 else ConfigError
         raise kind(f"{uri}: {error}; {_CHECK}") from error
-    except (NotConnected, HTTPClientError) as error:  # refused, timed out, broken off
+    except (
+        *(NotConnected, HTTPClientError),  # refused, timed out, broken off
+        *(RetriesExceededError, S3DownloadFailedError, S3ValidationError),  # or written over while it was read
+    ) as error:
         raise StorageError(f"{uri}: {error}; {_CHECK}") from error
     except (BotoCoreError, ValueError) as error:  # an endpoint that is no address is a ValueError
         raise ConfigError(f"{uri}: {error}; {_CHECK}") from error
@@ -99,6 +104,27 @@ def write_bytes(uri: str, data: bytes) -> None:
         with _s3(uri) as (client, bucket, key):
             client.put_object(Bucket=bucket, Key=key, Body=data)
         return
+    _write_local(uri, io.BytesIO(data))
+
+
+def _write_file(uri: str, source: Path) -> None:
+    """Write one file whole, as `write_bytes`, its content a local file's, which may be larger than memory."""
+    with local_errors(str(source), "read"), source.open("rb") as content:
+        if is_s3(uri):
+            with _s3(uri) as (client, bucket, key):
+                client.upload_fileobj(content, bucket, key, Config=_in_parts())
+            return
+        _write_local(uri, content)
+
+
+def _in_parts() -> Any:
+    """How files go to and from S3: larger ones in parts, which are tried again one by one, and all of them in this thread."""
+    from boto3.s3.transfer import TransferConfig
+
+    return TransferConfig(multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, use_threads=False)
+
+
+def _write_local(uri: str, content: IO[bytes]) -> None:
     path = Path(uri)
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     with local_errors(uri, "written"):
@@ -106,7 +132,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         try:
             with part.open("wb") as file:
                 locks.hold(file)  # until it is in place, for `clear_unfinished`
-                file.write(data)
+                shutil.copyfileobj(content, file)
                 file.flush()
                 os.fsync(file.fileno())
                 part.replace(path)
@@ -267,10 +293,15 @@ def _digest(file: str) -> bytes:
     """Hash of a local file; one that may not be read counts as empty."""
     with local_errors(file, "read"):
         try:
-            with open(file, "rb") as content:
-                return hashlib.file_digest(content, "sha256").digest()
+            return file_sha256(Path(file))
         except PermissionError:
             return b""
+
+
+def file_sha256(path: Path) -> bytes:
+    """Hash of a local file, which may be larger than memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def delete(uri: str) -> None:
@@ -299,14 +330,27 @@ def clear_unfinished(uri: str) -> None:
 
 
 def upload_folder(folder: Path, uri: str) -> None:
-    """Copy every file below a local folder to `uri`, keeping relative paths."""
+    """Copy every file below a local folder to `uri`, keeping relative paths.
+
+    Raises:
+        as `write_bytes`.
+    """
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        write_bytes(join(uri, path.relative_to(folder).as_posix()), path.read_bytes())
+        _write_file(join(uri, path.relative_to(folder).as_posix()), path)
 
 
 def download_folder(uri: str, folder: Path) -> None:
-    """Copy every file below `uri` into a local folder, keeping relative paths."""
+    """Copy every file below `uri` into a local folder, keeping relative paths. Cut off, it leaves a part of them.
+
+    Raises:
+        as `read_bytes`; ConfigError, StorageError: a file cannot be written.
+    """
     for file in iter_files(uri):
         target = folder / relative(file, uri)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(read_bytes(file))
+        with local_errors(str(target), "written"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not is_s3(file):
+                shutil.copyfile(file, target)
+                continue
+            with target.open("wb") as content, _s3(file) as (client, bucket, key):
+                client.download_fileobj(bucket, key, content, Config=_in_parts())

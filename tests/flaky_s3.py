@@ -1,4 +1,4 @@
-"""An S3 server in front of another one, on a socket of its own, that fails the reads it is told to fail."""
+"""An S3 server in front of another one, on a socket of its own, that fails, or breaks off, the reads it is told to."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,10 +11,13 @@ HOP_BY_HOP = {"connection", "content-encoding", "content-length", "transfer-enco
 
 
 class FlakyS3:
-    """Passes requests on to `behind`; a GET of an object whose address holds `failing` is answered with 503."""
+    """Passes requests on to `behind`; a GET of an object whose address holds `failing` is answered with 503.
+
+    The next `cut` answers of more than a mebibyte end after half a mebibyte.
+    """
 
     def __init__(self, behind: str) -> None:
-        self.failing = ""
+        self.failing, self.cut = "", 0
         flaky = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -34,7 +37,11 @@ class FlakyS3:
                 length = got.headers["Content-Length"] if self.command == "HEAD" else str(len(got.content))
                 self.send_header("Content-Length", length)
                 self.end_headers()
-                if self.command != "HEAD":
+                if flaky.cut and len(got.content) > 2**20:
+                    flaky.cut -= 1
+                    self.wfile.write(got.content[: 2**19])
+                    self.close_connection = True
+                elif self.command != "HEAD":
                     self.wfile.write(got.content)
 
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on

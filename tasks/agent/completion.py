@@ -19,15 +19,18 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the model generated in one call, as the server reports it; nothing here is parsed by us yet."""
+    """What the model generated in one call, as the server reports it; nothing here is parsed by us yet.
+
+    Of a stored text, which nobody generates now, nothing else is known.
+    """
 
     raw_text: str  # without what the server took out of it: reasoning, tool calls
-    reasoning: str | None
-    tool_calls: tuple[ToolCall, ...]
-    finish_reason: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    latency_s: float  # with all tries
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    latency_s: float = 0.0  # with all tries
 
 
 class CompletionError(Exception):

@@ -87,6 +87,12 @@ def tool_definitions(settings: Agent) -> list[dict[str, Any]] | None:
     return None if tools is None else [dict(tool) for tool in tools]
 
 
+def tools_json(settings: Agent) -> str | None:
+    """Those definitions as rollouts and training sets hold them."""
+    tools = tool_definitions(settings)
+    return None if tools is None else json.dumps(tools, ensure_ascii=False)
+
+
 def search_message(reasoning: str | None, query: str, settings: Agent) -> Message:
     """What the assistant says to search: the completion that a model is taught."""
     return as_stored(PROTOCOLS[settings.protocol].search(reasoning, query))

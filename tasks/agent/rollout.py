@@ -5,7 +5,6 @@ Collection, evaluation and the interactive test call `rollout` with other settin
 
 import asyncio
 import inspect
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from tasks.agent.completion import Complete, Completion, CompletionError
 from tasks.agent.conversation import Conversation
 from tasks.agent.message import Image, Message
 from tasks.agent.observation import PageImage, PageText, observe
-from tasks.agent.prompts import PROTOCOLS, prompt_fingerprint, tool_definitions, wire_prompt
+from tasks.agent.prompts import PROTOCOLS, prompt_fingerprint, tools_json, wire_prompt
 from tasks.agent.protocol import Actions, Step, as_stored, as_wire, tell_last_turn
 from tasks.agent.sampling import ResolvedSampling, sampling_fingerprint
 from tasks.agent.trajectory import Action, Question, SearchRecord, Trajectory, Turn, TurnFailure
@@ -67,7 +66,6 @@ async def rollout(
         earlier: messages of a stored conversation after its prompt; the model goes on from there.
         on_turn: is told each turn as it ends.
     """
-    tools = tool_definitions(settings)
     trajectory = Trajectory(
         question=question,
         protocol=settings.protocol,
@@ -77,7 +75,7 @@ async def rollout(
         seed=seed,
         sampling_fingerprint=sampling_fingerprint(sampling),
         prompt_fingerprint=prompt_fingerprint(settings),
-        tools=None if tools is None else json.dumps(tools, ensure_ascii=False),
+        tools=tools_json(settings),
         outcome="out_of_turns" if settings.answer else "searched",
         state_messages=len(earlier),
     )

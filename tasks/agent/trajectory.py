@@ -86,14 +86,14 @@ class Turn:
     reasoning: str | None
     action: Action
     searches: Sequence[SearchRecord]
-    failure: TurnFailure | None
-    failure_detail: str | None
-    read_by: ReadBy | None  # None where nothing could be read
-    repaired: bool  # broken JSON of a call was mended (tasks/agent/calls.py)
-    finish_reason: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    latency_s: float
+    failure: TurnFailure | None = None
+    failure_detail: str | None = None
+    read_by: ReadBy | None = None  # None where nothing could be read
+    repaired: bool = False  # broken JSON of a call was mended (tasks/agent/calls.py)
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    latency_s: float = 0.0
     images_shown: int = 0  # pages that its searches found and whose images the model was then shown
     images_missing: int = 0  # pages that were shown by their text, as they cannot be rendered
     images_replaced: int = 0  # images of earlier turns that gave way to text before its request

@@ -56,6 +56,11 @@ class ModelRun(Run):
     serve: Serve = Field(default=Serve(), title="vLLM", description="How vLLM is started, where no base URL is given.")
 
     @property
+    def asking(self) -> dict[str, Any]:
+        """What it says of asking a model, by name: what another flow takes that asks the same one."""
+        return {name: getattr(self, name) for name in ModelRun.model_fields}
+
+    @property
     def starts_vllm(self) -> bool:
         """Whether a vLLM of our own is asked."""
         return not self.server.base_url
@@ -298,6 +303,14 @@ class ImportRun(BaseRun):
         refuse_reserved(self.name)
         if self.name and self.what != "adapter":
             raise ValueError("only an adapter is kept under a name: leave name empty")
+        return self
+
+    @model_validator(mode="after")
+    def _no_file_is_passed_over(self) -> "ImportRun":
+        if len(self.source) > 1 and self.what in ("trajectories", "mined", "adapter"):
+            raise ValueError(
+                f"{self.what} are read from one file or folder: leave {self.source[1]} out, or join the files"
+            )
         return self
 
 

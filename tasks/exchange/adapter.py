@@ -1,19 +1,39 @@
 """A LoRA adapter from elsewhere, in PEFT's layout, checked against its base model and stored as ours."""
 
-import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from pydantic import Field, TypeAdapter
 
 from tasks import artifact, folders, storage
 from tasks.adapters import adapted_modules, read_config
 from tasks.artifact import Artifact
 from tasks.errors import ConfigError, InputError
+from tasks.exchange.exported import Open, checked
 from tasks.model import fetch_model, model_fingerprint
 from tasks.training.loading import base_name, meta_model
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+
+
+class _Training(Open):
+    """What tasks/training/lineage.py reads."""
+
+    settings: dict[str, Any] | None = None
+    examples: int | None = None
+    questions: int | None = None
+    steps: int | None = None
+    started_from: "_Training | None" = None
+
+
+class _Provenance(_Training):
+    base_model: str | None = None
+    base_fingerprint: str | None = None
+    prompt_fingerprints: list[str] = Field(default=[])
+    conversed_as: dict[str, Any] | None = None
+    learned_from: dict[str, str] = Field(default={})
 
 
 def import_adapter(source: str, model: str, trusted: Collection[str], uri: str) -> Artifact:
@@ -27,7 +47,7 @@ def import_adapter(source: str, model: str, trusted: Collection[str], uri: str) 
         trusted: names of models whose own code may run.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: there is no such folder, or its provenance.json is not what an export writes.
         ConfigError: it is no LoRA adapter in safetensors, or was made for another base.
     """
     if not storage.exists(storage.join(source, _FILES[0])):
@@ -38,35 +58,30 @@ def import_adapter(source: str, model: str, trusted: Collection[str], uri: str) 
             if storage.exists(file := storage.join(source, name)):
                 (folder / name).write_bytes(storage.read_bytes(file))
         said = _refuse_other_base(folder, model, base, trust=model in trusted)
-        known = _provenance(folder, model_fingerprint(base), model)
+        known = _provenance(folder, source, model_fingerprint(base), model)
         facts = artifact.provenance(
             imported_sha256=storage.fingerprint(str(folder)),
             base_model=base_name(model),
             base_said=said,
             base_fingerprint=model_fingerprint(base),
-            prompt_fingerprints=known.get("prompt_fingerprints", []),
-            conversed_as=known.get("conversed_as"),
-            learned_from=known.get("learned_from", {}),
-            settings=known.get("settings", {}),
-            trained=known,
+            prompt_fingerprints=known.prompt_fingerprints,
+            conversed_as=known.conversed_as,
+            learned_from=known.learned_from,
+            settings=known.settings or {},
+            trained=known.model_dump(mode="json"),
         )
         return artifact.write_folder(folder, uri, "adapter/1", 1, facts)
 
 
-def _provenance(folder: Path, fingerprint: str, model: str) -> Mapping[str, Any]:
+def _provenance(folder: Path, source: str, fingerprint: str, model: str) -> _Provenance:
     """What DRAG wrote beside the adapter when it trained it; nothing when it did not."""
     file = folder / "provenance.json"
     if not file.exists():
-        return {}
-    try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"is no JSON ({error}); delete it", file=file.name) from error
-    if not isinstance(known, dict):
-        raise InputError("is no JSON object; delete it", file=file.name)
-    if known.get("base_fingerprint") not in (None, fingerprint):
+        return _Provenance()
+    known = checked(TypeAdapter(_Provenance), file.read_bytes(), storage.join(source, file.name))
+    if known.base_fingerprint not in (None, fingerprint):
         raise ConfigError(
-            f"the adapter was trained on {known.get('base_model')} of fingerprint {known['base_fingerprint']}, and {model} "
+            f"the adapter was trained on {known.base_model} of fingerprint {known.base_fingerprint}, and {model} "
             f"has {fingerprint}: name the model that it was trained on by --model"
         )
     return known

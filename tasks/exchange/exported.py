@@ -3,7 +3,7 @@
 {"sft_best": {"sha256": "…", "rows": 149, "schema": "sft/2", "provenance": {"agent": {…}, "settings": {…}, …}}, …}
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -11,25 +11,29 @@ from tasks import storage
 from tasks.errors import InputError
 from tasks.set_aside import printable
 
+T = TypeVar("T")
 
-class _Open(BaseModel):
+
+class Open(BaseModel):
+    """A part of a provenance, of which only what is read is declared."""
+
     model_config = ConfigDict(extra="allow")  # what is not read here is handed on as it is
 
 
-class Settings(_Open):
+class Settings(Open):
     agent: dict[str, Any] | None = None
     search: dict[str, Any] | None = None
     reward: str | None = None
 
 
-class Provenance(_Open):
+class Provenance(Open):
     agent: dict[str, Any] | None = None
     settings: Settings = Settings()
     prompt_messages: int | None = None
     reward: str | None = None
 
 
-class Table(_Open):
+class Table(Open):
     provenance: Provenance = Provenance()
 
 
@@ -49,8 +53,17 @@ def read(source: str) -> dict[str, Table]:
     uri = beside(source)
     if uri is None:
         return {}
+    return checked(TypeAdapter(dict[str, Table]), storage.read_bytes(uri), uri)
+
+
+def checked(kind: TypeAdapter[T], content: bytes, uri: str) -> T:
+    """What a provenance.json says.
+
+    Raises:
+        InputError: it is not of that kind.
+    """
     try:
-        return TypeAdapter(dict[str, Table]).validate_json(storage.read_bytes(uri))
+        return kind.validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))

@@ -178,7 +178,7 @@ def import_rows(
 
     Raises:
         InputError: there is no such file, or no row of it can be used; or the PDF of a page that is to be shown is not where
-            it was.
+            it was; or pairs come with another pipeline's rollouts.
         ConfigError: the agent sees images, and no page has a PDF to tell others' rollouts with.
     """
     work = _Import(sources, agent, pages, questions, root, on_progress)
@@ -241,6 +241,11 @@ def _ask_for_images(work: _Import, source: str, name: str) -> None:
 def _processed(work: _Import, uri: str) -> dict[str, Artifact]:
     """Our own rows as they are; another pipeline's are scored anew, and all kept, as they were filtered before."""
     if not _is_ours(work.sources[0]):
+        if len(work.sources) > 1:
+            raise InputError(
+                "rollouts of another pipeline are paired anew, so that no file of pairs is read: leave it out",
+                file=work.sources[1],
+            )
         told = _trajectories(work, work.sources[0], "processed", uri)
         names = ("processed", "pairs", "statistics")
         made = process.process({"imported": told}, SCORING, uri)

@@ -15,7 +15,6 @@ and answers are calls. Text that is neither (what a model wrote around its tags)
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,7 +58,7 @@ def read(record: Mapping[str, Any], kind: str, part: str, agent: Agent, unknown:
     """
     names = _TEXTS.get(kind, ("input", "output"))
     unknown.update(set(record) - {*names, "question_id", "id", "gt_rank", "images", *_NUMBERS})
-    texts = {name: without_placeholders(records.text(records.field(dict(record), name), name)) for name in names}
+    texts = {name: without_placeholders(records.text(records.field(record, name), name)) for name in names}
     shown = record.get("images") or []
     texts = _shown(texts, shown)
     asked = texts[names[0]]
@@ -78,7 +77,7 @@ def read(record: Mapping[str, Any], kind: str, part: str, agent: Agent, unknown:
         "gt_rank": None if record.get("gt_rank") is None else records.whole(record["gt_rank"], "gt_rank"),
         **{name: _number(record, name) for name in _NUMBERS},
         "prompt_fingerprint": prompts.prompt_fingerprint(agent),
-        "tools": None if (tools := prompts.tool_definitions(agent)) is None else json.dumps(tools, ensure_ascii=False),
+        "tools": prompts.tools_json(agent),
     }
     if kind == "reward":
         said = _SAID.search(since)
@@ -142,7 +141,7 @@ def _spoken(text: str, agent: Agent) -> tuple[Message, int]:
     reasoning, _, rest = text.removeprefix("<think>").rpartition("</think>")
     protocol = prompts.PROTOCOLS[agent.protocol]
     if not queries:
-        answer = protocol_tags.parse(Completion(rest, None, (), "stop", None, None, 0.0)).answer
+        answer = protocol_tags.parse(Completion(rest)).answer
         if answer is None:
             raise Refused("bad_example", f"the answer has no words: {printable(text, 80)}")
         return as_stored(protocol.answer(reasoning or None, answer)), 0

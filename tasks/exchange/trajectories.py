@@ -126,7 +126,7 @@ def read(
         seed=_number(row, "seed"),
         sampling_fingerprint="",
         prompt_fingerprint=prompts.prompt_fingerprint(agent),
-        tools=None if (tools := prompts.tool_definitions(agent)) is None else json.dumps(tools, ensure_ascii=False),
+        tools=prompts.tools_json(agent),
         outcome="out_of_turns",
     )
     answer, made = _answer(row), _list(_get(row, "searches"))
@@ -181,21 +181,7 @@ def _tell(
 
 
 def _turn(number: int, step: Step, searches: list[SearchRecord]) -> Turn:
-    return Turn(
-        turn=number,
-        raw_text=step.raw_text,
-        reasoning=step.reasoning,
-        action=step.action,
-        searches=searches,
-        failure=None,
-        failure_detail=None,
-        read_by=None,
-        repaired=False,
-        finish_reason=None,
-        prompt_tokens=None,
-        completion_tokens=None,
-        latency_s=0.0,
-    )
+    return Turn(number, step.raw_text, step.reasoning, step.action, searches)
 
 
 def _search(item: Any, wanted: list[Page], top_k: int, notes: Notes, *, shown: bool) -> tuple[str | None, SearchRecord]:
@@ -236,7 +222,7 @@ def _get(row: Mapping[str, Any], what: str, *, optional: bool = False) -> Any:
     names = _ALSO[what]
     if optional:
         return next((row[name] for name in names if row.get(name) is not None), None)
-    return records.field(dict(row), *names)
+    return records.field(row, *names)
 
 
 def _list(value: Any) -> list[Any]:

@@ -5,7 +5,6 @@ cut off in writing is ignored. The marker also names the training (a hash of its
 training's checkpoint is never taken for this one's. Where several machines train, each copies what its processes wrote.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -80,7 +79,7 @@ def _is_whole(folder: Path, training: str) -> bool:
 
 def _hashes(folder: Path) -> dict[str, str]:
     return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        path.relative_to(folder).as_posix(): storage.file_sha256(path).hex()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != _MARKER
     }

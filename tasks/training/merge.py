@@ -10,8 +10,6 @@ from tasks.training.adapted import base_of, load_adapted
 from tasks.training.loading import base_name, load_model, load_tokenizer, sees
 from tasks.training.reader import as_classifier
 
-_MOST_IN_A_FILE = "4GB"  # object storage takes 5 GiB at once
-
 
 def merge(adapter: Artifact, model: str, uri: str, trusted: Collection[str] = ()) -> Artifact:
     """Write base + adapter as one checkpoint (model/1), with the tokenizer, in the base's own precision.
@@ -49,7 +47,7 @@ def merge(adapter: Artifact, model: str, uri: str, trusted: Collection[str] = ()
         merged.config.pad_token_id = tokenizer.pad_token_id  # how it finds the last token of a text among several
     merged = merged.to(precision)
     with folders.scratch("merge") as scratch:
-        merged.save_pretrained(scratch, max_shard_size=_MOST_IN_A_FILE)
+        merged.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         for file in () if of_text else base.glob("*processor_config.json"):  # how images are seen
             shutil.copy(file, scratch)

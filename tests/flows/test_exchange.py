@@ -66,10 +66,10 @@ def test_the_references_files_go_through_every_stage_and_out_again(
     drag("format", "--formats", "all", "--split", "all", "--train-ratio", "0.7")
     out = tmp_path / "out"
     drag("export", "training-sets", str(out))
-    drag("export", "processed", str(out))
-    assert {"sft_best_train.jsonl", "dpo_val.jsonl", "processed.jsonl", "pairs.jsonl", "stats.json"} <= {
-        path.name for path in out.iterdir()
-    }
+    rollouts = tmp_path / "rollouts"
+    drag("export", "processed", str(rollouts))
+    assert {"sft_best_train.jsonl", "dpo_val.jsonl"} <= {path.name for path in out.iterdir()}
+    assert {"processed.jsonl", "pairs.jsonl", "stats.json"} <= {path.name for path in rollouts.iterdir()}
 
     # elsewhere, from the training set alone
     elsewhere = f"{storage_root}/elsewhere"
@@ -96,7 +96,7 @@ def test_the_references_files_go_through_every_stage_and_out_again(
     assert main(["merge", "--model", model, "--adapter", "ours", "--storage", storage_root]) == 2
     assert "holds no adapter ours; there are theirs" in capsys.readouterr().err
 
-    assert main(["import", "processed", str(out / "processed.jsonl"), "--storage", elsewhere]) == 0
+    assert main(["import", "processed", str(rollouts / "processed.jsonl"), "--storage", elsewhere]) == 0
     assert read_rows(load_ref(elsewhere, "processed")) == read_rows(load_ref(storage_root, "processed"))
     assert main(["format", "--split", "all", "--storage", elsewhere]) == 0
 
@@ -181,3 +181,23 @@ def test_pages_go_out_as_they_come_in(documents: Path, tmp_path: Path) -> None:
     ]
     assert stored[0] == stored[1]
     assert load_ref(other, "questions").rows == load_ref(root, "questions").rows
+
+
+def test_an_export_into_the_same_folder_takes_the_place_of_the_earlier_one(
+    documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out, file = str(tmp_path / "store"), str(tmp_path / "out"), tmp_path / "processed.jsonl"
+    unseen = ["--observation", "none", "--storage", root]
+    ours = ["export", "processed", out, "--layout", "hf", "--storage", root]
+    for split in ("test", "train"):
+        file.write_text(json.dumps(rollout(0, "pump") | {"split": split}))
+        assert main(["import", "processed", str(file), *unseen]) == 0
+        assert main(ours) == 0
+    assert main(["import", "processed", out, "--storage", str(tmp_path / "there")]) == 0
+    for name in ("processed", "pairs"):
+        assert {row["split"] for row in read_rows(load_ref(str(tmp_path / "there"), name))} == {"train"}
+    capsys.readouterr()
+    assert main(["export", "mined", out, "--storage", root]) == 3
+    ingest_small(root, documents)
+    assert main(["export", "pages", out, "--storage", root]) == 2
+    assert "holds an export of processed: name another folder" in capsys.readouterr().err

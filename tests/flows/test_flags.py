@@ -108,9 +108,12 @@ def test_an_adapter_is_the_newest_or_one_by_its_name(command: str, tmp_path: Pat
         (["import", "dpo", "file.jsonl", "--name", "mine"], "leave name empty"),
         (["merge", "--source", "reward_model", "--adapter", "mine"], "leave adapter out"),
         (["export", "reward-model", "folder", "--adapter", "mine"], "leave adapter out"),
+        (["import", "trajectories", "a.jsonl", "b.jsonl"], r"leave b\.jsonl out, or join the files"),
+        (["import", "mined", "a.jsonl", "b.jsonl"], r"leave b\.jsonl out, or join the files"),
+        (["import", "adapter", "a", "b"], "leave b out"),
     ],
 )
-def test_a_name_that_says_nothing_is_refused(words: list[str], says: str) -> None:
+def test_what_would_be_passed_over_is_refused(words: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         settings_from(COMMANDS[words[0]].settings, _parser().parse_args(words))
 

@@ -93,6 +93,18 @@ def test_provenance_comes_back(storage_root: str, tmp_path: Path) -> None:
     assert artifact.read_provenance(table) == artifact.read_provenance(folder) == facts
 
 
+def test_a_table_is_read_once_for_its_provenance(s3_root: str) -> None:
+    written, other = _written(s3_root), _written(s3_root, "other.parquet")
+    read: list[str] = []
+    events = storage._client().meta.events
+    events.register("before-call.s3.GetObject", lambda params, **_: read.append(params["url_path"]), unique_id="read")
+    for _ in range(2):
+        artifact.read_provenance(written)["stage"] = "nobody else sees this"
+    assert artifact.read_provenance(other)["stage"] == artifact.read_provenance(written)["stage"] == "test"
+    events.unregister("before-call.s3.GetObject", unique_id="read")
+    assert len(read) == 2
+
+
 @pytest.mark.parametrize(
     "rows",
     [

@@ -14,6 +14,7 @@ from tasks.artifact import fetch_folder, read_provenance
 from tasks.errors import ConfigError, InputError
 from tasks.exchange.adapter import export_adapter, import_adapter
 from tasks.model import model_fingerprint
+from tasks.training.lineage import trainings
 from tests.tiny_model import tiny_model
 
 
@@ -57,6 +58,34 @@ def test_an_adapter_is_taken_and_given_back(model: Path, adapter: Path, storage_
     assert read_provenance(again)["prompt_fingerprints"] == ["abc"]
     for name in ("adapter_model.safetensors", "adapter_config.json", "README.md"):
         assert (fetch_folder(again) / name).read_bytes() == (adapter / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("[]", "should be an object"),
+        ('{"settings": 3}', "(settings: "),
+        ('{"prompt_fingerprints": "abc"}', "(prompt_fingerprints: "),
+        ('{"started_from": {"steps": "many"}}', "(started_from.steps: "),
+    ],
+)
+def test_what_no_export_wrote_is_refused_before_anything_rests_on_it(
+    model: Path, adapter: Path, tmp_path: Path, said: str, told: str
+) -> None:
+    (adapter / "provenance.json").write_text(said)
+    with pytest.raises(InputError) as refused:
+        import_adapter(str(adapter), str(model), (), str(tmp_path / "made"))
+    assert f"{adapter}/provenance.json: is not what an export writes (" in str(refused.value)
+    assert told in str(refused.value)
+
+
+def test_what_is_left_out_of_its_trainings_is_not_known(model: Path, adapter: Path, tmp_path: Path) -> None:
+    said = '{"settings": {"method": "dpo"}, "steps": 3, "examples": null, "started_from": {"steps": 2}, "more": 1}'
+    (adapter / "provenance.json").write_text(said)
+    known = read_provenance(import_adapter(str(adapter), str(model), (), str(tmp_path / "made")))
+    unknown = {"settings": None, "examples": None, "questions": None}
+    assert trainings(known) == [unknown | {"steps": 2}, unknown | {"settings": {"method": "dpo"}, "steps": 3}]
+    assert known["trained"]["more"] == 1
 
 
 def test_what_does_not_fit_is_refused(model: Path, adapter: Path, tmp_path: Path) -> None:

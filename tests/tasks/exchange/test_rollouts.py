@@ -164,6 +164,8 @@ def test_others_are_told_as_the_agent_would_have(searcher: Any, tmp_path: Path, 
         "processed", [str(file)], agent, pages(tmp_path), None, str(tmp_path / "scored"), str(tmp_path)
     )
     (kept,) = artifact.read_rows(scored["processed"])
+    with pytest.raises(InputError, match=r"pairs\.jsonl: rollouts of another pipeline are paired anew.*leave it out"):
+        import_rows("processed", [str(file), "pairs.jsonl"], agent, pages(tmp_path), None, str(tmp_path), str(tmp_path))
     assert (kept["best_query"], kept["best_rank"], kept["rank_score"]) == ("Budget", 1, 1.0)
     assert {(pair["chosen"], pair["rejected"]) for pair in artifact.read_rows(scored["pairs"])} == {
         *[("Budget", "weather"), ("Budget", "common"), ("common", "weather")]
