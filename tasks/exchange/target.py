@@ -55,9 +55,7 @@ def put(folder: Path, target: str, what: str) -> None:
             f"{target} holds {foreign[0]}, and no export.json says that an export wrote it: name an empty folder, or delete it"
         )
     _write(target, what, files.union(earlier.files), whole=False)
-    for name in sorted(
-        there.keys() & set(earlier.files)
-    ):  # of what is named, what is there: never a path out of the folder
+    for name in sorted(there.keys() & set(earlier.files)):  # what is there, so no path that leads out of the folder
         storage.delete(there[name])
     storage.upload_folder(folder, target)
     _write(target, what, files, whole=True)
