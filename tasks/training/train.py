@@ -77,10 +77,7 @@ def train(spec: Spec) -> None:
         spec.model, max(map(longest, [*items.train, *items.val])), trust_remote_code=spec.trust_remote_code
     ):
         batching = "length-grouped"
-        print(
-            "batching is length-grouped: packed, examples would be computed otherwise than alone by this model",
-            flush=True,
-        )
+        tell(warning="batching is length-grouped: packed, this model would compute examples otherwise than alone")
     plan = batches.plan(lengths, settings.batch_size, batching, settings.epochs, settings.seed)
     # Every process takes as many: what the first ones would be given again, they are given knowingly.
     plan += itertools.islice(itertools.cycle(tuple(plan)), -len(plan) % spec.world_size)
