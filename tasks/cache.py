@@ -17,10 +17,12 @@ from pydantic import BaseModel
 
 from tasks import hub, storage
 from tasks.artifact import Artifact
+from tasks.schemas import TABLES
 
 _PACKAGE = "tasks"
 _TRIES, _PAUSE_S = 100, 0.02
-# What these hold is said, stored, kept alive, asked or fetched, and no result depends on how.
+# What these hold is said, stored, kept alive, asked or fetched, and no result depends on how. Of the schemas only those count that
+# the code names.
 _NO_RESULT = {
     "tasks.agent.fleet",
     "tasks.breaker",
@@ -31,18 +33,21 @@ _NO_RESULT = {
     "tasks.logs",
     "tasks.network",
     "tasks.processes",
+    "tasks.schemas",
     "tasks.source",
     "tasks.storage",
     "tasks.training.messages",
     "tasks.unwritten",
     "tasks.watchdog",
 }
+_BY_KIND = "tasks.exchange.rows"  # finds schemas without naming them
 _KNOWN_OTHERWISE = {
     # What a rollout found is scored anew by every stage that takes it on, so that a new reward needs no new rollouts. A model
     # is among the facts, by the fingerprint of what was found.
     "tasks.collect": {"tasks.model", "tasks.reward"},
     "tasks.exchange.adapter": {"tasks.model"},
-    "tasks.training.launch": {"tasks.model"},
+    # Nor is an adapter another one whose card says otherwise how it was made.
+    "tasks.training.launch": {"tasks.model", "tasks.training.card", "tasks.training.lineage", "tasks.markdown"},
     "tasks.training.merge": {"tasks.model"},
 }
 
@@ -81,13 +86,18 @@ def code_version(module: str) -> str:
     """Hash of the source of a module and of all that it uses of this package, directly or not.
 
     Settings are left out: their values are in the key, and a reworded description changes no result. So is what errors say,
-    and how files are stored. It is the same under every version of Python.
+    and how files are stored. Of tables, the schemas count that the code names. It is the same under every version of Python.
 
     Raises:
         ModuleNotFoundError: there is no such module.
     """
     digest = hashlib.sha256()
-    for name, source in sorted(_closure(module).items()):
+    found = _closure(module)
+    for schema in sorted(
+        TABLES if _BY_KIND in found else {text for path in found.values() for text in _texts(path)} & TABLES.keys()
+    ):
+        digest.update(f"{schema}\0{TABLES[schema]}\0".encode())
+    for name, source in sorted(found.items()):
         if name.startswith(f"{_PACKAGE}.config"):
             continue
         digest.update(name.encode() + b"\0" + _syntax(source) + b"\0")
@@ -176,9 +186,13 @@ def _names(path: Path) -> list[str]:
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.append(node.value)
-    return [name for name in found if name.startswith(f"{_PACKAGE}.")]
+    return [name for name in [*found, *_texts(path)] if name.startswith(f"{_PACKAGE}.")]
+
+
+def _texts(path: Path) -> list[str]:
+    """The texts that a source file has as constants."""
+    constants = (node.value for node in ast.walk(_parsed(path)) if isinstance(node, ast.Constant))
+    return [value for value in constants if isinstance(value, str)]
 
 
 def _source(module: str) -> Path | None:

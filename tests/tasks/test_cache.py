@@ -6,12 +6,14 @@ import re
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks import cache, config
 from tasks.artifact import Artifact
+from tasks.schemas import TABLES
 
 PAGES = Artifact("/a/pages.parquet", "ab" * 32, 3, "pages/2")
 
@@ -189,6 +191,25 @@ def test_what_changes_no_result_does_not_count() -> None:
     # chosen by name, each of them
     assert {"tasks.search.whoosh_engine", "tasks.search.tantivy_engine"} <= cache._closure("tasks.search.index").keys()
     assert "tasks.model" in cache._closure("tasks.report")  # which says where no hub gave it
+
+
+def test_the_schemas_of_other_tables_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or results with one more column would make everything be collected and trained again."""
+    stages = ["tasks.collect", "tasks.process", "tasks.training.launch", "tasks.evaluate", "tasks.exchange.importing"]
+
+    def versions() -> dict[str, str]:
+        cache.code_version.cache_clear()
+        return {stage: cache.code_version(stage) for stage in stages}
+
+    before = versions()
+    for schema, of in {"results/4": {"tasks.evaluate"}, "trajectories/2": {"tasks.collect", "tasks.process"}}.items():
+        with monkeypatch.context() as patch:
+            patch.setitem(TABLES, schema, TABLES[schema].append(pa.field("more", pa.string())))
+            changed = {stage for stage, version in versions().items() if version != before[stage]}
+        assert changed >= of | {"tasks.exchange.importing"}
+        assert "tasks.training.launch" not in changed
+        assert ("tasks.collect" in changed) == ("tasks.collect" in of)
+    assert versions() == before
 
 
 def test_what_is_no_module_has_no_version() -> None:
