@@ -21,8 +21,8 @@ from tasks.schemas import TABLES
 
 _PACKAGE = "tasks"
 _TRIES, _PAUSE_S = 100, 0.02
-# What these hold is said, stored, kept alive, asked or fetched, and no result depends on how. Of the schemas only those count that
-# the code names.
+# What these hold is said, stored, kept alive, asked or fetched, and no result depends on how. Of the schemas those count that the
+# code names.
 _NO_RESULT = {
     "tasks.agent.fleet",
     "tasks.breaker",
@@ -93,9 +93,8 @@ def code_version(module: str) -> str:
     """
     digest = hashlib.sha256()
     found = _closure(module)
-    for schema in sorted(
-        TABLES if _BY_KIND in found else {text for path in found.values() for text in _texts(path)} & TABLES.keys()
-    ):
+    named = TABLES.keys() & {text for path in found.values() for text in _texts(path)}
+    for schema in sorted(TABLES if _BY_KIND in found else named):
         digest.update(f"{schema}\0{TABLES[schema]}\0".encode())
     for name, source in sorted(found.items()):
         if name.startswith(f"{_PACKAGE}.config"):
