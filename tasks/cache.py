@@ -34,6 +34,7 @@ _NO_RESULT = {
     "tasks.network",
     "tasks.processes",
     "tasks.schemas",
+    "tasks.server_api",
     "tasks.source",
     "tasks.storage",
     "tasks.training.messages",

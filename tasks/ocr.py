@@ -23,10 +23,10 @@ from tasks.artifact import Artifact
 from tasks.cache import stage_key
 from tasks.config import Scans
 from tasks.errors import ArtifactError, ConfigError
-from tasks.pdf import length
+from tasks.pdf import length, open_pdf
 from tasks.processes import cores, cpu_limit, in_processes
 from tasks.set_aside import SetAside, printable, write_set_aside
-from tasks.source import Source, open_pdf, read_source, source_of
+from tasks.source import Source, read_source, source_of
 from tasks.tesseract import Reading, Tesseract
 
 _RENDER_CPU_S = 60.0

@@ -8,7 +8,6 @@ from tasks.config.documents import MOST_OCR_BELOW
 from tasks.errors import ConfigError
 from tasks.processes import cpu_limit
 from tasks.set_aside import Refused, printable
-from tasks.source import open_pdf
 
 _NO_PICTURES = frozenset(
     {"fill-text", "stroke-text", "ignore-text", "stroke-path"}
@@ -105,3 +104,16 @@ def _clean(text: Any) -> str:
 
 def _said(error: Exception) -> str:
     return printable(f"{type(error).__name__}: {error}")
+
+
+def open_pdf(data: bytes) -> Any:
+    """A PDF as a document of PyMuPDF, which prints nothing of what is wrong with it.
+
+    Raises:
+        pymupdf.FileDataError: it is none, or damaged beyond repair.
+    """
+    import pymupdf
+
+    pymupdf.TOOLS.mupdf_display_errors(False)
+    pymupdf.TOOLS.mupdf_display_warnings(False)
+    return pymupdf.open(stream=data, filetype="pdf")

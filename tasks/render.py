@@ -10,8 +10,9 @@ from typing import Any
 
 from tasks import storage
 from tasks.config import Agent
+from tasks.pdf import open_pdf
 from tasks.processes import cpu_limit
-from tasks.source import Source, open_pdf, read_source
+from tasks.source import Source, read_source
 
 CPU_LIMIT_S = 60.0
 """A page that keeps a core busy for longer cannot be rendered; most take a tenth of a second."""

@@ -28,7 +28,7 @@ _USER = re.compile(r"(?<=://)[^/@\s\"'<>]+@")  # user and password of an address
 
 def without_values(text: str) -> str:
     """The text with the name of the variable in place of each secret, and all else as it was: for what a model says."""
-    values = {name: value for name in _SECRET if len(value := os.environ.get(name, "")) >= _SHORTEST}
+    values = {name: value for name in _SECRET if len(value := os.environ.get(name, "").strip()) >= _SHORTEST}
     for name, value in sorted(values.items(), key=lambda item: -len(item[1])):
         text = text.replace(value, f"[{name}]")
     return text

@@ -11,7 +11,8 @@ from typing import Any
 import httpx2
 
 from tasks.artifact import Artifact, fetch_folder
-from tasks.errors import ServerError
+from tasks.errors import ConfigError, ServerError
+from tasks.network import is_loopback
 from tasks.secrets import quoted
 
 _NO_ANSWER = (httpx2.HTTPError, httpx2.InvalidURL)
@@ -106,13 +107,21 @@ def ask(url: str, *, timeout_s: float, body: object = None) -> httpx2.Response:
     Raises:
         httpx2.HTTPError: nothing answers there, or no HTTP.
         httpx2.InvalidURL: `url` is none.
+        ConfigError: the environment names a proxy that cannot be used; on this machine itself none is.
     """
-    headers = {"Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY') or 'EMPTY'}"}
-    return _client().request("GET" if body is None else "POST", url, headers=headers, timeout=timeout_s, json=body)
+    headers = {"Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', '').strip() or 'EMPTY'}"}
+    client = _client(proxied=not is_loopback(httpx2.URL(url).host))
+    return client.request("GET" if body is None else "POST", url, headers=headers, timeout=timeout_s, json=body)
 
 
 @functools.cache
-def _client() -> httpx2.Client:
+def _client(*, proxied: bool) -> httpx2.Client:
     """One for all, as reading the system's certificates takes tens of milliseconds. It keeps no connection, which a server may
     have closed meanwhile; and where it is sent on to another host, that is not given the key."""
-    return httpx2.Client(follow_redirects=True, limits=httpx2.Limits(max_keepalive_connections=0))
+    limits = httpx2.Limits(max_keepalive_connections=0)
+    try:
+        return httpx2.Client(follow_redirects=True, limits=limits, trust_env=proxied)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"the proxy that the environment names (ALL_PROXY, HTTPS_PROXY, …) cannot be used: {error}"
+        ) from error

@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 from tasks import storage
 from tasks.errors import ArtifactError, InputError
@@ -50,16 +49,3 @@ def read_source(source: Source) -> bytes:
         "lie now",
         file=source.file,
     )
-
-
-def open_pdf(data: bytes) -> Any:
-    """A PDF as a document of PyMuPDF, which prints nothing of what is wrong with it.
-
-    Raises:
-        pymupdf.FileDataError: it is none, or damaged beyond repair.
-    """
-    import pymupdf
-
-    pymupdf.TOOLS.mupdf_display_errors(False)
-    pymupdf.TOOLS.mupdf_display_warnings(False)
-    return pymupdf.open(stream=data, filetype="pdf")

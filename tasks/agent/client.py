@@ -123,7 +123,7 @@ def _connected(base_url: str, concurrency: int) -> openai.AsyncOpenAI:
     limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
     return openai.AsyncOpenAI(
         base_url=base_url,
-        api_key=os.environ.get("OPENAI_API_KEY") or "EMPTY",
+        api_key=os.environ.get("OPENAI_API_KEY", "").strip() or "EMPTY",
         max_retries=0,
         http_client=openai.DefaultAioHttpClient(limits=limits, timeout=None),
     )

@@ -172,6 +172,26 @@ def json_object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+# "3, 5" and "pages 3-5", but not "3 of 12" nor "3.5"
+_SEVERAL = re.compile(r"(?:pages?|pp?\.?)?\s*(\d+(?:\s*[,;–-]\s*\d+)+)", re.IGNORECASE)
+_PAGES = re.compile(r"(\d+)(?:\s*[–-]\s*(\d+))?")
+_LONGEST_RANGE = 20  # pages: of more, the first is meant
+
+
+def page_numbers(value: object) -> list[int]:
+    """The page numbers of a citation: several of "3, 5" or "pages 3-5", else one as `page_number` reads it, if any."""
+    several = _SEVERAL.fullmatch(str(value)[:100].strip())
+    if several is None:
+        one = page_number(value)
+        return [] if one is None else [one]
+    numbers: list[int] = []
+    for first, last in _PAGES.findall(several[1]):
+        begin, end = page_number(first), page_number(last or first)
+        if begin and end:
+            numbers += range(begin, end + 1) if begin <= end < begin + _LONGEST_RANGE else [begin]
+    return numbers
+
+
 def page_number(value: object) -> int | None:
     """A page number from 1 out of 3, 3.0, "3" or "page 3"; None when there is none in it."""
     if isinstance(value, bool):

@@ -19,7 +19,7 @@ from tasks.agent.protocol import (
     WireMessage,
     clean,
     one_line,
-    page_number,
+    page_numbers,
     split_reasoning,
     with_reasoning,
 )
@@ -52,8 +52,6 @@ _CITE = re.compile(r"<cite\b([^<>]*?)/?>(?:([^<>]*)</cite>)?", re.IGNORECASE)
 _FILE = re.compile(r"""\bfile\s*=\s*(?:"([^"]*)"|'([^']*)')""", re.IGNORECASE)
 _PAGES = re.compile(r"""\bpages?\s*=\s*(?:"([^"]*)"|'([^']*)'|(\S+))""", re.IGNORECASE)
 _TEXTUAL = re.compile(r"^(.+?)[\s,]+(?:pages?|pp?\.?)\s*(\d[\d\s,–-]*)$", re.IGNORECASE | re.DOTALL)
-_NUMBERS = re.compile(r"(\d+)(?:\s*[–-]\s*(\d+))?")
-_LONGEST_RANGE = 20  # pages: whoever cites more of them cites none
 _TAG = re.compile(r"</?[a-z]+\b[^<>]*>", re.IGNORECASE)
 
 
@@ -115,19 +113,9 @@ def read_answer(body: str) -> Answer:
         else:
             continue
         if name.strip():
-            citations += [(name.strip(), number) for number in _page_numbers(said)]
+            citations += [(name.strip(), number) for number in page_numbers(said)]
     lines = [one_line(line) for line in _TAG.sub("", _CITE.sub("", body)).splitlines()]
     return Answer(tuple(line for line in lines if line), tuple(dict.fromkeys(citations)))
-
-
-def _page_numbers(said: str) -> list[int]:
-    """The pages of "3", "page 3", "3, 5" or "3-5"."""
-    numbers: list[int] = []
-    for first, last in _NUMBERS.findall(said[:100]):
-        begin, end = page_number(first), page_number(last or first)
-        if begin and end and end - begin < _LONGEST_RANGE:
-            numbers += range(begin, end + 1)
-    return numbers
 
 
 def _not_understood(raw: str, kept: str, reasoning: str | None, ask: Ask) -> Step:

@@ -28,7 +28,7 @@ from tasks.agent.protocol import (
     clean,
     json_object,
     one_line,
-    page_number,
+    page_numbers,
     split_reasoning,
     with_reasoning,
 )
@@ -253,8 +253,8 @@ def _citations(value: object) -> tuple[Page, ...]:
     """The citations that can be read; a wrong one does not cost the model its answer."""
     found: list[Page] = []
     for item in _listed(value) or ():
-        if isinstance(item, dict) and isinstance(item.get("file"), str) and (page := page_number(item.get("page"))):
-            found.append((clean(item["file"]).strip(), page))
+        if isinstance(item, dict) and isinstance(item.get("file"), str):
+            found += [(clean(item["file"]).strip(), page) for page in page_numbers(item.get("page"))]
     return tuple(dict.fromkeys(found))
 
 

@@ -34,7 +34,12 @@ async def self_test(settings: Agent, sampling: ResolvedSampling, complete: Compl
     try:
         steps = await asyncio.gather(*map(first_turn, QUESTIONS))
     except CompletionError as error:
-        raise ServerError(f"the model server did not answer a test question: {error}") from error
+        hint = (
+            "; where it knows no fields but OpenAI's, set extensions to false (--no-extensions)"
+            if error.refused
+            else ""
+        )
+        raise ServerError(f"the model server did not answer a test question: {error}{hint}") from error
     if queries := [query for step in steps for query in step.queries]:
         return queries
     written = "\n".join(f"  {step.asks[0].detail if step.asks else 'it answered'}: {step.raw_text!r}" for step in steps)

@@ -145,7 +145,7 @@ class Server(Settings):
     extensions: bool = Field(
         default=True,
         title="Fields of vLLM",
-        description="Send request fields that are vLLM's own: a forced answer has the right form, repetition is penalised. Off for a server that refuses unknown fields.",
+        description="Send request fields that are vLLM's own: a forced answer has the right form, repetition is penalised, and what else decides how tokens are drawn is the sampling configuration's. Off for a server that refuses unknown fields.",
     )
 
 

@@ -67,12 +67,19 @@ def _write(target: str, what: str, files: set[str], *, whole: bool) -> None:
 
 
 def refuse_cut_off(source: str) -> None:
-    """Refuse a folder, or a file of one, whose export was killed before all its files were there.
+    """Refuse a folder, a file of one, or a table's folder in one, whose export was killed before all its files were there.
 
     Raises:
-        InputError: it was, or its export.json is not what an export writes.
+        InputError: it was.
     """
-    folder = source.rsplit("/", 1)[0] if storage.is_file(source) else source
-    found = _earlier(folder)
-    if found and not found.whole:
-        raise InputError("its export did not come to its end: export it again", file=folder)
+    folder = source
+    for _ in range(3):
+        if not folder or folder.endswith(":/"):  # above a bucket, or the root of all folders
+            return
+        try:
+            found = _earlier(folder)
+        except InputError:  # another program's, which may call a file so
+            found = None
+        if found and not found.whole:
+            raise InputError("its export did not come to its end: export it again", file=folder)
+        folder = folder.rpartition("/")[0]

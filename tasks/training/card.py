@@ -84,11 +84,11 @@ def card(made_of: Mapping[str, Any], data: Mapping[str, Any], losses: Mapping[st
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=True)}---",
         *(_reward_model(made_of) if scores else _agent(made_of)),
-        f"## Metrics\n\n{_table(metrics)}\n\n{_HELD_OUT}",
+        f"## Metrics\n\n{_table(metrics)}" + (f"\n\n{_HELD_OUT}" if made_of["measured_on"] else ""),
         "## Data\n\n" + _table(trained_on),
         "How the agent was driven:\n\n" + _table(agent) if agent else "",
         "How the training set was written:\n\n" + _table(formatted) if formatted else "",
-        f"## Settings\n\n{_table(settings)}",
+        f"## Settings\n\n{_table(settings | {'batching': made_of['batching']})}",
         f"A step learned from {settings['batch_size'] * settings['gradient_accumulation'] * made_of['world_size']} examples: "
         "batch_size × gradient_accumulation × processes.",
         *(f"## Trained before, {n}: {sentence(t)}\n\n{_table(t['settings'] or {})}" for n, t in enumerate(earlier, 1)),

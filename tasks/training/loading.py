@@ -118,6 +118,11 @@ def packs(model: str | Path, longest: int, *, trust_remote_code: bool = False) -
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code).get_text_config()
+    others = ("layers_block_type", "block_types", "attention_types", "hybrid_override_pattern")
+    if not getattr(config, "layer_types", None) and (
+        config.model_type == "rwkv" or any(hasattr(config, o) for o in others)
+    ):
+        return False
     window = getattr(config, "sliding_window", None)
     layers = set(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"])
     if layers == {"full_attention"}:

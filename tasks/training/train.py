@@ -18,6 +18,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -77,7 +78,8 @@ def train(spec: Spec) -> None:
         spec.model, max(map(longest, [*items.train, *items.val])), trust_remote_code=spec.trust_remote_code
     ):
         batching = "length-grouped"
-        tell(warning="batching is length-grouped: packed, this model would compute examples otherwise than alone")
+        if os.environ.get("RANK", "0") == "0":
+            tell(warning="batching is length-grouped: packed, this model would compute examples otherwise than alone")
     plan = batches.plan(lengths, settings.batch_size, batching, settings.epochs, settings.seed)
     # Every process takes as many: what the first ones would be given again, they are given knowingly.
     plan += itertools.islice(itertools.cycle(tuple(plan)), -len(plan) % spec.world_size)
@@ -166,13 +168,22 @@ def train(spec: Spec) -> None:
 
 
 def warn_of_an_unused_gpu() -> None:
-    """Tell the user where the host has a GPU and training does not take place on it."""
-    if DRIVER.exists() and not torch.cuda.is_available():
-        tell(
-            warning=f"PyTorch {torch.__version__} sees no GPU, though NVIDIA's driver is here: training takes place on the CPU. "
-            "Where it is a build for CPUs (pip's index may be), install one for CUDA; else see whether the driver is old, or "
-            "CUDA_VISIBLE_DEVICES names no GPU of this host"
+    """Tell the user where the host has a GPU and training does not take place on it.
+
+    Raises:
+        TrainingError: CUDA_VISIBLE_DEVICES names GPUs, and none of them is there.
+    """
+    if not DRIVER.exists() or torch.cuda.is_available():
+        return
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "").strip() not in ("", "-1"):
+        raise TrainingError(
+            f"PyTorch {torch.__version__} sees none of the GPUs that CUDA_VISIBLE_DEVICES names "
+            f"({os.environ['CUDA_VISIBLE_DEVICES']}): name GPUs of this host, or install a build of PyTorch for CUDA"
         )
+    tell(
+        warning=f"PyTorch {torch.__version__} sees no GPU, though NVIDIA's driver is here: training takes place on the CPU. "
+        "Where it is a build for CPUs (pip's index may be), install one for CUDA; else see whether the driver is old"
+    )
 
 
 def longest(item: Item) -> int:

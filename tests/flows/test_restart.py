@@ -43,7 +43,7 @@ def dying(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     flags: list[list[str]] = []
     numbers = itertools.count()
 
-    def start(model: str, settings: config.Serve, work_dir: Path, *, port: int, **_: Any) -> Any:
+    def start(model: str, settings: config.Serve, work_dir: Path, port: int, **_: Any) -> Any:
         number = next(numbers)
         return server_process(tmp_path / f"server-{number}.log", port, *(flags[number] if number < len(flags) else []))
 

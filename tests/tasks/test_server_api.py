@@ -12,7 +12,7 @@ import pytest
 
 from tasks import artifact, server_api
 from tasks.artifact import Artifact
-from tasks.errors import ServerError
+from tasks.errors import ConfigError, ServerError
 
 KEY = "sk-of-this-test"
 MODELS = {"data": [{"id": "base", "max_model_len": 4096}, {"id": "adapter", "max_model_len": None}]}
@@ -90,6 +90,29 @@ def test_the_key_does_not_go_on_to_another_host() -> None:
         assert server_api.served_models(asked.url) == ["base", "adapter"]
     assert asked.requests == [("/v1/models", f"Bearer {KEY}")]
     assert other.requests == [("/v1/models", None)]
+
+
+def test_on_this_machine_no_proxy_is_asked_and_elsewhere_one_that_cannot_be_used_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    server_api._client.cache_clear()
+    try:
+        with _server({"/v1/models": (200, MODELS)}) as asked:
+            assert server_api.served_models(asked.url) == ["base", "adapter"]
+        with pytest.raises(ConfigError, match="proxy that the environment names"):
+            server_api.served_models("http://192.0.2.1:8000/v1")
+    finally:
+        server_api._client.cache_clear()
+
+
+def test_a_line_end_behind_the_key_is_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file of secrets often has it."""
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+    with _server({"/v1/models": (401, {})}) as asked, pytest.raises(ServerError) as refused:
+        server_api.served_models(asked.url)
+    assert asked.requests == [("/v1/models", f"Bearer {KEY}")]
+    assert KEY not in str(refused.value)
 
 
 @pytest.mark.parametrize("said", ["no JSON", [], {}, {"data": 1}, {"data": [1]}, {"data": [{}]}])

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tasks import plots, reward, statistics
+from tasks import plots, statistics
 from tasks.config import Process
 from tasks.process import process
 from tests.tasks.test_process import ROWS, inputs, store, trajectory
@@ -48,9 +48,9 @@ def test_a_search_is_empty_when_it_matched_no_page(tmp_path):
     assert (found["all"], found["empty"]) == (3, 1)
 
 
-def test_an_effort_falls_into_its_own_tenth():
-    """Also where it is stored a little below it."""
-    found = statistics.tenths(reward.effort_score([rank], 10) for rank in range(1, 11))
+def test_a_score_falls_into_its_own_tenth():
+    """Also where it is stored a little below it, as ranks' scores are."""
+    found = statistics.tenths(1 - (rank - 1) / 10 for rank in range(1, 11))
     assert list(found.values()) == [0, *[1] * 8, 2]
 
 

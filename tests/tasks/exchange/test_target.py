@@ -52,6 +52,16 @@ def test_what_no_export_of_the_same_wrote_is_neither_replaced_nor_deleted(storag
     assert set(_there(target)) == {"pairs.jsonl", "stats.json"}
 
 
+def test_a_file_that_another_program_calls_so_keeps_nothing_from_being_imported(
+    storage_root: str, tmp_path: Path
+) -> None:
+    target = storage.join(storage_root, "out")
+    storage.write_bytes(storage.join(target, "export.json"), b'{"settings": 1}')
+    refuse_cut_off(target)
+    with pytest.raises(InputError, match="move it away"):
+        put(_made(tmp_path / "made", "mined.jsonl"), target, "mined")
+
+
 def test_names_that_lead_out_of_the_folder_delete_nothing(storage_root: str, tmp_path: Path) -> None:
     target, beside = storage.join(storage_root, "out"), storage.join(storage_root, "mine")
     storage.write_bytes(beside, b"mine")
@@ -99,8 +109,9 @@ def test_a_killed_export_is_never_a_mixture_and_the_next_one_is_whole(
     assert done.returncode == -9
     made_by = {content.partition(" ")[0] for name, content in _there(target).items() if name != "notes.txt"}
     assert len(made_by) < 2
-    with pytest.raises(InputError, match="did not come to its end: export it again"):
-        refuse_cut_off(target)
+    for source in ("", "/x.jsonl", "/sft_best", "/sft_best/train.parquet"):
+        with pytest.raises(InputError, match="did not come to its end: export it again"):
+            refuse_cut_off(target + source)
     put(_made(tmp_path / "newest", "e"), target, "processed")
     assert _there(target) == {"notes.txt": "mine", "e": "newest e"}
     refuse_cut_off(target)

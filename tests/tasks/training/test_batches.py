@@ -128,6 +128,16 @@ def test_what_may_share_a_row_is_computed_as_if_alone(kind: str, length: int, tm
     assert packs(tmp_path, length) == (apart < 1e-4), apart
 
 
+@pytest.mark.parametrize("kind", ["recurrent_gemma", "rwkv", "gpt_neo"])
+def test_what_does_not_name_its_layers_but_has_others_than_full_attention_shares_no_row(
+    kind: str, tmp_path: Path
+) -> None:
+    from transformers import AutoConfig
+
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    assert not packs(tmp_path, 8)
+
+
 @settings(max_examples=8, deadline=None)
 @given(data=st.data(), batching=BATCHING, attention=st.sampled_from(["eager", "sdpa"]))
 def test_logits_are_those_of_each_example_alone(network: Any, data: Any, batching: str, attention: str) -> None:

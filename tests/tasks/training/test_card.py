@@ -30,6 +30,7 @@ def made(
         prompt_fingerprints=["fedcba"],
         set_aside={"too long": 4},
         **dict.fromkeys(("measured_on", "steps", "tokens", "learned_tokens", "trained_parameters"), 7),
+        batching="length-grouped",
         examples=1234,
         images=0,
         parts=["language", "merger"],

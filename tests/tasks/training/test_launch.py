@@ -171,6 +171,12 @@ def test_a_gpu_that_pytorch_does_not_see_is_told_of(
     told = messages.read(capsys.readouterr().out.strip()).message
     assert (told is None) == torch.cuda.is_available()
     assert told is None or "sees no GPU" in told["warning"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    train.warn_of_an_unused_gpu()  # meant so
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+        with pytest.raises(TrainingError, match=r"CUDA_VISIBLE_DEVICES names \(7\)"):
+            train.warn_of_an_unused_gpu()
 
 
 def test_an_error_that_the_user_can_mend_comes_without_the_log() -> None:

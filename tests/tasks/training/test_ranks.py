@@ -179,7 +179,7 @@ def test_sharded_it_learns_the_same_and_goes_on_from_its_checkpoint(
     assert found.keys() == expected.keys()
     # Sharded gradients are averaged in bfloat16, which turns Adam's first steps in the few elements that have hardly any.
     apart = torch.cat([(found[name] - expected[name]).abs().flatten() for name in found])
-    assert (apart > 1e-4).float().mean() < 0.01
+    assert (apart > 1e-4).float().mean() < 0.02
     assert [row[0] for row in losses(curve)] == list(range(1, STEPS + 1))
     for one, other in zip(losses(curve), losses(whole[0][1]), strict=True):
         assert [value or 0 for value in one] == pytest.approx([value or 0 for value in other], rel=1e-3)
