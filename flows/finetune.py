@@ -1,6 +1,6 @@
 """finetune: training set → LoRA adapter, or reward model. merge: either and its base → one model.
 
-drag finetune sft --training-set sft_best --epochs 2 --lr 1e-3
+drag finetune sft --training-set sft_best --epochs 2 --lr 1e-3 --name sft
 drag finetune sft --training-set sft_context --name context
 drag finetune dpo --from-adapter sft --epochs 1 --lr 2e-4 --margin-scale 0.5
 drag finetune reward --reward-loss pairs
