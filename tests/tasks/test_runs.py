@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tasks import config
-from tasks.artifact import Artifact
+from tasks.artifact import Artifact, read_provenance
 from tasks.compare import compare
 from tasks.errors import InputError
 from tasks.evaluate import rescore, score_question_baseline
@@ -60,6 +60,7 @@ def test_runs_ranked_again_by_another_search_are_compared_with_each_other_and_wi
     again = [
         rescore(run, strict, EVALUATE, f"{name} and", f"{tmp_path}/{name} and.parquet") for name, run in runs.items()
     ]
-    _compared(tmp_path, *again, base)
     twice = rescore(again[0], searcher, EVALUATE, "and back", f"{tmp_path}/back.parquet")
-    _compared(tmp_path, twice, *again)
+    for compared in ([*again, base], [twice, *again]):
+        made = _compared(tmp_path, *compared)
+        assert set(read_provenance(made)["inputs"].values()) == {run.sha256 for run in compared}
