@@ -186,7 +186,8 @@ def _table(cells: Sequence[Cell], differences: Sequence[Row]) -> dict[str, Any]:
         ]
         if rows:
             sections.append((title, rows))
-    return {"runs": runs, "pair": _pair(first) if first else None, "sections": sections}
+    pair, rare = _pair(first) if first else None, any(cell.rare for cell in cells)
+    return {"runs": runs, "pair": pair, "sections": sections, "rare": rare}
 
 
 def _shown(cell: Cell | None) -> dict[str, str] | None:
@@ -296,7 +297,8 @@ def _categories(tables: breakdown.Tables, resamples: int) -> dict[str, Any] | No
         if any(cell for row in rows for cell in row["cells"]):
             sections.append((BY_NAME[metric].label, rows))
     intervals = any(category.groups >= breakdown.FEWEST_GROUPS for category in found)
-    return {"runs": list(tables), "sections": sections, "intervals": intervals} if sections else None
+    rare = any(cell.rare for c in found if c.groups >= breakdown.FEWEST_GROUPS for cell in c.cells.values())
+    return {"runs": list(tables), "sections": sections, "intervals": intervals, "rare": rare} if sections else None
 
 
 def _costs(tables: breakdown.Tables) -> list[dict[str, Any]]:

@@ -288,6 +288,7 @@ def test_one_run_alone_is_reported_without_a_verdict(tmp_path: Path) -> None:
     text = Page(report(tmp_path, {"adapter": [1, None, 2]})).text
     assert "3 questions, one run" in text
     assert "3 groups here" in text
+    assert "† Likely too narrow an interval" in text
     assert "ranks the page first" not in text
 
 
@@ -296,6 +297,7 @@ def test_of_one_group_of_documents_no_interval_is_promised(tmp_path: Path) -> No
     assert "1 group here" in text
     assert "Cannot tell against base, with examples: +100.0 points , p = 1.0000; n = 1 from one group" in text
     assert "with 95 % intervals" not in text
+    assert "†" not in text  # where none is marked, nothing is said of it
     assert "Hit@1 0.0 % 0.0 % 100.0 % ≈ +100.0 cannot tell Hit@3" in text
 
 
